@@ -1,0 +1,73 @@
+"""normfuse: every normalization in its cheapest form that is provably the same function.
+
+torch.compile(model, backend="normfuse")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from normfuse.errors import (
+    CaptureError,
+    ExpectationError,
+    InputError,
+    InvariantError,
+    NormfuseError,
+    OptionError,
+    VerificationError,
+)
+
+if TYPE_CHECKING:
+    from normfuse.backends.entry import normfuse_backend
+    from normfuse.backends.explain import explain
+    from normfuse.backends.session import last_report
+    from normfuse.folding import invalidate
+    from normfuse.report import Refusal, Report, Site
+    from normfuse.rewriting import Rewritten, rewrite
+    from normfuse.verify import Equivalence, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CaptureError",
+    "Equivalence",
+    "ExpectationError",
+    "InputError",
+    "InvariantError",
+    "NormfuseError",
+    "OptionError",
+    "Refusal",
+    "Report",
+    "Rewritten",
+    "Site",
+    "VerificationError",
+    "explain",
+    "invalidate",
+    "last_report",
+    "normfuse_backend",
+    "rewrite",
+    "verify",
+]
+
+_HOMES = {
+    "Equivalence": "normfuse.verify",
+    "Refusal": "normfuse.report",
+    "Report": "normfuse.report",
+    "Rewritten": "normfuse.rewriting",
+    "Site": "normfuse.report",
+    "explain": "normfuse.backends.explain",
+    "invalidate": "normfuse.folding",
+    "last_report": "normfuse.backends.session",
+    "normfuse_backend": "normfuse.backends.entry",
+    "rewrite": "normfuse.rewriting",
+    "verify": "normfuse.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'normfuse' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,207 @@
+"""Decide which norms of a stream may lose their mean, and at what price.
+
+A value is *clean* when weights alone can make its mean zero. What is not clean hangs, in the
+dominator tree of the stream, below the values where a mean comes in; one explicit centring at a
+value cleans all that hangs below it. The best single place is the one with most norms below it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch.fx import Node
+
+from normfuse.analysis.absorb import Plan, absorb
+from normfuse.analysis.channel_map import Centre
+from normfuse.analysis.flow import Blocks, Scales, Vanishes
+from normfuse.analysis.operator_table import flow
+from normfuse.analysis.stream import Stream, Value
+from normfuse.analysis.weights import WeightValues
+from normfuse.report import Refusal
+
+__all__ = ["Decision", "decide"]
+
+CENTRE = (Centre(),)
+
+
+@dataclass
+class Decision:
+    """What to do with one stream.
+
+    Attributes:
+        converted: norms that become RMSNorm.
+        cut: the value to centre explicitly, if any.
+        plans: for each value written by weights, the operand (or the value itself) and its plan.
+        centred: the values whose mean will be zero, in execution order.
+        refusals: norms that stay, and why.
+    """
+
+    converted: list[Node] = field(default_factory=list)
+    cut: Value | None = None
+    plans: dict[Value, list[tuple[Node, Plan]]] = field(default_factory=dict)
+    centred: list[Value] = field(default_factory=list)
+    refusals: dict[Node, Refusal] = field(default_factory=dict)
+
+
+@dataclass
+class _Dirt:
+    """Where means come in: a dominator tree whose roots are the values that bring one."""
+
+    parent: dict[Value, Value | None] = field(default_factory=dict)
+    depth: dict[Value, int] = field(default_factory=dict)
+    reason: dict[Value, Refusal] = field(default_factory=dict)
+
+    def source(self, value: Value, reason: Refusal) -> None:
+        self.parent[value], self.depth[value], self.reason[value] = None, 1, reason
+
+    def below(self, value: Value, operands: list[Value]) -> None:
+        first, *rest = operands
+        meet: Value | None = first
+        for other in rest:
+            meet = self._meet(meet, other)
+        self.parent[value] = meet
+        self.depth[value] = 1 if meet is None else self.depth[meet] + 1
+        self.reason[value] = self.reason[first]
+
+    def _meet(self, a: Value | None, b: Value | None) -> Value | None:
+        while a is not None and b is not None and a != b:
+            if self.depth[a] >= self.depth[b]:
+                a = self.parent[a]
+            else:
+                b = self.parent[b]
+        return a if a == b else None
+
+    def chain(self, value: Value) -> list[Value]:
+        """The values at which one centring would clean ``value``, itself first."""
+        found: list[Value] = []
+        current: Value | None = value
+        while current is not None:
+            found.append(current)
+            current = self.parent[current]
+        return found
+
+
+def decide(stream: Stream, weights: WeightValues, order: dict[Node, int], may_centre: bool) -> Decision:
+    """Convert every norm of the stream that weights alone, or weights and one centring, make possible.
+
+    One centring is added only where at least two norms lose theirs.
+    """
+    decision, dirt = Decision(), _Dirt()
+    members = sorted((m for m in stream.members if m not in stream.raw), key=lambda v: (order[v[0]], v[1]))
+    for value in members:
+        _judge(value, stream, weights, decision, dirt)
+    readable = [(v, n) for v in members for n in stream.norms.get(v, ())]
+    decision.cut = (
+        _best_cut([v for v, _ in readable if v in dirt.parent], dirt, order) if may_centre else None
+    )
+    for value, norm in readable:
+        if value not in dirt.parent or decision.cut in dirt.chain(value):
+            decision.converted.append(norm)
+        else:
+            decision.refusals[norm] = dirt.reason[value]
+    for value, refusal in stream.raw.items():
+        decision.refusals.update(dict.fromkeys(stream.norms.get(value, ()), refusal))
+    _collect(decision, stream, order)
+    return decision
+
+
+def _judge(value: Value, stream: Stream, weights: WeightValues, decision: Decision, dirt: _Dirt) -> None:
+    """Clean, dirty by its own operator, or dirty by its operands."""
+    if value not in stream.carries:
+        _judge_origin(value, weights, decision, dirt)
+        return
+    refusal = _absorb_into_weights(value, stream, weights, decision)
+    if refusal is not None:
+        dirt.source(value, refusal)
+        return
+    dirty: list[Value] = []
+    for operand in stream.operands[value]:
+        if operand in stream.raw and operand not in dirt.parent:
+            dirt.source(operand, _why_raw(operand, stream))
+        if operand in dirt.parent:
+            dirty.append(operand)
+    if dirty:
+        dirt.below(value, dirty)
+
+
+def _why_raw(value: Value, stream: Stream) -> Refusal:
+    """The operator that brings a mean in, when there is one; else the reader that wants it."""
+    found = flow(*value)
+    return found.refusal if isinstance(found, Blocks) else stream.raw[value]
+
+
+def _absorb_into_weights(
+    value: Value, stream: Stream, weights: WeightValues, decision: Decision
+) -> Refusal | None:
+    """Plan the weight operands of a carrying operator; the refusal when one of them cannot change."""
+    carried = stream.carries[value]
+    if not any(o[0] in weights for o in carried.operands) and not carried.needs:
+        return None
+    whole = absorb_value(value, carried.operands, weights)
+    if isinstance(whole, Refusal):
+        return whole
+    decision.plans[value] = whole
+    return None
+
+
+def absorb_value(
+    value: Value, operands: tuple[Value, ...], weights: WeightValues
+) -> list[tuple[Node, Plan]] | Refusal:
+    """Plans for the operands of a value that are computed from weights."""
+    found = flow(*value)
+    table = bool(getattr(found, "table", False))
+    if table or bool(getattr(found, "needs", 0)):
+        plan = absorb(value[0], value[1], CENTRE, weights)
+        if isinstance(plan, Refusal):
+            return plan
+    plans: list[tuple[Node, Plan]] = []
+    for operand, axis in operands:
+        if operand in weights:
+            plan = absorb(operand, axis, CENTRE, weights)
+            if isinstance(plan, Refusal):
+                return plan
+            plans.append((operand, plan))
+    return plans
+
+
+def _judge_origin(value: Value, weights: WeightValues, decision: Decision, dirt: _Dirt) -> None:
+    found = flow(*value)
+    if isinstance(found, Vanishes):
+        return
+    if isinstance(found, Blocks):
+        dirt.source(value, found.refusal)
+        return
+    assert isinstance(found, Scales)
+    plan = absorb(value[0], value[1], CENTRE, weights)
+    if isinstance(plan, Refusal):
+        dirt.source(value, plan)
+    else:
+        decision.plans[value] = [(value[0], plan)]
+
+
+def _best_cut(dirty: list[Value], dirt: _Dirt, order: dict[Node, int]) -> Value | None:
+    below: dict[Value, int] = {}
+    for value in dirty:
+        for candidate in dirt.chain(value):
+            below[candidate] = below.get(candidate, 0) + 1
+    best = max(below, key=lambda c: (below[c], order[c[0]]), default=None)
+    return best if best is not None and below[best] >= 2 else None
+
+
+def _collect(decision: Decision, stream: Stream, order: dict[Node, int]) -> None:
+    """Keep only the plans that a converted norm depends on."""
+    reads = {v: set(ns) for v, ns in stream.norms.items()}
+    stack = [v for v, ns in reads.items() if ns & set(decision.converted)]
+    needed: set[Value] = set()
+    while stack:
+        value = stack.pop()
+        if value in needed:
+            continue
+        needed.add(value)
+        if value != decision.cut and value not in stream.raw:
+            stack.extend(stream.operands.get(value, ()))
+    if not needed:
+        decision.cut = None
+    decision.centred = sorted(needed, key=lambda v: (order[v[0]], v[1]))
+    made = {v for v in needed if v != decision.cut and v not in stream.raw}
+    decision.plans = {v: p for v, p in decision.plans.items() if v in made}

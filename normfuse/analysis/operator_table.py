@@ -1,0 +1,85 @@
+"""The operator table: which operators let a linear map on the channel axis pass.
+
+For a node and an axis of its output, :func:`flow` says which operand axes the channels come from.
+The forward direction is the same table read backwards, so a rule is written once. An operator
+without a row blocks, by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.fx import Node
+
+from normfuse.analysis.flow import Blocks, Carries, Flow, Vanishes
+from normfuse.ir.calls import aten, bind, is_call
+from normfuse.ir.region import norm_of
+from normfuse.ir.sizes import shape_of, tensor_of
+from normfuse.report import Refusal
+
+__all__ = ["ROWS", "block", "carried_axis", "flow", "operator_name", "row"]
+
+Row = Callable[[Node, dict[str, Any], int], Flow]
+ROWS: dict[object, Row] = {}
+
+
+def row(*targets: object) -> Callable[[Row], Row]:
+    """Register the row of some operators; ``axis`` is never negative."""
+
+    def register(function: Row) -> Row:
+        ROWS.update(dict.fromkeys(targets, function))
+        return function
+
+    return register
+
+
+def block(node: Node, code: str, message: str, remedy: str = "") -> Blocks:
+    """A refusal at ``node``."""
+    return Blocks(Refusal(code, message, node.name, remedy))
+
+
+def operator_name(node: Node) -> str:
+    """The operator as people know it, e.g. ``gelu``."""
+    return str(node.target).removeprefix("aten.").split(".")[0]
+
+
+def flow(node: Node, axis: int) -> Flow:
+    """Where the channels along ``axis`` of a node's output come from."""
+    if node.op == "placeholder":
+        return block(
+            node, "stream_enters_graph",
+            f"the values come into the graph from outside ({node.name})",
+            "compile the whole model instead of its parts, and avoid graph breaks",
+        )  # fmt: skip
+    if norm_of(node) is not None:
+        return block(
+            node, "post_norm",
+            f"the output of the norm {node.name} is written into the values to be centred; "
+            "its weight brings back a mean that depends on the data",
+        )  # fmt: skip
+    if node.op != "call_function" or tensor_of(node) is None or node.target not in ROWS:
+        return _unknown(node)
+    return ROWS[node.target](node, bind(node) if is_call(node) else {}, axis)
+
+
+def _unknown(node: Node) -> Blocks:
+    name = operator_name(node)
+    return block(node, "nonlinear_writer", f"{name} is not known to be linear in the channels")
+
+
+def carried_axis(user: Node, operand: Node, axis: int) -> int | None:
+    """The axis of ``user``'s output on which the channels along ``axis`` of an operand come out."""
+    shape = shape_of(user)
+    if shape is None or user.target not in ROWS:
+        return None
+    for out in range(len(shape)):
+        found = flow(user, out)
+        if isinstance(found, Carries) and (operand, axis) in found.operands:
+            return out
+    return None
+
+
+@row(aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default)
+def _zeros(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    return Vanishes()

@@ -1,0 +1,182 @@
+"""Table rows of operators that move, select, repeat or join positions.
+
+They carry a map as long as the channel axis itself stays whole; a reshape, concatenation, split
+or shift along the channels blocks it.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from torch.fx import Node
+
+from normfuse.analysis.flow import Blocks, Carries, Flow
+from normfuse.analysis.operator_table import ROWS, block, row
+from normfuse.ir.calls import aten, bind, is_call
+from normfuse.ir.sizes import same, same_product, shape_of
+
+__all__ = ["LAYOUT", "SPLITS"]
+
+#: Operators that return a list of parts of their input.
+SPLITS = (
+    aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes, aten.chunk.default, aten.unbind.int,
+)  # fmt: skip
+
+
+def _mixed(node: Node) -> Blocks:
+    return block(
+        node, "channel_mix",
+        f"{node.name} splits, joins or reorders the channels, so a mean over them is another mean afterwards",
+    )  # fmt: skip
+
+
+def _rank(node: object) -> int:
+    return len(shape_of(node) or ())
+
+
+def _wrap(dim: int, rank: int) -> int:
+    return dim + rank if dim < 0 else dim
+
+
+@row(
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
+    aten.unflatten.int, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
+)  # fmt: skip
+def _reshape(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    """The channels stay whole when as many elements lie before and after them as there did."""
+    source = node.args[0]
+    before, after = shape_of(source), shape_of(node)
+    if before is None or after is None or not isinstance(source, Node) or same(after[axis], 1):
+        return _mixed(node)
+    for dim, size in enumerate(before):
+        before_it = same(size, after[axis]) and same_product(before[:dim], after[:axis])
+        if before_it and same_product(before[dim + 1 :], after[axis + 1 :]):
+            return Carries(((source, dim),))
+    return _mixed(node)
+
+
+@row(aten.permute.default)
+def _permute(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    return Carries(((bound["self"], _wrap(bound["dims"][axis], _rank(node))),))
+
+
+@row(aten.transpose.int)
+def _transpose(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    rank = _rank(node)
+    a, b = _wrap(bound["dim0"], rank), _wrap(bound["dim1"], rank)
+    return Carries(((bound["self"], {a: b, b: a}.get(axis, axis)),))
+
+
+@row(aten.t.default, aten.numpy_T.default)
+def _flip(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    return Carries(((bound["self"], _rank(node) - 1 - axis),))
+
+
+@row(aten.movedim.int)
+def _movedim(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    rank = _rank(node)
+    order = [d for d in range(rank) if d != _wrap(bound["source"], rank)]
+    order.insert(_wrap(bound["destination"], rank), _wrap(bound["source"], rank))
+    return Carries(((bound["self"], order[axis]),))
+
+
+@row(aten.expand.default)
+def _expand(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    source = bound["self"]
+    dim = axis - _rank(node) + _rank(source)
+    if dim < 0 or not same((shape_of(source) or ())[dim], (shape_of(node) or ())[axis]):
+        return _mixed(node)
+    return Carries(((source, dim),))
+
+
+@row(aten.repeat.default)
+def _repeat(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    dim = axis - _rank(node) + _rank(bound["self"])
+    return Carries(((bound["self"], dim),)) if dim >= 0 and bound["repeats"][axis] == 1 else _mixed(node)
+
+
+@row(aten.select.int)
+def _select(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    dim = _wrap(bound["dim"], _rank(bound["self"]))
+    return Carries(((bound["self"], axis + 1 if axis >= dim else axis),))
+
+
+@row(
+    aten.slice.Tensor, aten.index_select.default, aten.roll.default, aten.flip.default,
+    aten.narrow.default, aten.repeat_interleave.self_int,
+)  # fmt: skip
+def _along(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    """Anything that happens along other axes than the channels."""
+    dims = bound.get("dims", bound.get("dim"))
+    touched: list[Any] = list(dims) if isinstance(dims, (list, tuple)) else [dims]
+    rank = _rank(node)
+    if not touched or None in touched:
+        return _mixed(node)
+    if axis not in [_wrap(d, rank) for d in touched]:
+        return Carries(((bound["self"], axis),))
+    whole = node.target is aten.slice.Tensor and bound["step"] == 1
+    return Carries(((bound["self"], axis),)) if whole and _keeps_axis(node, axis) else _mixed(node)
+
+
+def _keeps_axis(node: Node, axis: int) -> bool:
+    before, after = shape_of(node.args[0]), shape_of(node)
+    return before is not None and after is not None and same(before[axis], after[axis])
+
+
+@row(aten.cat.default, aten.concat.default, aten.stack.default)
+def _cat(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    parts, rank = list(bound["tensors"]), _rank(node)
+    joined = _wrap(bound["dim"], rank)
+    if joined == axis:
+        return _mixed(node)
+    stacked = node.target is aten.stack.default
+    ranks = {_rank(p) for p in parts}
+    if ranks != {rank - 1 if stacked else rank}:
+        return _mixed(node)
+    inner = axis - 1 if stacked and axis > joined else axis
+    return Carries(tuple((p, inner) for p in dict.fromkeys(parts)))
+
+
+@row(aten.pad.default, aten.constant_pad_nd.default)
+def _pad(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    """Zeros around the tokens are zero after a linear map as well."""
+    padding = list(bound["pad"])
+    from_end = _rank(node) - 1 - axis
+    touched = any(p != 0 for p in padding[2 * from_end : 2 * from_end + 2])
+    constant = bound.get("mode", "constant") == "constant"
+    if touched or (constant and bound["value"] not in (None, 0, 0.0)):
+        return _mixed(node)
+    return Carries(((bound["self"], axis),))
+
+
+@row(aten.index.Tensor)
+def _index(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    """Advanced indexing of leading axes only, by tensors of any rank."""
+    source, indices = bound["self"], list(bound["indices"])
+    while indices and indices[-1] is None:
+        indices.pop()
+    if not indices or any(i is None for i in indices):
+        return _mixed(node)
+    masked = any("bool" in str(getattr(i.meta.get("val"), "dtype", "")) for i in indices)
+    shift = _rank(source) - _rank(node)
+    dim = axis + shift
+    return Carries(((source, dim),)) if not masked and dim >= len(indices) else _mixed(node)
+
+
+@row(operator.getitem)
+def _part(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    """One of the parts into which a value was split along another axis."""
+    parts = node.args[0]
+    if not isinstance(parts, Node) or not is_call(parts, *SPLITS):
+        return _mixed(node)
+    split = bind(parts)
+    source = split["self"]
+    dim = _wrap(split["dim"], _rank(source))
+    if parts.target is aten.unbind.int:
+        return Carries(((source, axis + 1 if axis >= dim else axis),))
+    return _mixed(node) if axis == dim else Carries(((source, axis),))
+
+
+#: Every operator that only moves, selects or joins values.
+LAYOUT = frozenset(target for target, made in ROWS.items() if made.__module__ == __name__)

@@ -1,0 +1,109 @@
+"""Table rows of the operators that mix channels linearly: their weights absorb the map.
+
+M (W x + b) = (M W) x + (M b)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import Node
+
+from normfuse.analysis.channel_map import Trait
+from normfuse.analysis.flow import Carries, Flow
+from normfuse.analysis.operator_table import block, row
+from normfuse.ir.calls import aten
+from normfuse.ir.sizes import same, shape_of
+
+__all__: list[str] = []
+
+
+def _with_bias(weight: tuple[Node, int], bias: object, needs: Trait = Trait.LINEAR) -> Carries:
+    """The weight's axis and the last axis of a bias, where there is one."""
+    shape = shape_of(bias)
+    if isinstance(bias, Node) and shape is not None:
+        return Carries((weight, (bias, len(shape) - 1)), needs)
+    return Carries((weight,), needs)
+
+
+def _per_row(node: Node, what: str) -> Flow:
+    return block(node, "channel_mix", f"the channels of {node.name} are not the output features of {what}")
+
+
+@row(aten.linear.default)
+def _linear(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    if axis != len(shape_of(node) or ()) - 1:
+        return _rows_of_input(node, bound["input"], axis, bound["bias"])
+    return _with_bias((bound["weight"], 0), bound["bias"])
+
+
+def _rows_of_input(node: Node, x: Node, axis: int, bias: object) -> Flow:
+    """Token axes of a linear are those of its input; a bias is not mapped, so there must be none."""
+    if bias is not None:
+        return _per_row(node, "the linear")
+    return Carries(((x, axis),))
+
+
+@row(aten.addmm.default)
+def _addmm(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    bias = shape_of(bound["self"])
+    if axis != 1 or bias is None or not same(bias[-1], (shape_of(node) or (0, 0))[1]):
+        return _per_row(node, "the linear")
+    return _with_bias((bound["mat2"], 1), bound["self"])
+
+
+@row(aten.mm.default, aten.matmul.default, aten.bmm.default)
+def _matmul(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    left = bound["self"]
+    right = bound.get("other", bound.get("mat2"))
+    out, a, b = shape_of(node), shape_of(left), shape_of(right)
+    if out is None or a is None or b is None or len(b) < 2 or len(a) < 2 or left is right:
+        return _per_row(node, "the product")
+    if axis == len(out) - 1:
+        return Carries(((right, len(b) - 1),))
+    if axis == len(out) - 2:
+        return Carries(((left, len(a) - 2),))
+    return _per_row(node, "the product")
+
+
+@row(aten.einsum.default)
+def _einsum(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    """The output axis belongs to the one operand whose subscripts hold its letter."""
+    equation, operands = str(bound["equation"]).replace(" ", ""), list(bound["tensors"])
+    if "." in equation or "->" not in equation or len(set(operands)) != len(operands):
+        return _per_row(node, "the einsum")
+    inputs, output = equation.split("->")
+    letter = output[axis]
+    pairs = list(zip(operands, inputs.split(","), strict=True))
+    holders: list[tuple[Any, int]] = [(o, s.index(letter)) for o, s in pairs if letter in s]
+    if len(holders) != 1 or any(s.count(letter) > 1 for s in inputs.split(",")):
+        return _per_row(node, "the einsum")
+    return Carries((holders[0],))
+
+
+@row(
+    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
+    aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding,
+)  # fmt: skip
+def _conv(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    """Output channel ``o`` of a grouped convolution sees only its group's inputs."""
+    rank, dims = len(shape_of(node) or ()), len(shape_of(bound["weight"]) or ())
+    if axis != rank - (dims - 1):
+        return _per_row(node, "the convolution")
+    needs = Trait.LINEAR if bound["groups"] == 1 else Trait.DIAGONAL
+    return _with_bias((bound["weight"], 0), bound["bias"], needs)
+
+
+@row(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+def _conv_transpose(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    rank, dims = len(shape_of(node) or ()), len(shape_of(bound["weight"]) or ())
+    if axis != rank - (dims - 1) or bound["groups"] != 1:
+        return _per_row(node, "the convolution")
+    return _with_bias((bound["weight"], 1), bound["bias"])
+
+
+@row(aten.embedding.default)
+def _embedding(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    if axis != len(shape_of(node) or ()) - 1:
+        return _per_row(node, "the embedding")
+    return Carries(((bound["weight"], 1),), table=True)

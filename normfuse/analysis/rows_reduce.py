@@ -1,0 +1,76 @@
+"""Table rows of operators that reduce, resample or mask positions, channel by channel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import Node
+
+from normfuse.analysis.flow import Carries, Flow
+from normfuse.analysis.operator_table import block, row
+from normfuse.ir.calls import aten
+from normfuse.ir.sizes import same, shape_of
+
+__all__: list[str] = []
+
+
+def _reduces(node: Node) -> Flow:
+    return block(node, "channel_mix", f"{node.name} computes a value from several channels")
+
+
+@row(aten.mean.dim, aten.sum.dim_IntList)
+def _reduce(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    """Sums over other axes than the channels."""
+    source = bound["self"]
+    rank = len(shape_of(source) or ())
+    dims = sorted(d + rank if d < 0 else d for d in (bound["dim"] or range(rank)))
+    kept = [d for d in range(rank) if d not in dims] if not bound["keepdim"] else list(range(rank))
+    inner = kept[axis]
+    return _reduces(node) if inner in dims else Carries(((source, inner),))
+
+
+@row(
+    aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec,
+    aten.upsample_nearest1d.vec, aten.upsample_linear1d.vec, aten.upsample_nearest2d.default,
+    aten.upsample_bilinear2d.default, aten.upsample_bicubic2d.default, aten.avg_pool1d.default,
+    aten.avg_pool2d.default, aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default,
+)  # fmt: skip
+def _resample(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    """Positions are weighted sums of positions, the same for every channel of an N x C x ... value."""
+    source = node.args[0]
+    shape = shape_of(source)
+    if axis != 1 or not isinstance(source, Node) or shape is None or len(shape) < 3:
+        return _reduces(node)
+    return Carries(((source, 1),))
+
+
+def _per_token(mask: object, node: Node, axis: int) -> bool:
+    shape, out = shape_of(mask), shape_of(node)
+    if shape is None or out is None:
+        return False
+    under = axis - len(out) + len(shape)
+    return under < 0 or same(shape[under], 1)
+
+
+@row(aten.masked_fill.Scalar)
+def _masked_fill(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    """Whole tokens set to zero."""
+    source, full, shape = bound["self"], shape_of(node), shape_of(bound["self"])
+    keeps_rank = full is not None and shape is not None and len(full) == len(shape)
+    if bound["value"] != 0 or not keeps_rank or not _per_token(bound["mask"], node, axis):
+        return _reduces(node)
+    return Carries(((source, axis),)) if same(shape[axis], full[axis]) else _reduces(node)  # type: ignore[index]
+
+
+@row(aten.where.self)
+def _where(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    """A choice between whole tokens."""
+    out = shape_of(node) or ()
+    operands: list[tuple[Node, int]] = []
+    for branch in dict.fromkeys((bound["self"], bound["other"])):
+        shape = shape_of(branch)
+        under = axis - len(out) + len(shape or ())
+        if shape is None or under < 0 or not same(shape[under], out[axis]):
+            return _reduces(node)
+        operands.append((branch, under))
+    return Carries(tuple(operands)) if _per_token(bound["condition"], node, axis) else _reduces(node)

@@ -1,0 +1,195 @@
+"""Streams: the values that a map on the channel axis reaches together.
+
+Starting from the input of a norm, a stream closes over every operator that carries linear maps,
+backward to where values are written and forward to where they are read. A value is
+
+* *raw* when something that is not invariant under centring reads it, or anything made of it;
+* *blocked* when its operator cannot take the map from weights;
+* anything else is free: it may be centred, and every reader is indifferent to its mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
+
+from normfuse.analysis.flow import Blocks, Carries, Scales
+from normfuse.analysis.operator_table import carried_axis, flow, operator_name
+from normfuse.analysis.rows_layout import LAYOUT, SPLITS
+from normfuse.analysis.weights import WeightValues
+from normfuse.ir.calls import aten, is_call
+from normfuse.ir.effects import Effects
+from normfuse.ir.region import norm_of
+from normfuse.ir.sizes import shape_of
+from normfuse.report import Refusal
+
+__all__ = ["Stream", "Value", "explore", "norm_axis"]
+
+Value = tuple[Node, int]
+
+_SHAPE_ONLY = (
+    aten.sym_size.int, aten.sym_stride.int, aten.sym_numel.default, aten._assert_tensor_metadata.default,
+    aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.new_empty.default,
+    aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.empty_like.default,
+)  # fmt: skip
+_TYPE_OF_OTHER = (aten.to.other, aten.type_as.default)
+_REPEATS_OPERANDS = (
+    aten.add.Tensor,
+    aten.sub.Tensor,
+    aten.cat.default,
+    aten.stack.default,
+    aten.concat.default,
+)
+
+
+@dataclass
+class Stream:
+    """One stream.
+
+    Attributes:
+        carries: values whose operator carries the map, with the operands that are in the stream
+            (``values``) or computed from weights (``weights``).
+        norms: LayerNorms that read a value along its channel axis.
+        raw: values whose mean is wanted by somebody, with the reason.
+    """
+
+    carries: dict[Value, Carries] = field(default_factory=dict)
+    members: list[Value] = field(default_factory=list)
+    norms: dict[Value, list[Node]] = field(default_factory=dict)
+    raw: dict[Value, Refusal] = field(default_factory=dict)
+    operands: dict[Value, tuple[Value, ...]] = field(default_factory=dict)
+
+
+def norm_axis(node: Node) -> Value | None:
+    """The value and axis that a LayerNorm over one axis normalizes; None for any other node."""
+    region = norm_of(node)
+    if region is None or not region.spec.centred or len(region.spec.dims) != 1:
+        return None
+    source = region.operands(node).source
+    shape = shape_of(source)
+    if shape is None or list(node.args).count(source) != 1:
+        return None
+    return source, len(shape) + region.spec.dims[0]
+
+
+def explore(start: Value, weights: WeightValues, effects: Effects) -> Stream:
+    """The whole stream that contains ``start``."""
+    stream, queue, seen = Stream(), [start], {start}
+    while queue:
+        value = queue.pop()
+        stream.members.append(value)
+        if effects.is_written(value[0]):
+            stream.raw[value] = _mutated(value[0])
+        for neighbour in (*_backward(value, stream, weights), *_forward(value, stream)):
+            if neighbour not in seen:
+                seen.add(neighbour)
+                queue.append(neighbour)
+    _spread_rawness(stream)
+    return stream
+
+
+def _backward(value: Value, stream: Stream, weights: WeightValues) -> tuple[Value, ...]:
+    found = flow(*value)
+    if not isinstance(found, Carries):
+        return ()
+    stream.carries[value] = found
+    inside = tuple(o for o in found.operands if o[0] not in weights)
+    stream.operands[value] = inside
+    return inside
+
+
+def _forward(value: Value, stream: Stream) -> list[Value]:
+    node, axis = value
+    reached: list[Value] = []
+    for user in _readers(node):
+        if norm_axis(user) == value:
+            stream.norms.setdefault(value, []).append(user)
+        elif not _reads_only_type(user, node):
+            out = carried_axis(user, node, axis) if _reads_once(user, node) else None
+            if out is None:
+                stream.raw.setdefault(value, _raw_reader(user, node))
+            else:
+                reached.append((user, out))
+    return reached
+
+
+def _readers(node: Node) -> list[Node]:
+    """The users of a value; for a split, the users of its parts' list."""
+    found: list[Node] = []
+    for user in node.users:
+        found.extend(user.users if is_call(user, *SPLITS) and user.users else [user])
+    return list(dict.fromkeys(found))
+
+
+def _reads_only_type(user: Node, node: Node) -> bool:
+    if is_call(user, *_TYPE_OF_OTHER):
+        return user.args[0] is not node
+    return is_call(user, *_SHAPE_ONLY)
+
+
+def _reads_once(user: Node, node: Node) -> bool:
+    """An operand in two roles is only harmless where the operator adds or joins."""
+    times = sum(1 for leaf in tree_leaves((user.args, user.kwargs)) if leaf is node)
+    return times <= 1 or is_call(user, *_REPEATS_OPERANDS)
+
+
+def _spread_rawness(stream: Stream) -> None:
+    """What a raw value is made of must be raw as well."""
+    stack = list(stream.raw)
+    while stack:
+        value = stack.pop()
+        for operand in stream.operands.get(value, ()):
+            if operand not in stream.raw:
+                stream.raw[operand] = stream.raw[value]
+                stack.append(operand)
+
+
+def _raw_reader(user: Node, node: Node) -> Refusal:
+    if user.op == "output":
+        return Refusal(
+            "stream_is_output",
+            f"the un-normalized values ({node.name}) are returned, and the caller would see other numbers",
+            node.name, "do not return the hidden states, or accept that these norms stay",
+        )  # fmt: skip
+    mixed = _mixed_channels(user)
+    if mixed is not None:
+        return mixed
+    if norm_of(user) is not None:
+        return Refusal(
+            "raw_reader",
+            f"a norm that is not invariant under centring ({user.name}) reads the values",
+            user.name,
+        )
+    return Refusal(
+        "raw_reader",
+        f"{operator_name(user)} ({user.name}) reads the values before any norm, mean included",
+        user.name,
+    )
+
+
+def _mixed_channels(user: Node) -> Refusal | None:
+    """The table's own reason, for operators that it knows and that still cannot carry the channels."""
+    if user.target not in LAYOUT and not is_call(
+        user, aten.dropout.default, aten.mul.Tensor, aten.add.Tensor
+    ):
+        return None
+    for axis in reversed(range(len(shape_of(user) or ()))):
+        found = flow(user, axis)
+        if isinstance(found, Blocks):
+            return found.refusal
+        if isinstance(found, Scales):
+            return Refusal(
+                "channel_gate",
+                f"{user.name} multiplies each channel of the values by a factor of its own",
+                user.name,
+            )
+    return None
+
+
+def _mutated(node: Node) -> Refusal:
+    return Refusal(
+        "mutated", f"the graph writes in place to the values ({node.name})", node.name,
+        "write the update out of place, e.g. `x = x + y` for `x += y`",
+    )  # fmt: skip

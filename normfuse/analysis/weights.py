@@ -1,0 +1,101 @@
+"""Which values depend on the model alone, and which weights may have a folded copy."""
+
+from __future__ import annotations
+
+import torch
+from torch._ops import OpOverload
+from torch.fx import Node
+
+from normfuse.ir.dtypes import FLOATS
+from normfuse.ir.effects import Effects
+from normfuse.ir.program import Input, Program
+from normfuse.report import Refusal
+
+__all__ = ["WeightValues"]
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
+
+class WeightValues:
+    """The values of a graph that are computed from parameters, buffers and constants only."""
+
+    def __init__(self, program: Program, effects: Effects) -> None:
+        self.program = program
+        self._inputs = program.weights
+        self._effects = effects
+        self._known: set[Node] = set()
+        for node in program.gm.graph.nodes:
+            if self._is_weight(node):
+                self._known.add(node)
+
+    def __contains__(self, node: Node) -> bool:
+        return node in self._known
+
+    def _is_weight(self, node: Node) -> bool:
+        if node.op == "placeholder":
+            return node in self._inputs
+        if node.op != "call_function" or not isinstance(node.target, OpOverload):
+            return False
+        if torch.Tag.nondeterministic_seeded in node.target.tags or self._effects.is_written(node):
+            return False
+        return all(n in self._known for n in node.all_input_nodes)
+
+    def label(self, node: Node) -> str:
+        """The name that the model's owner gives a weight."""
+        found = self._inputs.get(node)
+        return node.name if found is None else found.name
+
+    def refusal(self, node: Node) -> Refusal | None:
+        """Why a weight value must not be folded: by the leaves it is computed from."""
+        seen, stack = {node}, [node]
+        while stack:
+            current = stack.pop()
+            found = self._leaf_refusal(current)
+            if found is not None:
+                return found
+            fresh = [n for n in current.all_input_nodes if n not in seen]
+            seen.update(fresh)
+            stack.extend(fresh)
+        return None
+
+    def _leaf_refusal(self, node: Node) -> Refusal | None:
+        if self._effects.is_written(node):
+            return Refusal("weight_mutated", f"the graph itself writes to the weight {node.name}", node.name)
+        found = self._inputs.get(node)
+        return None if found is None else _tensor_refusal(node, found)
+
+    def is_shared(self, node: Node) -> bool:
+        """Whether the memory of a weight is read by more than one operator, under any name."""
+        own = _memory(self._inputs.get(node))
+        if own is None:
+            return True
+        readers = {user for i in self._inputs.values() if _memory(i) == own for user in i.node.users}
+        return len(readers) > 1
+
+
+def _memory(found: Input | None) -> int | None:
+    return None if found is None else int(found.value.untyped_storage()._cdata)
+
+
+def _tensor_refusal(node: Node, found: Input) -> Refusal | None:
+    value = found.value
+    name = found.name or node.name
+    if type(value) not in _PLAIN or value.is_quantized or value.layout != torch.strided:
+        kind = type(value).__name__ if type(value) not in _PLAIN else "quantized or sparse tensor"
+        return Refusal(
+            "weight_subclass", f"the weight {name} is a {kind}; its memory does not hold its entries", node.name,
+            "convert the model before it is quantized or distributed",
+        )  # fmt: skip
+    if (value.is_floating_point() and value.dtype not in FLOATS) or value.is_complex():
+        return Refusal("weight_dtype", f"the weight {name} has dtype {value.dtype}", node.name)
+    if value.device.type == "meta":
+        return Refusal(
+            "weight_dtype", f"the weight {name} is on the meta device and has no values", node.name
+        )
+    if value.is_inference():
+        return Refusal(
+            "weight_untracked",
+            f"the weight {name} was made under inference_mode, so changes to it cannot be seen", node.name,
+            "create or load the model outside of torch.inference_mode()",
+        )  # fmt: skip
+    return None

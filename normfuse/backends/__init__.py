@@ -1,0 +1,1 @@
+"""Where rewritten graphs go: the only package that touches Dynamo and Inductor."""

@@ -1,0 +1,125 @@
+"""One Dynamo graph through the pipeline and on to Inductor.
+
+Whatever goes wrong in between, the user gets Inductor's result on the original graph and one
+warning that names the cause; ``NORMFUSE_STRICT=1`` raises instead.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import GraphModule
+
+from normfuse.backends.dynamo import capture, hand_on_marks, visible
+from normfuse.backends.folded_call import FoldedCall, is_strict
+from normfuse.backends.inner import check_inductor, run_inner
+from normfuse.backends.session import record
+from normfuse.errors import NormfuseError
+from normfuse.folding import Folded, Slot
+from normfuse.ir.program import Program
+from normfuse.options import Options, split_options
+from normfuse.passes.pipeline import check_expectation, run_pipeline
+from normfuse.report import Report
+from normfuse.torch_compat import FakeTensorMode
+
+__all__ = ["RewrittenGraph", "compile_graph", "rewrite_graph"]
+
+log = logging.getLogger("normfuse")
+
+
+def compile_graph(
+    gm: GraphModule, example_inputs: Sequence[Any], mode: str | None, given: Mapping[str, Any] | None
+) -> Callable[..., Any]:
+    """Rewrite and compile one graph; see :func:`normfuse.backends.entry.normfuse_backend`."""
+    try:
+        options, settings = _checked(mode, given)
+    except NormfuseError as error:
+        raise visible(error) from None
+    report = Report(target=options.target, graphs=1)
+    try:
+        report, compiled = _rewrite_and_compile(gm, example_inputs, options, settings)
+    except Exception as error:
+        compiled = None
+        _explain_fallback(error, report)
+    record(report)
+    log.info("%s", report)
+    _expect(report, options)
+    return compiled or run_inner(gm, example_inputs, options, settings)
+
+
+def _checked(mode: str | None, given: Mapping[str, Any] | None) -> tuple[Options, dict[str, Any]]:
+    ours, inductors = split_options(given)
+    options = Options.checked(ours, inductors)
+    return options, check_inductor(options, mode)
+
+
+def _expect(report: Report, options: Options) -> None:
+    try:
+        check_expectation(report, options)
+    except NormfuseError as error:
+        raise visible(error) from None
+
+
+@dataclass(frozen=True)
+class RewrittenGraph:
+    """A Dynamo graph after the pipeline."""
+
+    program: Program
+    folded: list[Folded]
+    report: Report
+    fake_mode: FakeTensorMode
+
+    @property
+    def is_changed(self) -> bool:
+        return any(site.action != "kept" for site in self.report.sites)
+
+
+def rewrite_graph(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> RewrittenGraph:
+    """Capture a Dynamo graph and run the pipeline on the capture; ``gm`` stays as it is."""
+    started = time.perf_counter()
+    program, fake_mode = capture(gm, example_inputs)
+    report, folded = run_pipeline(program, options)
+    report.seconds = time.perf_counter() - started
+    return RewrittenGraph(program, folded, report, fake_mode)
+
+
+def _rewrite_and_compile(
+    gm: GraphModule, example_inputs: Sequence[Any], options: Options, settings: Mapping[str, Any]
+) -> tuple[Report, Callable[..., Any] | None]:
+    """The report, and the compiled graph; None when there is nothing to change."""
+    rewritten = rewrite_graph(gm, example_inputs, options)
+    if not rewritten.is_changed:
+        return rewritten.report, None
+    started = time.perf_counter()
+    program, folded = rewritten.program, rewritten.folded
+    hand_on_marks(gm, program.gm, folded)
+    slots = [_slot(one, program) for one in folded]
+    fakes = [_fake(slot.tensor(example_inputs), rewritten.fake_mode) for slot in slots]
+    rewritten.report.seconds += time.perf_counter() - started
+    compiled = run_inner(program.gm, [*example_inputs, *fakes], options, settings)
+    return rewritten.report, FoldedCall(compiled, slots, gm) if slots else compiled
+
+
+def _slot(one: Folded, program: Program) -> Slot:
+    positions = {i.node: p for p, i in enumerate(program.inputs)}
+    return Slot(one.recipe, [positions[s] for s in one.sources])
+
+
+def _fake(tensor: Any, fake_mode: FakeTensorMode) -> Any:
+    """A stand-in of fixed size, whatever the user asked for the sizes of inputs."""
+    return fake_mode.from_tensor(tensor, static_shapes=True)
+
+
+def _explain_fallback(error: Exception, report: Report) -> None:
+    if is_strict():
+        raise error
+    lines = str(error).strip().splitlines()
+    cause = f"{type(error).__name__}: {lines[0] if lines else ''}"
+    report.notes.append(f"left to Inductor: {cause}")
+    warnings.warn(f"normfuse left this graph to Inductor: {cause}", stacklevel=2)
+    log.info("fallback", exc_info=error)

@@ -1,0 +1,104 @@
+"""What Dynamo hands to a backend, as a program; and the marks it wants on what is handed on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch._dynamo.exc import ShortenTraceback
+from torch._guards import TracingContext, detect_fake_mode
+from torch.fx import GraphModule, Node
+
+from normfuse.capture.retrace import retrace
+from normfuse.errors import CaptureError, NormfuseError
+from normfuse.folding import Folded
+from normfuse.ir.program import Input, Program, Role
+from normfuse.torch_compat import FakeTensorMode
+
+__all__ = ["capture", "hand_on_marks", "visible"]
+
+_STATIC = "_dynamo_static_input_type"
+
+
+def capture(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[Program, FakeTensorMode]:
+    """The pre-dispatch program of a Dynamo graph, with the real tensors behind its weights."""
+    fake_mode = detect_fake_mode(list(example_inputs))
+    if fake_mode is None:
+        raise CaptureError("the graph does not come from Dynamo: there is no fake tensor mode to trace with")
+    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    fakes = [_fake(n, value, fake_mode) for n, value in zip(placeholders, example_inputs, strict=True)]
+    traced = retrace(gm, fakes, fake_mode)
+    inputs = [
+        _input(node, original, value)
+        for node, original, value in zip(_inputs_of(traced), placeholders, example_inputs, strict=True)
+    ]
+    return Program(traced, inputs, grad_enabled=_records_gradients(example_inputs)), fake_mode
+
+
+def _inputs_of(gm: GraphModule) -> list[Node]:
+    return [n for n in gm.graph.nodes if n.op == "placeholder"]
+
+
+def _records_gradients(values: Sequence[Any]) -> bool:
+    tensors = [v for v in values if isinstance(v, torch.Tensor)]
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _fake(node: Node, value: Any, fake_mode: FakeTensorMode) -> Any:
+    """The fake input with the symbolic sizes that Dynamo decided on."""
+    if not isinstance(value, torch.Tensor):
+        return node.meta.get("example_value", value)
+    context = TracingContext.try_get()
+    known = context is not None and value in context.tensor_to_context
+    symbolic = context.tensor_to_context[value] if known and context is not None else None
+    source = symbolic.tensor_source if symbolic is not None else None
+    return fake_mode.from_tensor(value, symbolic_context=symbolic, source=source, trace=False)
+
+
+def _input(node: Node, original: Node, value: Any) -> Input:
+    is_static = bool(original.meta.get("tensor_dict", {}).get(_STATIC))
+    if isinstance(value, torch.nn.Parameter):
+        role = Role.PARAMETER
+    else:
+        role = Role.BUFFER if is_static and isinstance(value, torch.Tensor) else Role.USER
+    return Input(node, role, _name(original), value)
+
+
+def _name(node: Node) -> str:
+    """``L['self']._modules['a']._parameters['weight']`` as ``a.weight``."""
+    source = getattr(node, "_dynamo_source", None)
+    text = source.name if source is not None and isinstance(source.name, str) else node.name
+    for noise in ("_modules", "_parameters", "_buffers"):
+        text = text.replace(f".{noise}[", "[")
+    parts = text.replace("]", "").replace("'", "").split("[")
+    return ".".join(parts[2:]) if len(parts) > 2 else node.name
+
+
+def hand_on_marks(original: GraphModule, rewritten: GraphModule, folded: Sequence[Folded]) -> None:
+    """Give the rewritten graph what Inductor reads from a Dynamo graph.
+
+    Folded weights are marked static: their addresses never change, so CUDA graphs need not copy them.
+    """
+    rewritten.meta.update(original.meta)
+    for attribute in ("_param_name_to_source", "_source_to_user_stacks"):
+        if hasattr(original, attribute):
+            setattr(rewritten, attribute, getattr(original, attribute))
+    added = {one.node for one in folded}
+    kept = [n for n in _inputs_of(rewritten) if n not in added]
+    for old, new in zip(_inputs_of(original), kept, strict=True):
+        new._dynamo_source = getattr(old, "_dynamo_source", None)
+        new.meta.update(
+            {k: v for k, v in old.meta.items() if k in ("tensor_dict", "grapharg", "example_value")}
+        )
+    for node in added:
+        node._dynamo_source = None
+        node.meta["tensor_dict"] = {_STATIC: "unguarded"}
+
+
+def visible(error: NormfuseError) -> NormfuseError:
+    """The same error, in a form that Dynamo lets through to the user as it is."""
+    kind = type(type(error).__name__, (type(error), ShortenTraceback), {"__module__": type(error).__module__})
+    made = kind(str(error), first_useful_frame=None)
+    assert isinstance(made, NormfuseError)
+    return made

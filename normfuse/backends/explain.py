@@ -1,0 +1,72 @@
+"""What would happen to a model, without compiling it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from normfuse.backends.compile import rewrite_graph
+from normfuse.errors import CaptureError, NormfuseError
+from normfuse.options import Options
+from normfuse.report import Report
+from normfuse.rewriting import check_module
+
+__all__ = ["explain"]
+
+_numbers = itertools.count()
+
+
+def explain(model: torch.nn.Module | Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
+    """Which norms ``torch.compile(model, backend="normfuse")`` would find, and what would become of them.
+
+    The model runs once on the given inputs, eagerly; nothing is compiled and the model is left as
+    it is. A module in evaluation mode is explained as it would be compiled for inference.
+
+    Raises:
+        InputError: for a model that is compiled already.
+        CaptureError: when Dynamo cannot trace the model with these inputs.
+    """
+    if isinstance(model, torch.nn.Module):
+        check_module(model)
+    report = Report()
+    inference = isinstance(model, torch.nn.Module) and not model.training
+    with torch.no_grad() if inference else contextlib.nullcontext():
+        _run(model, functools.partial(_collect, report), args, kwargs)
+    return report
+
+
+def _run(
+    model: Callable[..., Any], backend: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+) -> None:
+    try:
+        torch.compile(_fresh_caller(model), backend=backend)(*args, **kwargs)
+    except NormfuseError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        raise CaptureError(
+            f"the model cannot run with these inputs: {type(error).__name__}: {lines[0] if lines else ''}"
+        ) from error
+
+
+def _collect(report: Report, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    report.merge(rewrite_graph(gm, example_inputs, Options()).report)
+    run: Callable[..., Any] = gm.forward
+    return run
+
+
+def _fresh_caller(model: Callable[..., Any]) -> Callable[..., Any]:
+    """A function with a code object of its own, so that Dynamo's caches for the model stay untouched."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    code = call.__code__.replace(co_name=f"explain_{next(_numbers)}")
+    return types.FunctionType(code, call.__globals__, code.co_name, None, call.__closure__)

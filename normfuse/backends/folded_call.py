@@ -1,0 +1,54 @@
+"""Calling a compiled graph with its folded weights, checked at every call."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.fx import GraphModule
+
+from normfuse.folding import Slot
+
+__all__ = ["FoldedCall", "is_strict"]
+
+log = logging.getLogger("normfuse")
+
+
+def is_strict() -> bool:
+    """Whether ``NORMFUSE_STRICT=1`` asks for an exception where a user would get a fallback."""
+    import os
+
+    return os.environ.get("NORMFUSE_STRICT", "0") not in ("", "0")
+
+
+class FoldedCall:
+    """``compiled(*inputs, *folded weights)``.
+
+    If a weight cannot be folded again, the original graph answers this call, with one warning.
+    """
+
+    def __init__(self, compiled: Callable[..., Any], slots: Sequence[Slot], original: GraphModule) -> None:
+        self._compiled = compiled
+        self._slots = tuple(slots)
+        self._original = original
+        self._warned = False
+
+    def __call__(self, *inputs: Any) -> Any:
+        try:
+            folded = [slot.tensor(inputs) for slot in self._slots]
+        except Exception as error:
+            return self._fall_back(error, inputs)
+        return self._compiled(*inputs, *folded)
+
+    def _fall_back(self, error: Exception, inputs: Sequence[Any]) -> Any:
+        if is_strict():
+            raise error
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"normfuse could not fold a weight ({error}); the original graph runs instead", stacklevel=2
+            )
+            log.exception("refolding failed")
+        return self._original(*inputs)

@@ -1,0 +1,1 @@
+"""Turning models into pre-dispatch ATen graphs."""

@@ -1,0 +1,176 @@
+"""Exported programs as programs, and back with folded weights in their state dict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputSpec,
+    TensorArgument,
+)
+from torch.fx import Graph, GraphModule, Node
+
+from normfuse.errors import CaptureError, InputError
+from normfuse.folding import Folded
+from normfuse.ir.program import Input, Program, Role
+
+__all__ = ["export_model", "program_of", "with_folded_weights"]
+
+_ROLES = {
+    InputKind.PARAMETER: Role.PARAMETER,
+    InputKind.BUFFER: Role.BUFFER,
+    InputKind.CONSTANT_TENSOR: Role.CONSTANT,
+}
+
+
+def export_model(
+    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, dynamic_shapes: Any
+) -> ExportedProgram:
+    """``torch.export`` without gradients.
+
+    Raises:
+        CaptureError: when the model cannot be exported, with the first line of the cause.
+    """
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                model, tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
+            )
+    except Exception as error:
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CaptureError(
+            f"{type(model).__name__} cannot be exported with these inputs: {type(error).__name__}: {cause}"
+        ) from error
+
+
+def program_of(exported: ExportedProgram) -> Program:
+    """A program over a copy of the exported graph; the original stays as it is."""
+    gm = _copied(exported.graph_module)
+    nodes = {n.name: n for n in gm.graph.nodes if n.op == "placeholder"}
+    inputs = [_input(spec, nodes, exported) for spec in exported.graph_signature.input_specs]
+    return Program(gm, inputs, copies_tables=True)
+
+
+def _copied(gm: GraphModule) -> GraphModule:
+    """The same nodes in a new graph; fake values are shared, so what aliases what stays known."""
+    graph = Graph()
+    result = graph.graph_copy(gm.graph, {})
+    graph.output(result)
+    old, new = gm.graph.output_node(), graph.output_node()
+    new.meta = dict(old.meta)
+    made = GraphModule(gm, graph)
+    made.meta = dict(gm.meta)
+    return made
+
+
+def _input(spec: InputSpec, nodes: dict[str, Node], exported: ExportedProgram) -> Input:
+    name = getattr(spec.arg, "name", "")
+    if name not in nodes:
+        raise InputError(f"the exported program declares an input {name!r} that its graph does not have")
+    role = _ROLES.get(spec.kind, Role.USER)
+    target = spec.target or name
+    value = exported.state_dict.get(target, exported.constants.get(target)) if role is not Role.USER else None
+    return Input(nodes[name], role, target, value)
+
+
+def with_folded_weights(
+    exported: ExportedProgram, program: Program, folded: Sequence[Folded]
+) -> ExportedProgram:
+    """A new exported program: the rewritten graph with the folded weights as parameters.
+
+    A folded weight takes the place of its source where nothing else reads the source; otherwise it
+    is added beside it, as ``<source>_folded``.
+    """
+    state = dict(exported.state_dict)
+    specs = list(exported.graph_signature.input_specs)
+    for one in folded:
+        _install(one, program, specs, state)
+    kept = _weights_first(specs)
+    _order_placeholders(program, kept)
+    signature = ExportGraphSignature(kept, _renamed_outputs(exported, program))
+    return ExportedProgram(
+        root=program.gm,
+        graph=program.gm.graph,
+        graph_signature=signature,
+        state_dict=state,
+        range_constraints=dict(exported.range_constraints),
+        module_call_graph=list(exported.module_call_graph),
+        example_inputs=exported.example_inputs,
+        constants=dict(exported.constants),
+        verifiers=exported.verifiers,
+    )
+
+
+def _renamed_outputs(exported: ExportedProgram, program: Program) -> list[OutputSpec]:
+    """What the program returns, under the names that the nodes have now."""
+    results = program.gm.graph.output_node().args[0]
+    specs = exported.graph_signature.output_specs
+    assert isinstance(results, (list, tuple))
+    return [
+        replace(spec, arg=replace(spec.arg, name=node.name)) if isinstance(node, Node) else spec
+        for spec, node in zip(specs, results, strict=True)
+    ]
+
+
+def _install(one: Folded, program: Program, specs: list[InputSpec], state: dict[str, Any]) -> None:
+    weights = program.weights
+    values = [weights[s].value for s in one.sources]
+    tensor = torch.nn.Parameter(one.recipe.compute(values), requires_grad=False)
+    host = _replaceable(one, program)
+    if host is not None:
+        one.node.replace_all_uses_with(host.node)
+        program.gm.graph.erase_node(one.node)
+        state[host.name] = tensor if host.role is Role.PARAMETER else tensor.data
+        return
+    name = _free_name(f"{weights[one.sources[0]].name}_folded", state)
+    state[name] = tensor
+    specs.append(InputSpec(InputKind.PARAMETER, TensorArgument(one.node.name), name))
+
+
+def _replaceable(one: Folded, program: Program) -> Input | None:
+    """The source whose place the folded weight can take: same shape and dtype, read by nothing else."""
+    for source in one.sources:
+        found = program.weights[source]
+        shares = [i for i in program.inputs if i.is_weight and _shares_memory(i.value, found.value)]
+        unread = not any(i.node.users for i in shares)
+        fits = found.value.shape == one.node.meta["val"].shape and found.value.dtype == one.recipe.dtype
+        if unread and fits and len(shares) == 1 and found.role in (Role.PARAMETER, Role.BUFFER):
+            return found
+    return None
+
+
+def _shares_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
+
+
+def _free_name(name: str, state: Mapping[str, Any]) -> str:
+    candidate, number = name, 1
+    while candidate in state:
+        number += 1
+        candidate = f"{name}_{number}"
+    return candidate
+
+
+def _weights_first(specs: Sequence[InputSpec]) -> list[InputSpec]:
+    """Weights, then what the caller passes, in the order in which the caller passes it."""
+    return [s for s in specs if s.kind in _ROLES] + [s for s in specs if s.kind not in _ROLES]
+
+
+def _order_placeholders(program: Program, specs: Sequence[InputSpec]) -> None:
+    """Bring the placeholders into the order of the signature."""
+    graph = program.gm.graph
+    nodes = {n.name: n for n in graph.nodes if n.op == "placeholder"}
+    anchor = graph._root
+    for spec in specs:
+        node = nodes[getattr(spec.arg, "name", "")]
+        anchor.append(node)
+        anchor = node
+    graph.lint()
+    program.gm.recompile()

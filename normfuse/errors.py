@@ -1,0 +1,41 @@
+"""Errors that a caller may want to catch. Messages say what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CaptureError",
+    "ExpectationError",
+    "InputError",
+    "InvariantError",
+    "NormfuseError",
+    "OptionError",
+    "VerificationError",
+]
+
+
+class NormfuseError(Exception):
+    """Base class of everything that normfuse raises on purpose."""
+
+
+class OptionError(NormfuseError, ValueError):
+    """An option, target or rule that does not exist, or a value that it does not take."""
+
+
+class InputError(NormfuseError, ValueError):
+    """A model, program or example input that normfuse cannot work with."""
+
+
+class CaptureError(NormfuseError):
+    """The model could not be turned into a graph."""
+
+
+class ExpectationError(NormfuseError, AssertionError):
+    """``normfuse.expect`` was not met: a kind of norm occurs more or less often than promised."""
+
+
+class VerificationError(NormfuseError):
+    """Two programs could not be compared, for example because their outputs differ in structure."""
+
+
+class InvariantError(NormfuseError):
+    """An internal promise was broken; the user's model falls back to Inductor."""

@@ -1,0 +1,61 @@
+"""Reading calls of ATen operators: arguments by schema name, whatever way they were passed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.fx import Node
+
+__all__ = ["aten", "bind", "is_call", "mutated_arguments", "mutates", "node_inputs"]
+
+aten = torch.ops.aten
+
+
+def is_call(node: object, *targets: OpOverload) -> bool:
+    """Whether ``node`` calls one of these operators (any of ATen's when none is named)."""
+    if not (isinstance(node, Node) and node.op == "call_function"):
+        return False
+    return node.target in targets if targets else isinstance(node.target, OpOverload)
+
+
+def bind(node: Node) -> dict[str, Any]:
+    """Arguments of an operator call by their schema names, defaults filled in."""
+    assert isinstance(node.target, OpOverload)
+    bound: dict[str, Any] = {}
+    for position, argument in enumerate(node.target._schema.arguments):
+        if position < len(node.args):
+            bound[argument.name] = node.args[position]
+        elif argument.name in node.kwargs:
+            bound[argument.name] = node.kwargs[argument.name]
+        else:
+            bound[argument.name] = argument.default_value
+    return bound
+
+
+def mutated_arguments(node: Node) -> list[Node]:
+    """The inputs that an operator writes to, by its schema."""
+    if not is_call(node):
+        return []
+    assert isinstance(node.target, OpOverload)
+    if not node.target._schema.is_mutable:
+        return []
+    bound = bind(node)
+    written: list[Node] = []
+    for argument in node.target._schema.arguments:
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = bound[argument.name]
+            values = value if isinstance(value, (list, tuple)) else [value]
+            written.extend(v for v in values if isinstance(v, Node))
+    return written
+
+
+def mutates(node: Node) -> bool:
+    """Whether a call writes to one of its inputs."""
+    return bool(mutated_arguments(node))
+
+
+def node_inputs(node: Node) -> list[Node]:
+    """Every node that ``node`` reads, once each."""
+    return list(node.all_input_nodes)

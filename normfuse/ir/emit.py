@@ -1,0 +1,35 @@
+"""Putting operators into a graph together with their fake values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.fx import Graph, Node
+from torch.utils._pytree import tree_map_only
+
+from normfuse.ir.calls import aten
+from normfuse.ir.sizes import tensor_of
+
+__all__ = ["call", "cast", "fake_value"]
+
+
+def fake_value(target: OpOverload, args: Any) -> Any:
+    """What an operator returns for the fake values of its arguments."""
+    return target(*tree_map_only(Node, lambda n: n.meta["val"], args))
+
+
+def call(graph: Graph, target: OpOverload, *args: Any) -> Node:
+    """Insert an operator at the graph's insertion point."""
+    node = graph.call_function(target, args)
+    node.meta["val"] = fake_value(target, args)
+    return node
+
+
+def cast(graph: Graph, value: Node, dtype: torch.dtype) -> Node:
+    """``value`` in this dtype; no operator where it has it already."""
+    fake = tensor_of(value)
+    if fake is not None and fake.dtype == dtype:
+        return value
+    return call(graph, aten.to.dtype, value, dtype)

@@ -1,0 +1,56 @@
+"""A captured program: one flat graph, what its inputs are, and the tensors behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+__all__ = ["Input", "Program", "Role"]
+
+
+class Role(Enum):
+    """What a graph input is."""
+
+    USER = "user"
+    PARAMETER = "parameter"
+    BUFFER = "buffer"
+    CONSTANT = "constant"
+
+
+@dataclass(frozen=True)
+class Input:
+    """One placeholder: its role, the name its owner gives it, and the real tensor when known."""
+
+    node: Node
+    role: Role
+    name: str
+    value: Any = None
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether the value belongs to the model and not to the call."""
+        return self.role is not Role.USER and isinstance(self.value, torch.Tensor)
+
+
+@dataclass
+class Program:
+    """A pre-dispatch ATen graph with flat inputs and outputs.
+
+    ``inputs`` follow the placeholders. ``copies_tables`` says whether folding may copy an
+    embedding table: an offline rewrite replaces it, a compiled model would hold it twice.
+    """
+
+    gm: GraphModule
+    inputs: list[Input]
+    copies_tables: bool = False
+    grad_enabled: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def weights(self) -> dict[Node, Input]:
+        """The inputs that are parameters, buffers or constants."""
+        return {i.node: i for i in self.inputs if i.is_weight}

@@ -1,0 +1,71 @@
+"""A lifted norm: one graph node that carries the subgraph it was spelled with.
+
+The node is a ``call_module`` whose target is a :class:`NormRegion`. Its arguments are, in order,
+the normalized input, the eps operand, the weight and the bias, each only where the description
+says that it exists. Calling the module runs the original operators, so lifting changes no bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.fx import GraphModule, Node
+
+from normfuse.errors import InvariantError
+from normfuse.ir.spec import NormSpec
+
+__all__ = ["NormRegion", "Operands", "norm_of", "norms_in"]
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The graph nodes a norm reads; ``scale`` and ``shift`` broadcast over the input."""
+
+    source: Node
+    eps: Node | None = None
+    scale: Node | None = None
+    shift: Node | None = None
+
+    def as_args(self) -> tuple[Node, ...]:
+        return tuple(n for n in (self.source, self.eps, self.scale, self.shift) if n is not None)
+
+
+class NormRegion(torch.nn.Module):
+    """A norm as a callable value: its description, its spelling and its body."""
+
+    def __init__(self, spec: NormSpec, body: GraphModule, spelling: str) -> None:
+        super().__init__()
+        self.spec = spec
+        self.body = body
+        self.spelling = spelling
+
+    def forward(self, *operands: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.body(*operands)
+        return result
+
+    def operands(self, node: Node) -> Operands:
+        """The roles of the arguments of ``node``, which calls this region."""
+        rest = [a for a in node.args if isinstance(a, Node)]
+        source = rest.pop(0)
+        eps = rest.pop(0) if self.spec.eps is None else None
+        scale = rest.pop(0) if self.spec.has_scale else None
+        shift = rest.pop(0) if self.spec.has_shift else None
+        if rest:
+            raise InvariantError(f"{node.name} has {len(rest)} operands more than its description")
+        return Operands(source, eps, scale, shift)
+
+
+def norm_of(node: Node) -> NormRegion | None:
+    """The region that ``node`` calls, or None when it is not a lifted norm."""
+    if node.op != "call_module":
+        return None
+    owner = node.graph.owning_module
+    module = None if owner is None else getattr(owner, str(node.target), None)
+    return module if isinstance(module, NormRegion) else None
+
+
+def norms_in(gm: GraphModule) -> list[tuple[Node, NormRegion]]:
+    """Every lifted norm of a graph, in execution order."""
+    found = ((node, norm_of(node)) for node in gm.graph.nodes)
+    return [(node, region) for node, region in found if region is not None]

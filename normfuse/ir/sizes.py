@@ -1,0 +1,47 @@
+"""Comparing sizes without adding a guard: a symbolic size is equal only when it provably is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from normfuse.torch_compat import statically_known_true
+
+__all__ = ["same", "same_product", "shape_of", "static_size", "tensor_of"]
+
+
+def tensor_of(node: object) -> torch.Tensor | None:
+    """The fake tensor a node stands for, or None when it is not one tensor."""
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def shape_of(node: object) -> tuple[Any, ...] | None:
+    """Sizes of the tensor a node stands for, symbolic ones as they are."""
+    value = tensor_of(node)
+    return None if value is None else tuple(value.shape)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two sizes are provably equal."""
+    return bool(a is b) or bool(statically_known_true(a == b))
+
+
+def same_product(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether two runs of sizes hold provably the same number of elements."""
+    left, right = 1, 1
+    for size in a:
+        left = left * size
+    for size in b:
+        right = right * size
+    return same(left, right)
+
+
+def static_size(node: object, axis: int) -> int | None:
+    """The size along ``axis`` when it is a plain number."""
+    shape = shape_of(node)
+    size = None if shape is None else shape[axis]
+    return size if isinstance(size, int) else None

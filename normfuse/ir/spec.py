@@ -1,0 +1,87 @@
+"""What a norm is: a description that leaves the spelling out.
+
+    y = cast(scale * (x - centred * mean(x)) / root(mean((x - ...)**2) + eps) + shift)
+
+Two norms with equal descriptions and equal operands are the same function.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+__all__ = ["KINDS", "NormSpec"]
+
+KINDS = (
+    "layer_norm",
+    "rms_norm",
+    "crms_norm",
+    "batch_norm",
+    "group_norm",
+    "instance_norm",
+    "unified_norm",
+    "power_norm",
+    "rep_batch_norm",
+    "weight_standardization",
+    "evo_norm",
+    "l2_norm",
+)
+
+
+@dataclass(frozen=True)
+class NormSpec:
+    """The meaning of one norm, free of graph nodes; hashable, comparable.
+
+    Attributes:
+        kind: one of :data:`KINDS`.
+        dims: normalized dimensions, counted from the end, sorted, e.g. ``(-1,)``.
+        eps: added to the mean square; None when it is an operand of the graph.
+        eps_mode: ``"inside"`` the root, ``"outside"`` of it, or ``"clamp"``.
+        divisor: what the sum of squares is divided by; None for the number of elements.
+        statistics: ``"input"``, or ``"stored"`` in buffers.
+        groups: number of groups that share no statistics along the normalized dimension.
+        source_dtype: dtype of the normalized input.
+        compute_dtype: dtype of the statistics and of the division.
+        scale_dtype: dtype to which the normalized value is rounded before the scale; equal to
+            ``compute_dtype`` where nothing is rounded in between.
+        out_dtype: dtype of the result.
+        has_scale, has_shift: whether a weight and a bias follow.
+        weight_offset: constant added to the weight, 1.0 in Gemma's convention.
+        post_factor: number that multiplies the result.
+    """
+
+    kind: str
+    dims: tuple[int, ...]
+    eps: float | None
+    source_dtype: torch.dtype
+    compute_dtype: torch.dtype
+    scale_dtype: torch.dtype
+    out_dtype: torch.dtype
+    has_scale: bool = False
+    has_shift: bool = False
+    eps_mode: str = "inside"
+    divisor: int | None = None
+    statistics: str = "input"
+    groups: int = 1
+    weight_offset: float = 0.0
+    post_factor: float = 1.0
+
+    @property
+    def centred(self) -> bool:
+        """Whether the mean over ``dims`` is removed."""
+        return self.kind == "layer_norm"
+
+    def as_kind(self, kind: str) -> NormSpec:
+        """The same norm with another kind of centring."""
+        return replace(self, kind=kind)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for reports; dtypes as ``"float32"``."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        plain["dims"] = list(self.dims)
+        for name, value in plain.items():
+            if isinstance(value, torch.dtype):
+                plain[name] = str(value).removeprefix("torch.")
+        return plain

@@ -1,0 +1,126 @@
+"""Options of normfuse, told apart from Inductor's by the prefix ``normfuse.``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from normfuse.errors import OptionError
+from normfuse.ir.spec import KINDS
+
+__all__ = ["PREFIX", "RULES", "Options", "split_options", "unknown_name"]
+
+PREFIX = "normfuse."
+
+#: Rules by name, for ``only`` and ``skip``.
+RULES = ("recentre",)
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "target": ("rms_norm", "layer_norm"),
+    "policy": ("convert", "pays"),
+    "inner": ("inductor", "eager", "aot_eager"),
+    "verify": ("off", "output"),
+    "allow": ("exact", "approximate"),
+    "memory": ("copy",),
+    "freeze": ("auto", "off"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked options.
+
+    Attributes:
+        target: ``"rms_norm"`` converts, ``"layer_norm"`` recognises and leaves every norm as it is.
+        policy: ``"convert"`` makes every proven conversion that adds no operation, plus one
+            centring at a stream's head; ``"pays"`` makes none that needs a centring.
+        expect: kind -> number of norms that must remain; anything else raises.
+        mode: an Inductor mode, for use together with options.
+        inner: what runs the rewritten graph.
+        verify: ``"output"`` compares the first call with the original graph and falls back to it
+            when they differ by more than the error budget.
+        only, skip: rules by name.
+    """
+
+    target: str = "rms_norm"
+    policy: str = "convert"
+    expect: Mapping[str, int] | None = None
+    mode: str | None = None
+    inner: str = "inductor"
+    verify: str = "off"
+    only: tuple[str, ...] | None = None
+    skip: tuple[str, ...] = ()
+    allow: str = "exact"
+    memory: str = "copy"
+    freeze: str = "auto"
+    inductor: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def checked(cls, given: Mapping[str, Any], inductor: Mapping[str, Any] | None = None) -> Options:
+        """Options from names without prefix.
+
+        Raises:
+            OptionError: naming the option, the value, and what is allowed.
+        """
+        known = [f.name for f in fields(cls) if f.name != "inductor"]
+        for name, value in given.items():
+            if name not in known:
+                raise unknown_name("option", name, known, PREFIX)
+            _check_choice(name, value)
+        values = dict(given)
+        for name in ("only", "skip"):
+            if values.get(name) is not None:
+                values[name] = _rules(name, values[name])
+        if values.get("expect") is not None:
+            values["expect"] = _expectation(values["expect"])
+        return cls(**values, inductor=dict(inductor or {}))
+
+    def runs(self, rule: str) -> bool:
+        """Whether ``only`` and ``skip`` leave this rule in."""
+        return rule not in self.skip and (self.only is None or rule in self.only)
+
+
+def split_options(options: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Ours without their prefix, and Inductor's."""
+    given = dict(options or {})
+    ours = {k.removeprefix(PREFIX): v for k, v in given.items() if k.startswith(PREFIX)}
+    return ours, {k: v for k, v in given.items() if not k.startswith(PREFIX)}
+
+
+def unknown_name(what: str, name: str, known: Iterable[str], prefix: str = "") -> OptionError:
+    """An error that names the nearest valid name."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known are {', '.join(sorted(known))}"
+    return OptionError(f"unknown {what} {prefix}{name!s}{hint}")
+
+
+def _check_choice(name: str, value: Any) -> None:
+    choices = _CHOICES.get(name)
+    if choices is not None and value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(map(repr, choices))}"
+        raise OptionError(f"{PREFIX}{name} does not take {value!r}; {hint}")
+    if name == "mode" and value is not None and not isinstance(value, str):
+        raise OptionError(f"{PREFIX}mode takes the name of an Inductor mode, not {value!r}")
+
+
+def _rules(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise OptionError(f"{PREFIX}{name} takes a list of rule names, not {value!r}")
+    for rule in value:
+        if rule not in RULES:
+            raise unknown_name("rule", str(rule), RULES)
+    return tuple(value)
+
+
+def _expectation(value: Any) -> dict[str, int]:
+    if not isinstance(value, Mapping):
+        raise OptionError(f"{PREFIX}expect takes a mapping from kind to count, not {value!r}")
+    for kind, count in value.items():
+        if kind not in KINDS:
+            raise unknown_name("kind of norm", str(kind), KINDS)
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise OptionError(f"{PREFIX}expect[{kind!r}] takes a count, not {count!r}")
+    return dict(value)

@@ -1,0 +1,54 @@
+"""Drop operators that hand their input on unchanged.
+
+    to(x, x.dtype) -> x        alias(x) -> x        dropout(x, p, train=False) -> x
+
+Bitwise neutral. Nothing is dropped where the graph writes to the memory concerned, nor what the
+graph returns, so aliasing and mutation stay what they were.
+"""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule, Node
+
+from normfuse.ir.calls import aten, bind, is_call
+from normfuse.ir.effects import Effects
+from normfuse.ir.sizes import tensor_of
+
+__all__ = ["canonicalize"]
+
+_CASTS = (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten.type_as.default)
+
+
+def canonicalize(gm: GraphModule) -> int:
+    """Remove no-op nodes; returns how many."""
+    effects = Effects(gm.graph)
+    removed = 0
+    for node in list(gm.graph.nodes):
+        if _hands_on(node) and not effects.is_written(node) and not _is_returned(node):
+            node.replace_all_uses_with(node.args[0])
+            gm.graph.erase_node(node)
+            removed += 1
+    return removed
+
+
+def _is_returned(node: Node) -> bool:
+    return any(user.op == "output" for user in node.users)
+
+
+def _hands_on(node: Node) -> bool:
+    if is_call(node, aten.alias.default):
+        return True
+    if is_call(node, aten.dropout.default):
+        bound = bind(node)
+        return bound["train"] is False
+    if is_call(node, aten.feature_dropout.default):
+        return bind(node)["train"] is False
+    return is_call(node, *_CASTS) and _keeps_type(node)
+
+
+def _keeps_type(node: Node) -> bool:
+    bound = bind(node)
+    before, after = tensor_of(node.args[0]), tensor_of(node)
+    if before is None or after is None or bound.get("copy") or bound.get("memory_format") is not None:
+        return False
+    return before.dtype == after.dtype and before.device == after.device and before.layout == after.layout

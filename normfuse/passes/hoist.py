@@ -1,0 +1,76 @@
+"""Take the algebra on weights out of the graph: each folded weight becomes an input of its own.
+
+    y = linear(x, W - mean(W, 0))   =>   y = linear(x, folded),   folded = W - mean(W, 0) computed once
+
+What the folded weights are made of is returned as recipes, in the order of the new inputs.
+"""
+
+from __future__ import annotations
+
+from torch.fx import Graph, GraphModule, Node
+
+from normfuse.folding.recipe import Folded, Recipe
+from normfuse.ir.program import Program
+from normfuse.ir.sizes import tensor_of
+from normfuse.passes.place import FOLD
+
+__all__ = ["hoist"]
+
+
+def hoist(program: Program) -> list[Folded]:
+    """Replace every marked weight expression by a placeholder behind the existing ones."""
+    graph = program.gm.graph
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    last = [n for n in graph.nodes if n.op == "placeholder"][-1:]
+    folded: list[Folded] = []
+    for root in [n for n in graph.nodes if FOLD in n.meta and any(FOLD not in u.meta for u in n.users)]:
+        made = _hoist_one(program, root, last[0], order)
+        last = [made.node]
+        folded.append(made)
+    for node in reversed(list(graph.nodes)):
+        if FOLD in node.meta and not node.users and node.op != "placeholder":
+            graph.erase_node(node)
+    graph.lint()
+    return folded
+
+
+def _hoist_one(program: Program, root: Node, last: Node, order: dict[Node, int]) -> Folded:
+    graph = program.gm.graph
+    recipe, sources = _recipe(program, root, sorted(_ancestors(root), key=order.__getitem__))
+    with graph.inserting_after(last):
+        node = graph.placeholder(f"folded_{root.name}")
+    node.meta = {"val": root.meta["val"]}
+    for user in [u for u in root.users if FOLD not in u.meta]:
+        user.replace_input_with(root, node)
+    return Folded(node, recipe, sources)
+
+
+def _recipe(program: Program, root: Node, needed: list[Node]) -> tuple[Recipe, tuple[Node, ...]]:
+    """The program that computes ``root``; names go by position, so equal programs have equal keys."""
+    body = Graph()
+    copies: dict[Node, Node] = {}
+    sources: list[Node] = []
+    for node in needed:
+        if node.op == "placeholder":
+            copies[node] = body.placeholder(f"source_{len(sources)}")
+            copies[node].meta = {"val": node.meta["val"]}
+            sources.append(node)
+        else:
+            copies[node] = body.node_copy(node, copies.__getitem__)
+            copies[node].name = f"step_{len(copies)}"
+    body.output(copies[root])
+    value = tensor_of(root)
+    assert value is not None
+    key = "\n".join(f"{n.op} {n.target} {n.args} {n.kwargs}" for n in body.nodes) + f"\n{value.dtype}"
+    named = [program.weights[s].name for s in sources]
+    return Recipe(GraphModule(program.gm, body), value.dtype, key, ", ".join(named)), tuple(sources)
+
+
+def _ancestors(root: Node) -> set[Node]:
+    seen, stack = {root}, [root]
+    while stack:
+        for node in stack.pop().all_input_nodes:
+            if node not in seen:
+                seen.add(node)
+                stack.append(node)
+    return seen

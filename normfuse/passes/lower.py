@@ -1,0 +1,40 @@
+"""Write every lifted norm out as operators again, so that nothing but ATen leaves the pipeline."""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule, Node
+
+from normfuse.ir.region import NormRegion, norms_in
+
+__all__ = ["lower"]
+
+
+def lower(gm: GraphModule) -> None:
+    """Inline the bodies of all norms and drop their modules."""
+    for node, region in norms_in(gm):
+        _inline(gm, node, region)
+    for name in [n for n, m in gm.named_children() if isinstance(m, NormRegion)]:
+        delattr(gm, name)
+    gm.graph.lint()
+    gm.recompile()
+
+
+def _inline(gm: GraphModule, node: Node, region: NormRegion) -> None:
+    placeholders = [n for n in region.body.graph.nodes if n.op == "placeholder"]
+    values: dict[Node, Node] = dict(zip(placeholders, node.args, strict=True))
+    with gm.graph.inserting_before(node):
+        for inner in region.body.graph.nodes:
+            if inner.op == "call_function":
+                values[inner] = _copy(gm, inner, values, node)
+    result = next(n for n in region.body.graph.nodes if n.op == "output").args[0]
+    made = values[result]  # type: ignore[index]
+    made.meta = dict(node.meta)
+    node.replace_all_uses_with(made)
+    gm.graph.erase_node(node)
+
+
+def _copy(gm: GraphModule, inner: Node, values: dict[Node, Node], outer: Node) -> Node:
+    made = gm.graph.node_copy(inner, values.__getitem__)
+    made.meta = {k: v for k, v in outer.meta.items() if k in ("nn_module_stack", "stack_trace")}
+    made.meta["val"] = inner.meta["val"]
+    return made

@@ -1,0 +1,75 @@
+"""The pipeline: every stage, in order, on one screen.
+
+    capture -> canonicalize -> lift -> recentre -> [hoist] -> lower
+
+The program is a runnable graph after each stage.
+"""
+
+from __future__ import annotations
+
+import time
+
+from normfuse.errors import ExpectationError
+from normfuse.folding import Folded
+from normfuse.ir.program import Program
+from normfuse.options import Options
+from normfuse.passes.canonicalize import canonicalize
+from normfuse.passes.hoist import hoist
+from normfuse.passes.lift import lift
+from normfuse.passes.lower import lower
+from normfuse.passes.recentre import NAME as RECENTRE
+from normfuse.passes.recentre import recentre
+from normfuse.passes.work import Work
+from normfuse.report import Refusal, Report
+
+__all__ = ["check_expectation", "run_pipeline"]
+
+
+def run_pipeline(program: Program, options: Options) -> tuple[Report, list[Folded]]:
+    """Rewrite ``program`` in place; returns what happened and the weights to fold."""
+    started = time.perf_counter()
+    work = Work(program, options, Report(target=options.target, graphs=1))
+    program.gm.graph.eliminate_dead_code()
+    canonicalize(program.gm)
+    lift(work)
+    refusal = _no_conversion(work)
+    if refusal is None:
+        recentre(work)
+    else:
+        for site in work.report.sites:
+            site.refuse(refusal)
+    folded = hoist(program)
+    lower(program.gm)
+    work.report.folded = len(folded)
+    work.report.seconds = time.perf_counter() - started
+    return work.report, folded
+
+
+def _no_conversion(work: Work) -> Refusal | None:
+    """Why nothing is converted at all, if so."""
+    if work.options.target == "layer_norm":
+        return Refusal("not_asked", "the target layer_norm asks for recognition only")
+    if not work.options.runs(RECENTRE):
+        return Refusal("not_asked", f"the rule {RECENTRE} is switched off by only or skip")
+    if work.program.grad_enabled:
+        return Refusal(
+            "grad_enabled",
+            "gradients are recorded, and folded weights would not receive them",
+            remedy="call the model under torch.no_grad() or torch.inference_mode()",
+        )
+    return None
+
+
+def check_expectation(report: Report, options: Options) -> None:
+    """Raise when the outcome differs from what the user expects.
+
+    Raises:
+        ExpectationError: naming the kind, the expected and the found number.
+    """
+    for kind, expected in (options.expect or {}).items():
+        found = report.after.get(kind, 0)
+        if found != expected:
+            raise ExpectationError(
+                f"normfuse.expect: expected {expected} {kind} after rewriting, found {found}; "
+                f"print(normfuse.last_report()) says why"
+            )

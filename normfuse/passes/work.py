@@ -1,0 +1,34 @@
+"""What the passes hand to one another: the program, its norms, and the record of what happened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch.fx import Node
+
+from normfuse.ir.program import Program
+from normfuse.options import Options
+from normfuse.report import Report, Site
+
+__all__ = ["Work"]
+
+
+@dataclass
+class Work:
+    """One program on its way through the pipeline.
+
+    ``sites`` maps each lifted norm's node to its record.
+    """
+
+    program: Program
+    options: Options
+    report: Report = field(default_factory=Report)
+    sites: dict[Node, Site] = field(default_factory=dict)
+
+    def record(self, node: Node, site: Site) -> None:
+        self.sites[node] = site
+        self.report.sites.append(site)
+
+    def moved(self, old: Node, new: Node) -> None:
+        """Tell that the norm at ``old`` is now at ``new``."""
+        self.sites[new] = self.sites.pop(old)

@@ -1,0 +1,36 @@
+"""A norm while it is being recognised: its description so far, and where it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch.fx import Node
+
+from normfuse.ir.region import Operands
+from normfuse.ir.sizes import tensor_of
+from normfuse.ir.spec import NormSpec
+
+__all__ = ["Candidate"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recognised norm that ends at ``root``.
+
+    ``closed`` says that its result was rounded after the affine part, so nothing more belongs to it.
+    """
+
+    spec: NormSpec
+    root: Node
+    operands: Operands
+    closed: bool = False
+
+    def grown(self, root: Node, operands: Operands | None = None, **changes: object) -> Candidate:
+        """The same norm with one more operator absorbed."""
+        value = tensor_of(root)
+        assert value is not None
+        out = changes.pop("out_dtype", value.dtype)
+        assert isinstance(out, torch.dtype)
+        spec = replace(self.spec, out_dtype=out, **changes)  # type: ignore[arg-type]
+        return replace(self, spec=spec, root=root, operands=operands or self.operands)

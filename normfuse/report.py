@@ -1,0 +1,150 @@
+"""What was found and what became of it, for people and for programs."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from normfuse.ir.spec import NormSpec
+
+__all__ = ["ACTIONS", "Refusal", "Report", "Site"]
+
+ACTIONS = ("converted", "folded", "merged", "kept", "reverted")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a norm was left alone.
+
+    Attributes:
+        code: stable identifier, fit for counting.
+        message: a sentence about this graph.
+        node: name of the graph node that stands in the way.
+        remedy: what would make the rewrite possible.
+    """
+
+    code: str
+    message: str
+    node: str = ""
+    remedy: str = ""
+
+
+@dataclass
+class Site:
+    """One norm of the model: what it is, where it is, and what became of it."""
+
+    kind: str
+    spec: Mapping[str, Any]
+    module: str
+    source: str
+    spelling: str
+    action: str = "kept"
+    becomes: str = ""
+    refusal: Refusal | None = None
+    graph: int = 0
+
+    @classmethod
+    def of(cls, spec: NormSpec, module: str, source: str, spelling: str) -> Site:
+        return cls(spec.kind, spec.to_dict(), module, source, spelling, becomes=spec.kind)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Record why the norm stays; the first reason stands."""
+        if self.refusal is None:
+            self.refusal = refusal
+
+    def convert(self, spec: NormSpec) -> None:
+        """Record what the norm became."""
+        self.action, self.becomes, self.refusal = "converted", spec.kind, None
+
+
+@dataclass
+class Report:
+    """The norms of one compiled, rewritten or explained model.
+
+    ``seconds`` is the time that normfuse itself took, ``centrings`` the number of explicit
+    mean subtractions put into the graphs, ``folded`` the number of weights with a folded copy.
+    """
+
+    sites: list[Site] = field(default_factory=list)
+    target: str = "rms_norm"
+    graphs: int = 0
+    centrings: int = 0
+    folded: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def found(self) -> dict[str, int]:
+        """How many norms of each kind the model was written with."""
+        return dict(Counter(site.kind for site in self.sites))
+
+    @property
+    def after(self) -> dict[str, int]:
+        """How many norms of each kind remain."""
+        return dict(Counter(site.becomes for site in self.sites if site.becomes))
+
+    def merge(self, other: Report) -> None:
+        """Add the report of a further graph of the same model."""
+        for site in other.sites:
+            site.graph = self.graphs
+        self.sites += other.sites
+        self.graphs += max(other.graphs, 1)
+        self.centrings += other.centrings
+        self.folded += other.folded
+        self.seconds += other.seconds
+        self.notes += [n for n in other.notes if n not in self.notes]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: what :meth:`to_json` writes."""
+        return {
+            "found": self.found,
+            "after": self.after,
+            "target": self.target,
+            "graphs": self.graphs,
+            "centrings": self.centrings,
+            "folded": self.folded,
+            "seconds": self.seconds,
+            "notes": list(self.notes),
+            "sites": [asdict(site) | {"spec": dict(site.spec)} for site in self.sites],
+        }
+
+    def to_json(self) -> str:
+        """The report as JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the report as one page; an existing file at ``path`` is replaced as a whole."""
+        target = Path(path)
+        unfinished = target.with_name(target.name + ".part")
+        unfinished.write_text(_page(self), encoding="utf-8")
+        return unfinished.replace(target)
+
+    def __str__(self) -> str:
+        from normfuse.report_table import render
+
+        return render(self)
+
+
+def _page(report: Report) -> str:
+    rows = "\n".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(site)) + "</tr>"
+        for site in report.sites
+    )
+    head = "".join(f"<th>{name}</th>" for name in ("module", "kind", "becomes", "action", "reason", "source"))
+    return (
+        "<!doctype html><meta charset='utf-8'><title>normfuse</title>"
+        "<style>body{font:15px sans-serif;margin:2em}td,th{padding:.3em .8em;text-align:left;"
+        "border-bottom:1px solid #ccc}</style>"
+        f"<h1>normfuse</h1><p>found {report.found}, after {report.after}</p>"
+        f"<table><tr>{head}</tr>\n{rows}</table>\n"
+    )
+
+
+def _cells(site: Site) -> tuple[str, ...]:
+    reason = "" if site.refusal is None else f"{site.refusal.code}: {site.refusal.message}"
+    return site.module, site.kind, site.becomes, site.action, reason, site.source
