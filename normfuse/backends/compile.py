@@ -107,7 +107,8 @@ def _rewrite_and_compile(
 
 def _slot(one: Folded, program: Program) -> Slot:
     positions = {i.node: p for p, i in enumerate(program.inputs)}
-    return Slot(one.recipe, [positions[s] for s in one.sources])
+    owners = [program.inputs[positions[s]].owner for s in one.sources]
+    return Slot(one.recipe, [positions[s] for s in one.sources], [o for o in owners if o is not None])
 
 
 def _fake(tensor: Any, fake_mode: FakeTensorMode) -> Any:

@@ -10,6 +10,7 @@ from torch._dynamo.exc import ShortenTraceback
 from torch._guards import TracingContext, detect_fake_mode
 from torch.fx import GraphModule, Node
 
+from normfuse.backends.owners import Owners
 from normfuse.capture.retrace import retrace
 from normfuse.errors import CaptureError, NormfuseError
 from normfuse.folding import Folded
@@ -29,8 +30,9 @@ def capture(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[Program, Fa
     placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
     fakes = [_fake(n, value, fake_mode) for n, value in zip(placeholders, example_inputs, strict=True)]
     traced = retrace(gm, fakes, fake_mode)
+    owners = Owners()
     inputs = [
-        _input(node, original, value)
+        _input(node, original, value, owners)
         for node, original, value in zip(_inputs_of(traced), placeholders, example_inputs, strict=True)
     ]
     return Program(traced, inputs, grad_enabled=_records_gradients(example_inputs)), fake_mode
@@ -56,19 +58,19 @@ def _fake(node: Node, value: Any, fake_mode: FakeTensorMode) -> Any:
     return fake_mode.from_tensor(value, symbolic_context=symbolic, source=source, trace=False)
 
 
-def _input(node: Node, original: Node, value: Any) -> Input:
+def _input(node: Node, original: Node, value: Any, owners: Owners) -> Input:
     is_static = bool(original.meta.get("tensor_dict", {}).get(_STATIC))
     if isinstance(value, torch.nn.Parameter):
         role = Role.PARAMETER
     else:
         role = Role.BUFFER if is_static and isinstance(value, torch.Tensor) else Role.USER
-    return Input(node, role, _name(original), value)
+    return Input(node, role, _name(original), value, None if role is Role.USER else owners.of(original))
 
 
 def _name(node: Node) -> str:
     """``L['self']._modules['a']._parameters['weight']`` as ``a.weight``."""
     source = getattr(node, "_dynamo_source", None)
-    text = source.name if source is not None and isinstance(source.name, str) else node.name
+    text = node.name if source is None else str(source.name() if callable(source.name) else source.name)
     for noise in ("_modules", "_parameters", "_buffers"):
         text = text.replace(f".{noise}[", "[")
     parts = text.replace("]", "").replace("'", "").split("[")
@@ -98,7 +100,7 @@ def hand_on_marks(original: GraphModule, rewritten: GraphModule, folded: Sequenc
 
 def visible(error: NormfuseError) -> NormfuseError:
     """The same error, in a form that Dynamo lets through to the user as it is."""
-    kind = type(type(error).__name__, (type(error), ShortenTraceback), {"__module__": type(error).__module__})
+    kind = type(type(error).__name__, (ShortenTraceback, type(error)), {"__module__": type(error).__module__})
     made = kind(str(error), first_useful_frame=None)
     assert isinstance(made, NormfuseError)
     return made

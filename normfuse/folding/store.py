@@ -9,6 +9,7 @@ trace in a version counter and need :func:`invalidate`.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
@@ -21,6 +22,7 @@ from normfuse.torch_compat import outside_tracing, storage_is_abandoned
 __all__ = ["FoldedWeight", "Slot", "invalidate"]
 
 _Identity = tuple[Any, ...]
+_Owner = weakref.ref[torch.nn.Module]
 _shared: WeakValueDictionary[tuple[str, _Identity], FoldedWeight] = WeakValueDictionary()
 _alive: WeakSet[FoldedWeight] = WeakSet()
 _lock = threading.RLock()
@@ -57,16 +59,19 @@ def _identity(sources: Sequence[torch.Tensor]) -> _Identity:
 class FoldedWeight:
     """One folded tensor and the state of the sources it was made of."""
 
-    def __init__(self, recipe: Recipe, sources: Sequence[torch.Tensor]) -> None:
+    def __init__(self, recipe: Recipe, sources: Sequence[torch.Tensor], owners: Sequence[_Owner] = ()) -> None:
         self.recipe = recipe
         self.refolds = 0
         self.tensor = recipe.compute(sources)
         self._stamps = [_Stamp(s) for s in sources]
         _alive.add(self)
+        for owner in owners:
+            if (module := owner()) is not None:
+                weakref.finalize(module, _release, weakref.ref(self)).atexit = False
 
     def is_current(self, sources: Sequence[torch.Tensor]) -> bool:
         """Whether the sources are the ones that were folded, unchanged."""
-        return all(map(_Stamp.fits, self._stamps, sources))
+        return bool(self._stamps) and all(map(_Stamp.fits, self._stamps, sources))
 
     def refold(self, sources: Sequence[torch.Tensor]) -> None:
         """Compute the tensor again, into the same memory."""
@@ -81,6 +86,15 @@ class FoldedWeight:
         """Make the next call fold again."""
         for stamp in self._stamps:
             stamp.version = -1
+
+    def release(self) -> None:
+        """Give the memory back: the model is gone."""
+        self.tensor = torch.empty(0)
+        self._stamps = []
+
+    @property
+    def is_released(self) -> bool:
+        return not self._stamps
 
     def reads(self, storages: set[int]) -> bool:
         return any(s.storage._cdata in storages for s in self._stamps)
@@ -98,8 +112,9 @@ class Slot:
     folded tensor of its own, kept as long as its sources live.
     """
 
-    def __init__(self, recipe: Recipe, positions: Sequence[int]) -> None:
+    def __init__(self, recipe: Recipe, positions: Sequence[int], owners: Sequence[_Owner] = ()) -> None:
         self.recipe = recipe
+        self._owners = tuple(owners)
         self._positions = tuple(positions)
         self._current: FoldedWeight | None = None
         self._known: dict[_Identity, FoldedWeight] = {}
@@ -116,24 +131,35 @@ class Slot:
     def _find(self, sources: Sequence[torch.Tensor]) -> FoldedWeight:
         identity = _identity(sources)
         found = self._known.get(identity) or _shared.get((self.recipe.key, identity))
-        if found is None:
-            found = self._adopt(sources) or FoldedWeight(self.recipe, sources)
+        if found is None or found.is_released:
+            found = self._adopt(sources) or FoldedWeight(self.recipe, sources, self._take_owners())
         elif not found.is_current(sources):
             found.refold(sources)
         self._known[identity] = self._current = _shared[self.recipe.key, identity] = found
         return found
 
+    def _take_owners(self) -> tuple[_Owner, ...]:
+        """The modules of the weights that the graph was compiled with: they own the first folded tensor."""
+        owners, self._owners = self._owners, ()
+        return owners
+
     def _adopt(self, sources: Sequence[torch.Tensor]) -> FoldedWeight | None:
         """A folded tensor whose own sources are gone: its memory serves the new ones."""
         for identity, old in list(self._known.items()):
-            if not old.is_abandoned:
+            if not (old.is_released or old.is_abandoned):
                 continue
             del self._known[identity]
             _shared.pop((self.recipe.key, identity), None)
-            if old.tensor.shape == _result_shape(old, sources) and old.tensor.device == sources[0].device:
+            if not old.is_released and old.tensor.shape == _result_shape(old, sources) and old.tensor.device == sources[0].device:
                 old.refold(sources)
                 return old
         return None
+
+
+def _release(folded: weakref.ref[FoldedWeight]) -> None:
+    alive = folded()
+    if alive is not None:
+        alive.release()
 
 
 def _result_shape(old: FoldedWeight, sources: Sequence[torch.Tensor]) -> torch.Size | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -23,12 +24,16 @@ class Role(Enum):
 
 @dataclass(frozen=True)
 class Input:
-    """One placeholder: its role, the name its owner gives it, and the real tensor when known."""
+    """One placeholder: its role, the name its owner gives it, and the real tensor when known.
+
+    ``owner`` is a weak reference to the module that holds a weight, where that is known.
+    """
 
     node: Node
     role: Role
     name: str
     value: Any = None
+    owner: weakref.ref[torch.nn.Module] | None = None
 
     @property
     def is_weight(self) -> bool:

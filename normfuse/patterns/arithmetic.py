@@ -173,6 +173,8 @@ def multiply(node: Node, facts: Facts) -> Fact | None:
     left, right = node.args[0], node.args[1]
     if left is right:
         return square(node, facts)
+    if right == 1 or left == 1:
+        return _stays(node, facts.at(left if right == 1 else right, Stage.STD, Stage.RSTD))
     for subject, statistic in ((left, right), (right, left)):
         fact = _normed(node, facts.at(subject, Stage.SOURCE), facts.at(statistic, Stage.RSTD))
         if fact is not None:

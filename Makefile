@@ -1,0 +1,42 @@
+# One virtual environment for everything; made once, brought up to date when its two inputs change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint gpu bench clean
+
+demo: $(INSTALLED)
+	$(BIN)/normfuse demo
+
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	PYTHONPATH=. $(BIN)/python bench/compile_time.py --json build/compile_time.json
+
+# For a machine with an accelerator where PyTorch is installed and normfuse is not: nothing is
+# downloaded, and only the files with such tests are collected, so plugins of the others may be missing.
+GPU_READY := import sys, torch; sys.exit(not torch.cuda.is_available())
+gpu:
+	@if $(PYTHON) -c '$(GPU_READY)' 2>/dev/null; then \
+		PYTHONPATH=. $(PYTHON) -m pytest -o addopts= --import-mode=importlib -ra -m gpu \
+			$$(grep -rl --include='test_*.py' 'mark\.gpu' tests); \
+	else \
+		echo "make gpu: $(PYTHON) sees no PyTorch with a CUDA device here, so no GPU test was run."; \
+	fi
+
+# --no-compile halves the time: most of what comes along is never imported.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[test,bench,models]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

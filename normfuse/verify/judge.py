@@ -1,0 +1,102 @@
+"""The verdict on one leaf: reference and candidate in the model's dtype, oracle in float64."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from normfuse.errors import VerificationError
+from normfuse.verify.compare import (
+    comparable,
+    error_ratio,
+    max_abs_error,
+    max_rel_error,
+    relative_error,
+    same_finiteness,
+)
+from normfuse.verify.dtypes import is_narrow, is_real_number
+from normfuse.verify.equivalence import LeafError
+
+__all__ = ["BUDGET", "DOUBLE_BOUND", "HOPELESS", "SPREAD", "judge"]
+
+BUDGET = 1.5
+"""How many times the original's error a candidate may have."""
+
+SPREAD = 2.0
+"""Standard deviations of chance allowed on top, which only matters for outputs of a few numbers.
+
+The norms of two independent errors of n numbers each have a ratio whose relative standard deviation is
+1/sqrt(n): for 64 numbers the budget is 1.9, for 10,000 it is 1.53.
+"""
+
+HOPELESS = 0.1
+"""Relative L2 error above which the original says nothing about a rewrite; such a leaf is not judged."""
+
+DOUBLE_BOUND = 2**12 * torch.finfo(torch.float64).eps
+"""Relative L2 distance to the reference allowed in float64, where the oracle rounds like the reference.
+
+A rewrite reorders sums. Summing n terms in another order moves a result by about sqrt(n) * eps, which is 2**7
+* eps for the widest layers in use (n = 2**14), and 2**5 such layers in a row may add up: 2**12 * eps =
+9.1e-13.
+"""
+
+
+def judge(path: str, reference: Tensor, candidate: Tensor, oracle: Tensor) -> LeafError:
+    """Measure and judge one leaf; raises ``VerificationError`` when shapes or dtypes differ.
+
+    A floating leaf passes when ``error_ratio`` is within ``BUDGET`` and ``SPREAD``, in float64 when it is within ``DOUBLE_BOUND`` of
+    the reference; a float64 reference that is further than that from the oracle (float32 was inside) is
+    judged by its ratio as well. It is not judged when no element is finite in both reference and oracle, or
+    when the reference is off by more than ``HOPELESS``. Integers and booleans have to be equal.
+    """
+    _require_alike(path, reference, candidate)
+    if not is_real_number(reference.dtype):
+        return _judge_exact(path, reference, candidate)
+    finite = same_finiteness(reference, candidate)
+    r, c, o = comparable(reference, candidate, oracle)
+    ratio = error_ratio(reference, candidate, oracle)
+    own_error = relative_error(r, o)
+    hopeless = own_error > HOPELESS or (reference.numel() > 0 and r.numel() == 0)
+    good = ratio <= _allowed(r.numel())
+    if not is_narrow(reference.dtype):
+        good = relative_error(c, r) <= DOUBLE_BOUND or (own_error > DOUBLE_BOUND and good)
+    return LeafError(
+        path=path,
+        dtype=reference.dtype,
+        shape=tuple(reference.shape),
+        max_abs_error=max_abs_error(c, o),
+        max_rel_error=max_rel_error(c, o),
+        error_ratio=ratio,
+        judged=not (hopeless and finite),
+        ok=finite and (hopeless or good),
+    )
+
+
+def _allowed(count: int) -> float:
+    return BUDGET * (1 + SPREAD / math.sqrt(max(count, 1)))
+
+
+def _require_alike(path: str, reference: Tensor, candidate: Tensor) -> None:
+    for what in ("shape", "dtype"):
+        expected, found = getattr(reference, what), getattr(candidate, what)
+        if expected != found:
+            raise VerificationError(
+                f"{path} has {what} {expected} in the reference, {found} in the candidate."
+            )
+
+
+def _judge_exact(path: str, reference: Tensor, candidate: Tensor) -> LeafError:
+    r, c = (t.detach().cpu() for t in (reference, candidate))
+    equal = torch.equal(r, c)
+    return LeafError(
+        path=path,
+        dtype=r.dtype,
+        shape=tuple(r.shape),
+        max_abs_error=0.0 if equal else max_abs_error(c.double(), r.double()),
+        max_rel_error=0.0 if equal else max_rel_error(c.double(), r.double()),
+        error_ratio=0.0 if equal else float("inf"),
+        judged=True,
+        ok=equal,
+    )

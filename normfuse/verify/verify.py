@@ -1,0 +1,131 @@
+"""verify(f, g): whether g is as close to f computed in float64 as f itself is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normfuse.errors import VerificationError
+from normfuse.verify.capture import capture_reference, runnable
+from normfuse.verify.equivalence import Equivalence, LeafError
+from normfuse.verify.gradients import oracle_run, parameter_gradients, trainable_parameters
+from normfuse.verify.isolation import copied_inputs, preserved_rng, preserved_state
+from normfuse.verify.judge import judge
+from normfuse.verify.leaves import named_leaves
+from normfuse.verify.oracle import run_wide
+from normfuse.verify.widen import widen
+
+__all__ = ["verify"]
+
+
+def verify(
+    reference: Any,
+    candidate: Any,
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+    *,
+    grads: bool = False,
+) -> Equivalence:
+    """Compare ``candidate`` with ``reference`` on one input, against ``reference`` computed in float64.
+
+    Both are modules (compiled or not), callables, exported programs, or objects whose ``program`` is one.
+    They run as they are, from the same random state, on copies of the inputs; afterwards their buffers, flags
+    and torch's random state are as before. Per floating leaf of the output, in L2 norms,
+
+        error_ratio = |candidate - oracle| / max(|reference - oracle|, one ulp of |oracle|)  <=  1.5
+
+    decides; float64 leaves may differ by ``DOUBLE_BOUND`` instead, integers have to be equal. With ``grads``
+    the gradients of a fixed random projection of the outputs with respect to every trainable parameter are
+    leaves too, called ``grad:<name>``; parameters are matched by name.
+
+    Raises ``VerificationError`` when outputs or parameters do not correspond, or the reference has no float64
+    oracle; ``CaptureError`` when it cannot be traced; ``InputError`` for something that cannot be run.
+    """
+    kwargs = kwargs or {}
+    with torch.inference_mode(False), torch.set_grad_enabled(grads):
+        original = _run(runnable(reference), args, kwargs, grads, "reference")
+        rewritten = _run(runnable(candidate), args, kwargs, grads, "candidate")
+        _require_same_structure(original, rewritten)
+        capture = capture_reference(reference, args, kwargs)
+        if grads:
+            outputs, gradients = oracle_run(capture, list(original.gradients), original.dtypes)
+        else:
+            values = run_wide(widen(capture.graph), capture.inputs)
+            outputs, gradients = dict(zip(capture.paths, values, strict=True)), {}  # type: ignore[arg-type]
+    leaves = _judge_all("", original.tensors, rewritten.tensors, outputs)
+    leaves += _judge_all("grad:", original.gradients, rewritten.gradients, gradients)
+    return Equivalence.of(leaves)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One execution: every leaf by path (tensors detached and copied), and gradients by parameter name."""
+
+    leaves: dict[str, object]
+    gradients: dict[str, Tensor]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {path: leaf for path, leaf in self.leaves.items() if isinstance(leaf, Tensor)}
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        return {path: tensor.dtype for path, tensor in self.tensors.items()}
+
+
+def _run(
+    program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], grads: bool, role: str
+) -> _Run:
+    args, kwargs = copied_inputs(args, kwargs)
+    parameters = trainable_parameters(program, role) if grads else {}
+    with preserved_rng(), preserved_state(program):
+        leaves = named_leaves(program(*args, **kwargs))
+        # A buffer or a CUDA graph's memory may be among the outputs: copy before anything else runs.
+        kept = {p: v.detach().clone() if isinstance(v, Tensor) else v for p, v in leaves.items()}
+        tensors = {p: v for p, v in leaves.items() if isinstance(v, Tensor)}
+        dtypes = {p: v.dtype for p, v in tensors.items()}
+        gradients = parameter_gradients(tensors, parameters, dtypes) if grads else {}
+    return _Run(kept, gradients)
+
+
+def _judge_all(
+    prefix: str,
+    reference: Mapping[str, Tensor],
+    candidate: Mapping[str, Tensor],
+    oracle: Mapping[str, Tensor],
+) -> list[LeafError]:
+    for path in reference:
+        if path not in oracle:
+            raise VerificationError(f"{prefix}{path} was not returned again when the reference was traced.")
+    return [judge(prefix + path, reference[path], candidate[path], oracle[path]) for path in reference]
+
+
+def _require_same_structure(reference: _Run, candidate: _Run) -> None:
+    _require_same_names(reference.leaves, candidate.leaves, "output leaf")
+    _require_same_names(reference.gradients, candidate.gradients, "trainable parameter")
+    for path, expected in reference.leaves.items():
+        found = candidate.leaves[path]
+        if isinstance(expected, Tensor) and isinstance(found, Tensor):
+            continue
+        # A Python float was rounded like a tensor, but has no oracle.
+        if type(expected) is not type(found) or (expected != found and not isinstance(expected, float)):
+            raise VerificationError(
+                f"{path} is {_brief(expected)} in the reference, {_brief(found)} in the candidate."
+            )
+
+
+def _require_same_names(reference: Mapping[str, object], candidate: Mapping[str, object], what: str) -> None:
+    for name in reference:
+        if name not in candidate:
+            raise VerificationError(f"The candidate has no {what} {name}, which the reference has.")
+    for name in candidate:
+        if name not in reference:
+            raise VerificationError(f"The candidate has the {what} {name}, which the reference has not.")
+
+
+def _brief(value: object) -> str:
+    return "a tensor" if isinstance(value, Tensor) else repr(value)

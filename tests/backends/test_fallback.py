@@ -1,0 +1,98 @@
+"""What goes wrong inside normfuse is never the user's problem."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import normfuse
+from normfuse.backends import compile as compile_module
+from tests.backends.networks import example, prenorm
+
+EAGER = {"normfuse.inner": "eager"}
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(*_: object) -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(compile_module, "run_pipeline", explode)
+
+
+@pytest.mark.usefixtures("broken")
+def test_one_warning_and_the_original_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NORMFUSE_STRICT", "0")
+    model = prenorm()
+    fast = torch.compile(model, backend=normfuse.normfuse_backend, options=EAGER)
+    with torch.no_grad(), pytest.warns(UserWarning, match="RuntimeError: planted") as caught:
+        assert torch.equal(fast(example()), model(example()))
+    assert len([w for w in caught if "normfuse" in str(w.message)]) == 1
+    assert "planted" in normfuse.last_report().notes[0]
+
+
+@pytest.mark.usefixtures("broken")
+def test_strict_raises() -> None:
+    with torch.no_grad(), pytest.raises(Exception, match="planted"):
+        torch.compile(prenorm(), backend=normfuse.normfuse_backend, options=EAGER)(example())
+
+
+def test_gradients_are_left_alone() -> None:
+    model = prenorm()
+    fast = torch.compile(model, backend=normfuse.normfuse_backend, options=EAGER)
+    fast(example()).square().sum().backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    model(example()).square().sum().backward()
+    assert all(torch.equal(p.grad, expected[n]) for n, p in model.named_parameters())
+    assert {s.refusal.code for s in normfuse.last_report().sites} == {"grad_enabled"}
+
+
+def test_wrong_inputs_raise_what_the_model_raises() -> None:
+    fast = torch.compile(prenorm(), backend=normfuse.normfuse_backend, options=EAGER)
+    with torch.no_grad(), pytest.raises(Exception, match=r"(?i)shape|mat1|size"):
+        fast(torch.randn(4, 6, 9, dtype=torch.float64))
+
+
+class Doubled(torch.Tensor):
+    """A tensor whose memory holds half of what it stands for."""
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> torch.Tensor:
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner: torch.Tensor) -> None:
+        self.inner = inner
+
+    def __tensor_flatten__(self):
+        return ["inner"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner, context, size, stride):
+        return Doubled(inner["inner"])
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return Doubled(args[0].inner.detach())
+        plain = torch.utils._pytree.tree_map_only(Doubled, lambda t: t.inner * 2, (args, kwargs or {}))
+        return func(*plain[0], **plain[1])
+
+
+def test_subclass_weights_are_refused() -> None:
+    model = prenorm()
+    weight = model.embed.weight.detach()
+    model.embed.weight = torch.nn.Parameter(Doubled(weight / 2), requires_grad=False)
+    fast = torch.compile(model, backend=normfuse.normfuse_backend, options=EAGER | {"normfuse.policy": "pays"})
+    with torch.no_grad():
+        assert torch.allclose(fast(example()), model(example()), rtol=1e-12)
+    codes = {s.refusal.code for s in normfuse.last_report().sites if s.refusal}
+    assert codes == {"weight_subclass"}
+
+
+def test_weights_made_in_inference_mode_are_refused() -> None:
+    with torch.inference_mode():
+        model = prenorm()
+        fast = torch.compile(model, backend=normfuse.normfuse_backend, options=EAGER)
+        assert torch.allclose(fast(example()), model(example()), rtol=1e-12)
+    assert {s.refusal.code for s in normfuse.last_report().sites} == {"weight_untracked"}

@@ -1,0 +1,158 @@
+"""Folded weights follow their sources, in place and without a recompilation."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import normfuse
+from normfuse.folding import store
+from tests.backends.networks import PreNorm, example, prenorm
+
+
+class Counted:
+    """A compiled model, and how many graphs were compiled for it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.graphs = model, 0
+        self.fast = torch.compile(model, backend=self._backend)
+
+    def _backend(self, gm, inputs):
+        self.graphs += 1
+        return normfuse.normfuse_backend(gm, inputs, options={"normfuse.inner": "eager"})
+
+    def difference(self, x: torch.Tensor) -> float:
+        with torch.no_grad():
+            expected = self.model(x)
+            return ((self.fast(x) - expected).norm() / expected.norm()).item()
+
+
+def folded_tensors() -> list[torch.Tensor]:
+    return [f.tensor for f in store._alive if not f.is_released]
+
+
+def optimizer_step(model: PreNorm) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(example()).square().sum().backward()
+    optimizer.step()
+
+
+def load_state_dict(model: PreNorm) -> None:
+    model.load_state_dict(prenorm(1).state_dict())
+
+
+def load_by_assignment(model: PreNorm) -> None:
+    model.load_state_dict(prenorm(2).state_dict(), assign=True)
+
+
+def edit_in_place(model: PreNorm) -> None:
+    with torch.no_grad():
+        model.blocks[0].down.weight.mul_(torch.randn(16, 1, dtype=torch.float64))
+
+
+def new_parameter(model: PreNorm) -> None:
+    model.blocks[1].down.weight = nn.Parameter(torch.randn(16, 32, dtype=torch.float64))
+
+
+def new_data(model: PreNorm) -> None:
+    model.embed.weight.data = torch.randn(16, 8, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "change", [optimizer_step, load_state_dict, load_by_assignment, edit_in_place, new_parameter, new_data]
+)
+def test_weights_change(change: Callable[[PreNorm], None]) -> None:
+    model = prenorm()
+    counted = Counted(model)
+    assert counted.difference(example()) <= 1e-12
+    addresses = {t.data_ptr() for t in folded_tensors()}
+    with torch.no_grad():
+        before = model(example())
+    change(model)
+    gc.collect()
+    assert counted.difference(example()) <= 1e-12
+    assert counted.graphs == 1
+    assert addresses == {t.data_ptr() for t in folded_tensors()}
+    with torch.no_grad():
+        assert not torch.equal(before, model(example()))
+
+
+def test_writes_through_data_need_invalidate() -> None:
+    model = prenorm()
+    counted = Counted(model)
+    counted.difference(example())
+    model.embed.weight.data.mul_(torch.randn(16, 1, dtype=torch.float64))
+    assert counted.difference(example()) > 1e-3
+    assert normfuse.invalidate(model) > 0
+    assert counted.difference(example()) <= 1e-12
+    assert counted.graphs == 1
+
+
+def test_nothing_is_folded_again_without_a_change() -> None:
+    counted = Counted(prenorm())
+    for _ in range(3):
+        counted.difference(example())
+    assert [f.refolds for f in store._alive] == [0] * len(store._alive)
+
+
+def test_two_models_share_code_but_not_weights() -> None:
+    first, second = prenorm(0), prenorm(1)
+    forward = torch.compile(
+        PreNorm.forward, backend=normfuse.normfuse_backend, options={"normfuse.inner": "eager"}
+    )
+    with torch.no_grad():
+        for _ in range(2):
+            for model in (first, second):
+                assert torch.allclose(forward(model, example()), model(example()), rtol=1e-12, atol=1e-12)
+    assert all(f.refolds == 0 for f in store._alive)
+
+
+def test_shapes_share_one_copy() -> None:
+    counted = Counted(prenorm())
+    counted.difference(example(4))
+    folded = len(folded_tensors())
+    counted.difference(example(7))
+    assert counted.graphs == 2
+    assert len(folded_tensors()) == folded == 6
+
+
+def test_folded_weights_go_with_the_model() -> None:
+    model = prenorm()
+    fast = torch.compile(model, backend=normfuse.normfuse_backend, options={"normfuse.inner": "eager"})
+    with torch.no_grad():
+        fast(example())
+    parameter = weakref.ref(model.embed.weight)
+    assert folded_tensors()
+    del model, fast
+    gc.collect()
+    assert parameter() is None
+    assert folded_tensors() == []
+
+
+def test_inference_mode_and_after() -> None:
+    model = prenorm()
+    counted = Counted(model)
+    with torch.inference_mode():
+        assert torch.equal(counted.fast(example()), counted.fast(example()))
+    with torch.no_grad():
+        model.embed.weight.mul_(torch.randn(16, 1, dtype=torch.float64))
+    assert counted.difference(example()) <= 1e-12
+
+
+def test_a_failing_fold_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = prenorm()
+    counted = Counted(model)
+    counted.difference(example())
+    edit_in_place(model)
+    monkeypatch.setenv("NORMFUSE_STRICT", "0")
+    monkeypatch.setattr(store.Recipe, "compute", lambda *_: (_ for _ in ()).throw(MemoryError("no memory")))
+    with pytest.warns(UserWarning, match="could not fold a weight"):
+        assert counted.difference(example()) <= 1e-12
+    monkeypatch.setenv("NORMFUSE_STRICT", "1")
+    with pytest.raises(MemoryError):
+        counted.difference(example())

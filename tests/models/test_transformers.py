@@ -1,0 +1,126 @@
+"""Real architectures: what is found, what becomes of it, and that the answers stay the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+import normfuse
+from tests.models.zoo import ZOO, build
+
+NAMES = sorted(ZOO)
+EXACT = [name for name in NAMES if not ZOO[name].float32_inside]
+
+
+def compiled(model: torch.nn.Module, **options: object) -> torch.nn.Module:
+    chosen = {f"normfuse.{k}": v for k, v in {"inner": "eager", **options}.items()}
+    return torch.compile(model, backend=normfuse.normfuse_backend, options=chosen)
+
+
+def distance(reference: object, candidate: object) -> float:
+    """Largest relative L2 difference over the floating leaves."""
+    pairs = zip(tree_leaves(reference), tree_leaves(candidate), strict=True)
+    floats = [(a.double(), b.double()) for a, b in pairs if isinstance(a, torch.Tensor) and a.is_floating_point()]
+    return max(((a - b).norm() / a.norm()).item() for a, b in floats)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outcome_under_compile(name: str) -> None:
+    entry = ZOO[name]
+    model, args, kwargs = build(name)
+    with torch.no_grad():
+        compiled(model)(*args, **kwargs)
+    report = normfuse.last_report()
+    assert (report.found, report.after, report.centrings) == (entry.found, entry.after, entry.centrings)
+    assert {s.refusal.code for s in report.sites if s.refusal} == entry.reasons
+    assert all((s.refusal is None) == (s.action == "converted") for s in report.sites)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [n for n in NAMES if ZOO[n].after != ZOO[n].found])
+def test_no_further_from_float64_than_the_original(name: str, dtype: torch.dtype) -> None:
+    model, args, kwargs = build(name, dtype)
+    with torch.no_grad():
+        result = normfuse.verify(model, compiled(model), args, kwargs)
+    assert result.ok, str(result)
+    assert result.error_ratio <= 1.5
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if ZOO[n].after == ZOO[n].found])
+def test_what_is_left_alone_is_left_alone_bitwise(name: str) -> None:
+    model, args, kwargs = build(name, torch.bfloat16)
+    with torch.no_grad():
+        reference, candidate = model(*args, **kwargs), compiled(model)(*args, **kwargs)
+    for a, b in zip(tree_leaves(reference), tree_leaves(candidate), strict=True):
+        assert not isinstance(a, torch.Tensor) or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_rewritten_program_in_float64(name: str) -> None:
+    """1e-12: 40 layers of sums of 100 terms with float64's 1.1e-16 stay below 4,500 ulps."""
+    model, args, kwargs = build(name, torch.float64)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with torch.no_grad():
+        rewritten = normfuse.rewrite(model, args, kwargs)
+        assert distance(model(*args, **kwargs), rewritten.module()(*args, **kwargs)) <= 1e-12
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("name", "centrings"), [("gpt2", 1), ("gpt_neox", 0), ("clip_text", 0), ("vit", 0)])
+def test_untied_tables_are_folded_offline(name: str, centrings: int) -> None:
+    model, args, kwargs = build(name)
+    report = normfuse.rewrite(model, args, kwargs).report
+    assert (report.after, report.centrings) == (ZOO[name].after, centrings)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "vit"])
+def test_second_shape(name: str) -> None:
+    model, args, kwargs = build(name, torch.float64)
+    fast = compiled(model)
+    larger = tuple(torch.cat([a, a.flip(0), a[:1]]) for a in args)
+    with torch.no_grad():
+        for inputs in (args, larger):
+            assert distance(model(*inputs, **kwargs), fast(*inputs, **kwargs)) <= 1e-12
+    assert normfuse.last_report().after == ZOO[name].after
+
+
+def test_twelve_layers() -> None:
+    model, args, kwargs = build("gpt2", torch.float64, layers=12)
+    with torch.no_grad():
+        assert distance(model(*args, **kwargs), compiled(model)(*args, **kwargs)) <= 1e-12
+    report = normfuse.last_report()
+    assert (report.after, report.centrings, report.folded) == ({"rms_norm": 25}, 1, 48)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "vit"])
+def test_under_inductor(name: str) -> None:
+    model, args, kwargs = build(name)
+    with torch.no_grad():
+        fast = torch.compile(model, backend=normfuse.normfuse_backend)
+        result = normfuse.verify(model, fast, args, kwargs)
+    assert result.ok, str(result)
+    assert normfuse.last_report().after == ZOO[name].after
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in NAMES if ZOO[n].after != ZOO[n].found])
+def test_float64_under_inductor(name: str) -> None:
+    """No worse than three times Inductor's own difference from eager, with 1e-12 as what counts as none."""
+    model, args, kwargs = build(name, torch.float64)
+    with torch.no_grad():
+        reference = model(*args, **kwargs)
+        plain = distance(reference, torch.compile(model)(*args, **kwargs))
+        torch._dynamo.reset()
+        ours = distance(reference, torch.compile(model, backend=normfuse.normfuse_backend)(*args, **kwargs))
+    assert ours <= max(3 * plain, 1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [n for n in NAMES if ZOO[n].after != ZOO[n].found])
+def test_error_ratio_under_inductor(name: str, dtype: torch.dtype) -> None:
+    model, args, kwargs = build(name, dtype)
+    with torch.no_grad():
+        result = normfuse.verify(model, torch.compile(model, backend=normfuse.normfuse_backend), args, kwargs)
+    assert result.ok, str(result)

@@ -1,0 +1,100 @@
+"""Imports point downward, and the package stays light; both checks are shown to be able to fail."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import normfuse
+
+PACKAGE = Path(normfuse.__file__).parent
+
+BASE = {"errors", "torch_compat", "report", "report_table", "options"}
+#: What each part may import besides itself and the base.
+MAY_IMPORT = {
+    "ir": set(),
+    "patterns": {"ir"},
+    "analysis": {"ir"},
+    "folding": {"ir"},
+    "capture": {"ir", "folding"},
+    "passes": {"ir", "patterns", "analysis", "folding"},
+    "verify": {"ir"},
+    "rewriting": {"ir", "capture", "passes", "verify"},
+    "backends": {"ir", "folding", "capture", "passes", "verify", "rewriting"},
+    "cli": {"ir", "backends", "verify", "rewriting"},
+}
+FRAMEWORKS = ("torch._dynamo", "torch._inductor", "triton")
+
+
+def imports(source: str) -> set[str]:
+    """Full names of all modules that a source file imports, wherever it does."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+    return found
+
+
+def violations(part: str, source: str) -> set[str]:
+    names = imports(source)
+    own = {n.split(".")[1] for n in names if n.startswith("normfuse.")}
+    upward = own - BASE - {part} - MAY_IMPORT.get(part, set(MAY_IMPORT))
+    heavy = {n for n in names if n.startswith(FRAMEWORKS)} if part != "backends" else set()
+    return upward | heavy
+
+
+def files() -> list[tuple[str, Path]]:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if part not in BASE and part != "__init__":
+            found.append((part, path))
+    return found
+
+
+@pytest.mark.parametrize(("part", "path"), files(), ids=lambda v: v if isinstance(v, str) else v.stem)
+def test_imports_point_downward(part: str, path: Path) -> None:
+    assert violations(part, path.read_text()) == set()
+
+
+def test_the_check_can_fail() -> None:
+    assert violations("ir", "from normfuse.passes.lift import lift") == {"passes"}
+    assert violations("analysis", "def f():\n    import torch._dynamo") == {"torch._dynamo"}
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print('\\n'.join(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(shown.stdout.split())
+
+
+def test_importing_normfuse_is_light() -> None:
+    assert not modules_after("import normfuse; normfuse.NormfuseError") & {"torch._inductor", "triton", "torch._dynamo"}
+
+
+def test_the_backend_entry_is_light() -> None:
+    assert not modules_after("import normfuse.backends.entry") & {"torch._inductor", "triton", "torch._dynamo"}
+
+
+def test_the_light_check_can_fail() -> None:
+    assert "torch._dynamo" in modules_after("import normfuse.backends.compile")
+
+
+def test_public_names() -> None:
+    for name in normfuse.__all__:
+        assert getattr(normfuse, name) is not None
+    assert {"rewrite", "explain", "verify", "invalidate", "last_report"} <= set(normfuse.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = normfuse.nothing
+
+
+def test_the_backend_is_registered() -> None:
+    import torch
+
+    assert "normfuse" in torch._dynamo.list_backends()
