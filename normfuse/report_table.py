@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -48,22 +47,37 @@ def _table(sites: list[Site]) -> Table:
 
 
 def _grouped(sites: list[Site]) -> Iterable[tuple[int, str, Site]]:
-    """Runs of equal outcomes whose module paths differ in layer numbers only."""
-
-    def key(site: Site) -> tuple[str, ...]:
+    """Equal outcomes of norms whose module paths differ in layer numbers only."""
+    groups: dict[tuple[str, ...], list[Site]] = {}
+    for site in sites:
         code = "" if site.refusal is None else site.refusal.code
-        return _pattern(site.module), site.kind, site.becomes, site.action, code
-
-    ordered = sorted(
-        range(len(sites)), key=lambda i: min(j for j, s in enumerate(sites) if key(s) == key(sites[i]))
-    )
-    for _, run in groupby((sites[i] for i in ordered), key=key):
-        members = list(run)
-        yield len(members), _pattern(members[0].module) if len(members) > 1 else members[0].module, members[0]
+        key = (_NUMBER.sub("*", site.module), site.kind, site.becomes, site.action, code)
+        groups.setdefault(key, []).append(site)
+    for members in groups.values():
+        yield len(members), _common_name([m.module for m in members]), members[0]
 
 
-def _pattern(path: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.|$)|\[\d+\]", "*", path) or "(root)"
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
+
+
+def _common_name(paths: list[str]) -> str:
+    """``h.{0-11}.ln_1`` for ``h.0.ln_1`` to ``h.11.ln_1``."""
+    columns = zip(*(_NUMBER.findall(path) for path in paths), strict=True)
+    numbers = iter([_ranges(sorted({int(n) for n in column})) for column in columns])
+    return _NUMBER.sub(lambda _: next(numbers), paths[0]) or "(root)"
+
+
+def _ranges(numbers: list[int]) -> str:
+    if len(numbers) == 1:
+        return str(numbers[0])
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    shown = (str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return "{" + ",".join(shown) + "}"
 
 
 def _reasons(sites: list[Site]) -> list[str]:

@@ -7,18 +7,22 @@ without a row blocks, by name.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
-from normfuse.analysis.flow import Blocks, Carries, Flow, Vanishes
+from normfuse.analysis.flow import Blocks, Carries, Flow, Scales, Vanishes
 from normfuse.ir.calls import aten, bind, is_call
+from normfuse.ir.dtypes import FLOATS
 from normfuse.ir.region import norm_of
-from normfuse.ir.sizes import shape_of, tensor_of
+from normfuse.ir.sizes import rank_of, tensors_of
 from normfuse.report import Refusal
 
-__all__ = ["ROWS", "block", "carried_axis", "flow", "operator_name", "row"]
+__all__ = ["ROWS", "block", "carried_axis", "flow", "operator_name", "row", "unknown"]
 
 Row = Callable[[Node, dict[str, Any], int], Flow]
 ROWS: dict[object, Row] = {}
@@ -58,22 +62,40 @@ def flow(node: Node, axis: int) -> Flow:
             f"the output of the norm {node.name} is written into the values to be centred; "
             "its weight brings back a mean that depends on the data",
         )  # fmt: skip
-    if node.op != "call_function" or tensor_of(node) is None or node.target not in ROWS:
-        return _unknown(node)
-    return ROWS[node.target](node, bind(node) if is_call(node) else {}, axis)
+    if node.op != "call_function" or not tensors_of(node) or node.target not in ROWS:
+        return unknown(node)
+    found = ROWS[node.target](node, bind(node) if is_call(node) else {}, axis)
+    return _checked(node, found)
 
 
-def _unknown(node: Node) -> Blocks:
+def unknown(node: Node) -> Blocks:
+    """The answer for an operator of which nothing is known."""
     name = operator_name(node)
     return block(node, "nonlinear_writer", f"{name} is not known to be linear in the channels")
 
 
+def _checked(node: Node, found: Flow) -> Flow:
+    """What holds for every row: maps act on floating values, and on an operand wherever it is read."""
+    if isinstance(found, Carries):
+        operands = found.operands
+    elif isinstance(found, Scales):
+        operands = ((found.operand, found.axis),)
+    else:
+        return found
+    if not all(t.dtype in FLOATS for n in (node, *(o for o, _ in operands)) for t in tensors_of(n)):
+        return block(node, "nonlinear_writer", f"{node.name} computes with numbers that are not floating")
+    roles, distinct = Counter(o for o, _ in operands), tuple(dict.fromkeys(operands))
+    reads = Counter(leaf for leaf in tree_leaves((node.args, node.kwargs)) if leaf in roles)
+    if reads != roles or len(distinct) != len(roles):
+        return block(node, "nonlinear_writer", f"{node.name} reads one value in two roles")
+    return replace(found, operands=distinct) if isinstance(found, Carries) else found
+
+
 def carried_axis(user: Node, operand: Node, axis: int) -> int | None:
     """The axis of ``user``'s output on which the channels along ``axis`` of an operand come out."""
-    shape = shape_of(user)
-    if shape is None or user.target not in ROWS:
+    if user.target not in ROWS:
         return None
-    for out in range(len(shape)):
+    for out in range(rank_of(user)):
         found = flow(user, out)
         if isinstance(found, Carries) and (operand, axis) in found.operands:
             return out

@@ -47,7 +47,7 @@ def _sum(node: Node, bound: dict[str, Any], axis: int) -> Flow:
             node, "constant_added",
             f"{node.name} adds one value to all channels, which centring would have to drop",
         )  # fmt: skip
-    axes = ((t, a) for t in dict.fromkeys(terms) if (a := _aligned(t, node, axis)) is not None)
+    axes = ((t, a) for t in terms if (a := _aligned(t, node, axis)) is not None)
     return Carries(tuple(axes))
 
 

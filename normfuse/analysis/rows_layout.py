@@ -9,12 +9,13 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 from normfuse.analysis.flow import Blocks, Carries, Flow
-from normfuse.analysis.operator_table import ROWS, block, row
-from normfuse.ir.calls import aten, bind, is_call
-from normfuse.ir.sizes import same, same_product, shape_of
+from normfuse.analysis.operator_table import ROWS, block, row, unknown
+from normfuse.ir.calls import aten, is_call
+from normfuse.ir.sizes import rank_of, same, same_product, shape_of, tensor_of
 
 __all__ = ["LAYOUT", "SPLITS"]
 
@@ -22,6 +23,8 @@ __all__ = ["LAYOUT", "SPLITS"]
 SPLITS = (
     aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes, aten.chunk.default, aten.unbind.int,
 )  # fmt: skip
+#: Indices of these types choose by mask.
+_MASKS = (torch.bool, torch.uint8)
 
 
 def _mixed(node: Node) -> Blocks:
@@ -29,10 +32,6 @@ def _mixed(node: Node) -> Blocks:
         node, "channel_mix",
         f"{node.name} splits, joins or reorders the channels, so a mean over them is another mean afterwards",
     )  # fmt: skip
-
-
-def _rank(node: object) -> int:
-    return len(shape_of(node) or ())
 
 
 def _wrap(dim: int, rank: int) -> int:
@@ -58,24 +57,24 @@ def _reshape(node: Node, bound: dict[str, Any], axis: int) -> Flow:
 
 @row(aten.permute.default)
 def _permute(node: Node, bound: dict[str, Any], axis: int) -> Flow:
-    return Carries(((bound["self"], _wrap(bound["dims"][axis], _rank(node))),))
+    return Carries(((bound["self"], _wrap(bound["dims"][axis], rank_of(node))),))
 
 
 @row(aten.transpose.int)
 def _transpose(node: Node, bound: dict[str, Any], axis: int) -> Flow:
-    rank = _rank(node)
+    rank = rank_of(node)
     a, b = _wrap(bound["dim0"], rank), _wrap(bound["dim1"], rank)
     return Carries(((bound["self"], {a: b, b: a}.get(axis, axis)),))
 
 
 @row(aten.t.default, aten.numpy_T.default)
 def _flip(node: Node, bound: dict[str, Any], axis: int) -> Flow:
-    return Carries(((bound["self"], _rank(node) - 1 - axis),))
+    return Carries(((bound["self"], rank_of(node) - 1 - axis),))
 
 
 @row(aten.movedim.int)
 def _movedim(node: Node, bound: dict[str, Any], axis: int) -> Flow:
-    rank = _rank(node)
+    rank = rank_of(node)
     order = [d for d in range(rank) if d != _wrap(bound["source"], rank)]
     order.insert(_wrap(bound["destination"], rank), _wrap(bound["source"], rank))
     return Carries(((bound["self"], order[axis]),))
@@ -84,7 +83,7 @@ def _movedim(node: Node, bound: dict[str, Any], axis: int) -> Flow:
 @row(aten.expand.default)
 def _expand(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     source = bound["self"]
-    dim = axis - _rank(node) + _rank(source)
+    dim = axis - rank_of(node) + rank_of(source)
     if dim < 0 or not same((shape_of(source) or ())[dim], (shape_of(node) or ())[axis]):
         return _mixed(node)
     return Carries(((source, dim),))
@@ -92,13 +91,13 @@ def _expand(node: Node, bound: dict[str, Any], axis: int) -> Flow:
 
 @row(aten.repeat.default)
 def _repeat(node: Node, bound: dict[str, Any], axis: int) -> Flow:
-    dim = axis - _rank(node) + _rank(bound["self"])
+    dim = axis - rank_of(node) + rank_of(bound["self"])
     return Carries(((bound["self"], dim),)) if dim >= 0 and bound["repeats"][axis] == 1 else _mixed(node)
 
 
 @row(aten.select.int)
 def _select(node: Node, bound: dict[str, Any], axis: int) -> Flow:
-    dim = _wrap(bound["dim"], _rank(bound["self"]))
+    dim = _wrap(bound["dim"], rank_of(bound["self"]))
     return Carries(((bound["self"], axis + 1 if axis >= dim else axis),))
 
 
@@ -110,7 +109,7 @@ def _along(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     """Anything that happens along other axes than the channels."""
     dims = bound.get("dims", bound.get("dim"))
     touched: list[Any] = list(dims) if isinstance(dims, (list, tuple)) else [dims]
-    rank = _rank(node)
+    rank = rank_of(node)
     if not touched or None in touched:
         return _mixed(node)
     if axis not in [_wrap(d, rank) for d in touched]:
@@ -126,23 +125,23 @@ def _keeps_axis(node: Node, axis: int) -> bool:
 
 @row(aten.cat.default, aten.concat.default, aten.stack.default)
 def _cat(node: Node, bound: dict[str, Any], axis: int) -> Flow:
-    parts, rank = list(bound["tensors"]), _rank(node)
+    parts, rank = list(bound["tensors"]), rank_of(node)
     joined = _wrap(bound["dim"], rank)
     if joined == axis:
         return _mixed(node)
     stacked = node.target is aten.stack.default
-    ranks = {_rank(p) for p in parts}
+    ranks = {rank_of(p) for p in parts}
     if ranks != {rank - 1 if stacked else rank}:
         return _mixed(node)
     inner = axis - 1 if stacked and axis > joined else axis
-    return Carries(tuple((p, inner) for p in dict.fromkeys(parts)))
+    return Carries(tuple((p, inner) for p in parts))
 
 
 @row(aten.pad.default, aten.constant_pad_nd.default)
 def _pad(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     """Zeros around the tokens are zero after a linear map as well."""
     padding = list(bound["pad"])
-    from_end = _rank(node) - 1 - axis
+    from_end = rank_of(node) - 1 - axis
     touched = any(p != 0 for p in padding[2 * from_end : 2 * from_end + 2])
     constant = bound.get("mode", "constant") == "constant"
     if touched or (constant and bound["value"] not in (None, 0, 0.0)):
@@ -158,24 +157,26 @@ def _index(node: Node, bound: dict[str, Any], axis: int) -> Flow:
         indices.pop()
     if not indices or any(i is None for i in indices):
         return _mixed(node)
-    masked = any("bool" in str(getattr(i.meta.get("val"), "dtype", "")) for i in indices)
-    shift = _rank(source) - _rank(node)
+    masked = any(t is None or t.dtype in _MASKS for t in map(tensor_of, indices))
+    shift = rank_of(source) - rank_of(node)
     dim = axis + shift
     return Carries(((source, dim),)) if not masked and dim >= len(indices) else _mixed(node)
 
 
+@row(*SPLITS)
+def _split(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    """A list of parts, whose axes are counted as in each part."""
+    dim = _wrap(bound["dim"], rank_of(bound["self"]))
+    if node.target is aten.unbind.int:
+        return Carries(((bound["self"], axis + 1 if axis >= dim else axis),))
+    return _mixed(node) if axis == dim else Carries(((bound["self"], axis),))
+
+
 @row(operator.getitem)
 def _part(node: Node, bound: dict[str, Any], axis: int) -> Flow:
-    """One of the parts into which a value was split along another axis."""
+    """One of the parts into which a value was split."""
     parts = node.args[0]
-    if not isinstance(parts, Node) or not is_call(parts, *SPLITS):
-        return _mixed(node)
-    split = bind(parts)
-    source = split["self"]
-    dim = _wrap(split["dim"], _rank(source))
-    if parts.target is aten.unbind.int:
-        return Carries(((source, axis + 1 if axis >= dim else axis),))
-    return _mixed(node) if axis == dim else Carries(((source, axis),))
+    return Carries(((parts, axis),)) if isinstance(parts, Node) and is_call(parts, *SPLITS) else unknown(node)
 
 
 #: Every operator that only moves, selects or joins values.

@@ -55,7 +55,7 @@ def _addmm(node: Node, bound: dict[str, Any], axis: int) -> Flow:
 @row(aten.mm.default, aten.matmul.default, aten.bmm.default)
 def _matmul(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     left = bound["self"]
-    right = bound.get("other", bound.get("mat2"))
+    right: Any = bound.get("other", bound.get("mat2"))
     out, a, b = shape_of(node), shape_of(left), shape_of(right)
     if out is None or a is None or b is None or len(b) < 2 or len(a) < 2 or left is right:
         return _per_row(node, "the product")

@@ -67,7 +67,7 @@ def _where(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     """A choice between whole tokens."""
     out = shape_of(node) or ()
     operands: list[tuple[Node, int]] = []
-    for branch in dict.fromkeys((bound["self"], bound["other"])):
+    for branch in (bound["self"], bound["other"]):
         shape = shape_of(branch)
         under = axis - len(out) + len(shape or ())
         if shape is None or under < 0 or not same(shape[under], out[axis]):

@@ -83,7 +83,7 @@ def _tensor_refusal(node: Node, found: Input) -> Refusal | None:
     if type(value) not in _PLAIN or value.is_quantized or value.layout != torch.strided:
         kind = type(value).__name__ if type(value) not in _PLAIN else "quantized or sparse tensor"
         return Refusal(
-            "weight_subclass", f"the weight {name} is a {kind}; its memory does not hold its entries", node.name,
+            "weight_subclass", f"the weight {name} is a {kind}, not a plain tensor", node.name,
             "convert the model before it is quantized or distributed",
         )  # fmt: skip
     if (value.is_floating_point() and value.dtype not in FLOATS) or value.is_complex():

@@ -30,7 +30,7 @@ class Owners:
         if holder is None or self._scope is None:
             return None
         try:
-            module = eval(_text(holder), dict(self._scope))  # noqa: S307 - Dynamo's own expression
+            module = eval(_text(holder), dict(self._scope))  # an expression that Dynamo made
         except Exception:
             return None
         return weakref.ref(module) if isinstance(module, torch.nn.Module) else None
@@ -43,8 +43,9 @@ def _text(source: Any) -> str:
 def _scope() -> dict[str, Any] | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        output = frame.f_locals.get("self")
+        output: Any = frame.f_locals.get("self")
         if hasattr(output, "local_scope") and hasattr(output, "global_scope"):
+            assert output is not None
             return {"L": output.local_scope, "G": output.global_scope}
         frame = frame.f_back
     return None

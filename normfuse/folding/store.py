@@ -59,7 +59,9 @@ def _identity(sources: Sequence[torch.Tensor]) -> _Identity:
 class FoldedWeight:
     """One folded tensor and the state of the sources it was made of."""
 
-    def __init__(self, recipe: Recipe, sources: Sequence[torch.Tensor], owners: Sequence[_Owner] = ()) -> None:
+    def __init__(
+        self, recipe: Recipe, sources: Sequence[torch.Tensor], owners: Sequence[_Owner] = ()
+    ) -> None:
         self.recipe = recipe
         self.refolds = 0
         self.tensor = recipe.compute(sources)
@@ -150,7 +152,11 @@ class Slot:
                 continue
             del self._known[identity]
             _shared.pop((self.recipe.key, identity), None)
-            if not old.is_released and old.tensor.shape == _result_shape(old, sources) and old.tensor.device == sources[0].device:
+            if (
+                not old.is_released
+                and old.tensor.shape == _result_shape(old, sources)
+                and old.tensor.device == sources[0].device
+            ):
                 old.refold(sources)
                 return old
         return None

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.fx import Graph, Node
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.fx import Graph, GraphModule, Node
 
-from normfuse.ir.calls import mutated_arguments
+from normfuse.ir.calls import aten, bind, is_call, mutated_arguments
 from normfuse.torch_compat import fake_storage_id
 
-__all__ = ["Effects"]
+__all__ = ["Effects", "is_effectful"]
+
+#: Operators that update their running statistics, which their schemas do not say.
+_KEEPS_STATISTICS = (aten.batch_norm.default, aten.instance_norm.default)
+#: Operators that may return an input as it is, which their schemas do not say.
+_MAY_RETURN_INPUT = (aten.type_as.default,)
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -23,13 +30,26 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 class Effects:
-    """Memory written by a graph, judged by the storages of its fake values."""
+    """Memory written by a graph.
+
+    Memory is known by the storages of fake values, and by what operators declare about views: the
+    fake values of a program that was loaded from a file do not share storages.
+    """
 
     def __init__(self, graph: Graph) -> None:
+        writers = [(node, _written_by(node)) for node in graph.nodes]
+        self._memory: dict[Node, set[int]] = {}
         self._written: set[int] = set()
+        if any(written for _, written in writers):
+            self._find_memory(graph)
+        for _, written in writers:
+            for argument in written:
+                self._written |= self._memory[argument]
+
+    def _find_memory(self, graph: Graph) -> None:
         for node in graph.nodes:
-            for argument in mutated_arguments(node):
-                self._written |= self.storages(argument)
+            own = self.storages(node)
+            self._memory[node] = own.union(*(self._memory[n] for n in _aliased_by(node)))
 
     @staticmethod
     def storages(node: Node) -> set[int]:
@@ -39,4 +59,53 @@ class Effects:
 
     def is_written(self, node: Node) -> bool:
         """Whether anything in the graph writes to memory that ``node`` reads or returns."""
-        return bool(self._written) and not self._written.isdisjoint(self.storages(node))
+        memory = self._memory.get(node)
+        if memory is None:
+            memory = self.storages(node) if self._written else set()
+        return not self._written.isdisjoint(memory)
+
+
+def is_effectful(node: Node) -> bool:
+    """Whether a node matters even where nobody reads its result."""
+    if isinstance(node.target, OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
+        return True
+    return bool(node.is_impure() or _written_by(node))
+
+
+def _aliased_by(node: Node) -> list[Node]:
+    """The inputs that the result of a node may be a view of."""
+    if node.op != "call_function":
+        return []
+    target = node.target
+    if target is operator.getitem or isinstance(target, HigherOrderOperator):
+        return list(node.all_input_nodes)
+    if not isinstance(target, OpOverload):
+        return []
+    if target in _MAY_RETURN_INPUT or torch.Tag.maybe_aliasing_or_mutating in target.tags:
+        return list(node.all_input_nodes)
+    declared = [a.name for a in target._schema.arguments if a.alias_info is not None]
+    bound = bind(node) if declared else {}
+    return [n for name in declared for n in _nodes(bound[name])]
+
+
+def _nodes(value: Any) -> list[Node]:
+    return [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, Node)]
+
+
+def _written_by(node: Node) -> list[Node]:
+    """The inputs whose memory a node may write to."""
+    if is_call(node, *_KEEPS_STATISTICS):
+        bound = bind(node)
+        return _nodes([bound["running_mean"], bound["running_var"]])
+    if isinstance(node.target, HigherOrderOperator):
+        return [n for n in node.all_input_nodes if n.op != "get_attr"] if _writes_inside(node) else []
+    return mutated_arguments(node)
+
+
+def _writes_inside(node: Node) -> bool:
+    """Whether the graphs that an operator runs write to anything; without graphs it might."""
+    owner = node.graph.owning_module
+    names = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+    found = [owner.get_submodule(name) for name in names if owner is not None]
+    graphs = [module.graph for module in found if isinstance(module, GraphModule)]
+    return not graphs or any(_written_by(inner) for graph in graphs for inner in graph.nodes)

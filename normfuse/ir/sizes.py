@@ -10,13 +10,25 @@ from torch.fx import Node
 
 from normfuse.torch_compat import statically_known_true
 
-__all__ = ["same", "same_product", "shape_of", "static_size", "tensor_of"]
+__all__ = ["rank_of", "same", "same_product", "shape_of", "static_size", "tensor_of", "tensors_of"]
 
 
 def tensor_of(node: object) -> torch.Tensor | None:
     """The fake tensor a node stands for, or None when it is not one tensor."""
     value = node.meta.get("val") if isinstance(node, Node) else None
     return value if isinstance(value, torch.Tensor) else None
+
+
+def tensors_of(node: object) -> list[torch.Tensor]:
+    """The fake tensors a node stands for: itself, or the parts of a list."""
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    return [part for part in parts if isinstance(part, torch.Tensor)]
+
+
+def rank_of(node: object) -> int:
+    """The number of axes of a value, or of the parts of a list."""
+    return next((len(part.shape) for part in tensors_of(node)), 0)
 
 
 def shape_of(node: object) -> tuple[Any, ...] | None:

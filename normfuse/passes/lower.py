@@ -21,13 +21,13 @@ def lower(gm: GraphModule) -> None:
 
 def _inline(gm: GraphModule, node: Node, region: NormRegion) -> None:
     placeholders = [n for n in region.body.graph.nodes if n.op == "placeholder"]
-    values: dict[Node, Node] = dict(zip(placeholders, node.args, strict=True))
+    values = {p: a for p, a in zip(placeholders, node.args, strict=True) if isinstance(a, Node)}
     with gm.graph.inserting_before(node):
         for inner in region.body.graph.nodes:
             if inner.op == "call_function":
                 values[inner] = _copy(gm, inner, values, node)
     result = next(n for n in region.body.graph.nodes if n.op == "output").args[0]
-    made = values[result]  # type: ignore[index]
+    made = values[result]
     made.meta = dict(node.meta)
     node.replace_all_uses_with(made)
     gm.graph.erase_node(node)

@@ -11,6 +11,7 @@ import time
 
 from normfuse.errors import ExpectationError
 from normfuse.folding import Folded
+from normfuse.ir.effects import is_effectful
 from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.passes.canonicalize import canonicalize
@@ -29,7 +30,7 @@ def run_pipeline(program: Program, options: Options) -> tuple[Report, list[Folde
     """Rewrite ``program`` in place; returns what happened and the weights to fold."""
     started = time.perf_counter()
     work = Work(program, options, Report(target=options.target, graphs=1))
-    program.gm.graph.eliminate_dead_code()
+    program.gm.graph.eliminate_dead_code(is_effectful)
     canonicalize(program.gm)
     lift(work)
     refusal = _no_conversion(work)

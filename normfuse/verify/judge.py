@@ -46,10 +46,11 @@ A rewrite reorders sums. Summing n terms in another order moves a result by abou
 def judge(path: str, reference: Tensor, candidate: Tensor, oracle: Tensor) -> LeafError:
     """Measure and judge one leaf; raises ``VerificationError`` when shapes or dtypes differ.
 
-    A floating leaf passes when ``error_ratio`` is within ``BUDGET`` and ``SPREAD``, in float64 when it is within ``DOUBLE_BOUND`` of
-    the reference; a float64 reference that is further than that from the oracle (float32 was inside) is
-    judged by its ratio as well. It is not judged when no element is finite in both reference and oracle, or
-    when the reference is off by more than ``HOPELESS``. Integers and booleans have to be equal.
+    A floating leaf passes when ``error_ratio`` is within ``BUDGET`` and ``SPREAD``, in float64 when it is
+    within ``DOUBLE_BOUND`` of the reference; a float64 reference that is further than that from the oracle
+    (float32 was inside) is judged by its ratio as well. It is not judged when no element is finite in both
+    reference and oracle, or when the reference is off by more than ``HOPELESS``. Integers and booleans have
+    to be equal.
     """
     _require_alike(path, reference, candidate)
     if not is_real_number(reference.dtype):

@@ -30,7 +30,9 @@ def test_explain_says_what_compile_does() -> None:
     with torch.no_grad():
         torch.compile(model, backend=normfuse.normfuse_backend, options=EAGER)(example())
     done = normfuse.last_report()
-    assert [(s.module, s.action, s.spec) for s in told.sites] == [(s.module, s.action, s.spec) for s in done.sites]
+    assert [(s.module, s.action, s.spec) for s in told.sites] == [
+        (s.module, s.action, s.spec) for s in done.sites
+    ]
 
 
 def test_explain_many_times() -> None:
@@ -48,7 +50,12 @@ def test_explain_in_training_mode_tells_of_training() -> None:
 def test_sites() -> None:
     report = normfuse.explain(prenorm(), example())
     site = report.sites[0]
-    assert (site.module, site.kind, site.becomes, site.action) == ("blocks.0.norm", "layer_norm", "rms_norm", "converted")
+    assert (site.module, site.kind, site.becomes, site.action) == (
+        "blocks.0.norm",
+        "layer_norm",
+        "rms_norm",
+        "converted",
+    )
     assert site.source.split(":")[0].endswith(".py")
     assert site.spelling == "layer_norm"
     assert site.spec["eps"] == 1e-5
@@ -129,7 +136,7 @@ def test_bad_models(door) -> None:
 
 
 def test_bad_rewrites(tmp_path) -> None:
-    with pytest.raises(normfuse.InputError, match="expected a torch.nn.Module"):
+    with pytest.raises(normfuse.InputError, match=r"expected a torch\.nn\.Module"):
         normfuse.rewrite("model", (example(),))
     with pytest.raises(normfuse.InputError, match=r"training mode; call .eval\(\)"):
         normfuse.rewrite(prenorm().train(), (example(),))
@@ -175,3 +182,9 @@ def test_rewrite_of_an_exported_program_keeps_it() -> None:
         for size in (3, 17):
             assert torch.allclose(result.module()(example(size)), model(example(size)), rtol=1e-12)
     assert list(result.program.state_dict) == list(exported.state_dict)
+
+
+def test_table_names_the_layers() -> None:
+    text = str(normfuse.explain(prenorm(depth=3), example()))
+    assert "blocks.{0-2}.norm" in text
+    assert "x3" in text

@@ -83,7 +83,9 @@ def test_subclass_weights_are_refused() -> None:
     model = prenorm()
     weight = model.embed.weight.detach()
     model.embed.weight = torch.nn.Parameter(Doubled(weight / 2), requires_grad=False)
-    fast = torch.compile(model, backend=normfuse.normfuse_backend, options=EAGER | {"normfuse.policy": "pays"})
+    fast = torch.compile(
+        model, backend=normfuse.normfuse_backend, options=EAGER | {"normfuse.policy": "pays"}
+    )
     with torch.no_grad():
         assert torch.allclose(fast(example()), model(example()), rtol=1e-12)
     codes = {s.refusal.code for s in normfuse.last_report().sites if s.refusal}

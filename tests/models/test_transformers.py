@@ -21,7 +21,9 @@ def compiled(model: torch.nn.Module, **options: object) -> torch.nn.Module:
 def distance(reference: object, candidate: object) -> float:
     """Largest relative L2 difference over the floating leaves."""
     pairs = zip(tree_leaves(reference), tree_leaves(candidate), strict=True)
-    floats = [(a.double(), b.double()) for a, b in pairs if isinstance(a, torch.Tensor) and a.is_floating_point()]
+    floats = [
+        (a.double(), b.double()) for a, b in pairs if isinstance(a, torch.Tensor) and a.is_floating_point()
+    ]
     return max(((a - b).norm() / a.norm()).item() for a, b in floats)
 
 

@@ -85,7 +85,8 @@ ZOO: dict[str, Entry] = {
     ),
     "swin": Entry(
         "SwinModel",
-        {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2], "window_size": 2, "image_size": 16, "patch_size": 2},
+        {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2], "window_size": 2,
+         "image_size": 16, "patch_size": 2},
         pixels, {"layer_norm": 11}, {"layer_norm": 5, "rms_norm": 6}, reasons=frozenset({"channel_mix"}),
     ),
     "llama": Entry(

@@ -14,7 +14,9 @@ from normfuse.passes.lift import lift
 from normfuse.passes.work import Work
 
 
-def program_of(function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], weights: int) -> Program:
+def program_of(
+    function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], weights: int
+) -> Program:
     """The graph of ``function``; its last ``weights`` arguments are parameters."""
     with torch.no_grad():
         gm = make_fx(function, pre_dispatch=True, tracing_mode="fake")(*inputs)

@@ -54,7 +54,9 @@ def olmo(x, w, b):
 
 
 def biased_var(x, w, b):
-    return (x - x.mean(-1, keepdim=True)) * torch.rsqrt(x.var(-1, keepdim=True, unbiased=False) + 1e-5) * w + b
+    return (x - x.mean(-1, keepdim=True)) * torch.rsqrt(
+        x.var(-1, keepdim=True, unbiased=False) + 1e-5
+    ) * w + b
 
 
 RMS_SPELLINGS: dict[str, Norm] = {
@@ -74,15 +76,19 @@ RMS_SPELLINGS: dict[str, Norm] = {
 
 NEAR_MISSES: dict[str, Norm] = {
     "statistics of another tensor": lambda x, w, b: x * torch.rsqrt((x + 1).pow(2).mean(-1, True) + 1e-6),
-    "mean of another tensor": lambda x, w, b: (x - (2 * x).mean(-1, True))
-    * torch.rsqrt(x.var(-1, keepdim=True, unbiased=False) + 1e-6),
+    "mean of another tensor": lambda x, w, b: (
+        (x - (2 * x).mean(-1, True)) * torch.rsqrt(x.var(-1, keepdim=True, unbiased=False) + 1e-6)
+    ),
     "unbiased variance": lambda x, w, b: (x - x.mean(-1, True)) * torch.rsqrt(x.var(-1, keepdim=True) + 1e-6),
-    "variance without centring": lambda x, w, b: x
-    * torch.rsqrt(x.var(-1, keepdim=True, unbiased=False) + 1e-6),
-    "centring without variance": lambda x, w, b: (x - x.mean(-1, True))
-    * torch.rsqrt(x.pow(2).mean(-1, True) + 1e-6),
-    "means over different axes": lambda x, w, b: (x - x.mean(1, True))
-    * torch.rsqrt((x - x.mean(1, True)).pow(2).mean(-1, True) + 1e-6),
+    "variance without centring": lambda x, w, b: (
+        x * torch.rsqrt(x.var(-1, keepdim=True, unbiased=False) + 1e-6)
+    ),
+    "centring without variance": lambda x, w, b: (
+        (x - x.mean(-1, True)) * torch.rsqrt(x.pow(2).mean(-1, True) + 1e-6)
+    ),
+    "means over different axes": lambda x, w, b: (
+        (x - x.mean(1, True)) * torch.rsqrt((x - x.mean(1, True)).pow(2).mean(-1, True) + 1e-6)
+    ),
     "cube": lambda x, w, b: x * torch.rsqrt(x.pow(3).mean(-1, True) + 1e-6),
     "no mean": lambda x, w, b: x * torch.rsqrt(x.pow(2).sum(-1, True) + 1e-6),
     "eps outside": lambda x, w, b: x / (x.pow(2).mean(-1, True).sqrt() + 1e-6),
@@ -90,6 +96,7 @@ NEAR_MISSES: dict[str, Norm] = {
     "scale only": lambda x, w, b: x * w + b,
     "weight inside": lambda x, w, b: x * torch.rsqrt((x * w).pow(2).mean(-1, True) + 1e-6),
     "whole tensor": lambda x, w, b: x * torch.rsqrt(x.pow(2).mean() + 1e-6),
-    "alpha": lambda x, w, b: torch.sub(x, x.mean(-1, True), alpha=2)
-    * torch.rsqrt(x.var(-1, keepdim=True, unbiased=False) + 1e-6),
+    "alpha": lambda x, w, b: (
+        torch.sub(x, x.mean(-1, True), alpha=2) * torch.rsqrt(x.var(-1, keepdim=True, unbiased=False) + 1e-6)
+    ),
 }

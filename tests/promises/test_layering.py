@@ -75,11 +75,19 @@ def modules_after(statement: str) -> set[str]:
 
 
 def test_importing_normfuse_is_light() -> None:
-    assert not modules_after("import normfuse; normfuse.NormfuseError") & {"torch._inductor", "triton", "torch._dynamo"}
+    assert not modules_after("import normfuse; normfuse.NormfuseError") & {
+        "torch._inductor",
+        "triton",
+        "torch._dynamo",
+    }
 
 
 def test_the_backend_entry_is_light() -> None:
-    assert not modules_after("import normfuse.backends.entry") & {"torch._inductor", "triton", "torch._dynamo"}
+    assert not modules_after("import normfuse.backends.entry") & {
+        "torch._inductor",
+        "triton",
+        "torch._dynamo",
+    }
 
 
 def test_the_light_check_can_fail() -> None:

@@ -1,0 +1,57 @@
+"""The compiled models on CUDA against the float64 oracle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import normfuse
+from tests.models.zoo import ZOO, build
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+CONVERTED = [name for name in sorted(ZOO) if ZOO[name].after != ZOO[name].found]
+
+
+def on_cuda(name: str, dtype: torch.dtype, layers: int | None = None):
+    model, args, kwargs = build(name, dtype, layers)
+    return model.cuda(), tuple(a.cuda() for a in args), kwargs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CONVERTED)
+def test_compiled_models(name: str, dtype: torch.dtype) -> None:
+    model, args, kwargs = on_cuda(name, dtype)
+    with torch.no_grad():
+        fast = torch.compile(model, backend=normfuse.normfuse_backend)
+        result = normfuse.verify(model, fast, args, kwargs)
+    assert result.ok, str(result)
+    assert normfuse.last_report().after == ZOO[name].after
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_twelve_layers(dtype: torch.dtype) -> None:
+    model, args, kwargs = on_cuda("gpt2", dtype, layers=12)
+    with torch.no_grad():
+        fast = torch.compile(model, backend=normfuse.normfuse_backend)
+        result = normfuse.verify(model, fast, args, kwargs)
+    assert result.ok, str(result)
+
+
+def test_cuda_graphs_see_changed_weights() -> None:
+    """Folded weights keep their addresses, so a recorded CUDA graph reads the new values."""
+    model, args, kwargs = on_cuda("gpt2", torch.float32)
+    fast = torch.compile(
+        model, backend=normfuse.normfuse_backend, options={"normfuse.mode": "reduce-overhead"}
+    )
+    with torch.no_grad():
+        for factor in (1.0, 1.3, 0.7):
+            for block in model.transformer.h:
+                block.mlp.c_proj.weight.mul_(factor)
+            for _ in range(3):
+                torch.compiler.cudagraph_mark_step_begin()
+                candidate = fast(*args, **kwargs).logits.clone()
+            expected = model(*args, **kwargs).logits
+            assert (candidate - expected).norm() <= 1e-4 * expected.norm()
