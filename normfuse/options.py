@@ -39,8 +39,8 @@ class Options:
         expect: kind -> number of norms that must remain; anything else raises.
         mode: an Inductor mode, for use together with options.
         inner: what runs the rewritten graph.
-        verify: ``"output"`` compares the first call with the original graph and falls back to it
-            when they differ by more than the error budget.
+        verify: ``"output"`` compares the rewritten graph with the original before it is used, and
+            does not use it when it is further from float64 than the error budget allows.
         only, skip: rules by name.
     """
 

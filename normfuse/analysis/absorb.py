@@ -101,6 +101,9 @@ def _absorb_operands(
 def _rebuild(
     node: Node, found: Carries, maps: tuple[ChannelMap, ...], weights: WeightValues
 ) -> Plan | Refusal:
+    changing = next((n for n in node.all_input_nodes if weights.is_written(n)), None)
+    if changing is not None:
+        return Refusal("mutated", f"the graph writes in place to {changing.name}, read here", node.name)
     plans: list[tuple[Node, Plan]] = []
     for operand, axis in found.operands:
         if operand not in weights and len(operand.users) > 1:

@@ -17,6 +17,7 @@ from normfuse.analysis.flow import Blocks, Scales, Vanishes
 from normfuse.analysis.operator_table import flow
 from normfuse.analysis.stream import Stream, Value
 from normfuse.analysis.weights import WeightValues
+from normfuse.ir.sizes import tensor_of
 from normfuse.report import Refusal
 
 __all__ = ["Decision", "decide"]
@@ -92,7 +93,7 @@ def decide(stream: Stream, weights: WeightValues, order: dict[Node, int], may_ce
         _judge(value, stream, weights, decision, dirt)
     readable = [(v, n) for v in members for n in stream.norms.get(v, ())]
     decision.cut = (
-        _best_cut([v for v, _ in readable if v in dirt.parent], dirt, order) if may_centre else None
+        _best_cut([v for v, _ in readable if v in dirt.parent], dirt, stream, order) if may_centre else None
     )
     for value, norm in readable:
         if value not in dirt.parent or decision.cut in dirt.chain(value):
@@ -179,11 +180,13 @@ def _judge_origin(value: Value, weights: WeightValues, decision: Decision, dirt:
         decision.plans[value] = [(value[0], plan)]
 
 
-def _best_cut(dirty: list[Value], dirt: _Dirt, order: dict[Node, int]) -> Value | None:
+def _best_cut(dirty: list[Value], dirt: _Dirt, stream: Stream, order: dict[Node, int]) -> Value | None:
+    """The one place below which most norms hang; memory that is written later cannot be one."""
     below: dict[Value, int] = {}
     for value in dirty:
         for candidate in dirt.chain(value):
-            below[candidate] = below.get(candidate, 0) + 1
+            if candidate not in stream.mutated and tensor_of(candidate[0]) is not None:
+                below[candidate] = below.get(candidate, 0) + 1
     best = max(below, key=lambda c: (below[c], order[c[0]]), default=None)
     return best if best is not None and below[best] >= 2 else None
 

@@ -85,7 +85,8 @@ def _checked(node: Node, found: Flow) -> Flow:
     if not all(t.dtype in FLOATS for n in (node, *(o for o, _ in operands)) for t in tensors_of(n)):
         return block(node, "nonlinear_writer", f"{node.name} computes with numbers that are not floating")
     roles, distinct = Counter(o for o, _ in operands), tuple(dict.fromkeys(operands))
-    reads = Counter(leaf for leaf in tree_leaves((node.args, node.kwargs)) if leaf in roles)
+    leaves = (leaf for leaf in tree_leaves((node.args, node.kwargs)) if isinstance(leaf, Node))
+    reads = Counter(leaf for leaf in leaves if leaf in roles)
     if reads != roles or len(distinct) != len(roles):
         return block(node, "nonlinear_writer", f"{node.name} reads one value in two roles")
     return replace(found, operands=distinct) if isinstance(found, Carries) else found

@@ -13,7 +13,7 @@ import torch
 from torch.fx import Node
 
 from normfuse.analysis.flow import Blocks, Carries, Flow
-from normfuse.analysis.operator_table import ROWS, block, row, unknown
+from normfuse.analysis.operator_table import ROWS, block, flow, row, unknown
 from normfuse.ir.calls import aten, is_call
 from normfuse.ir.sizes import rank_of, same, same_product, shape_of, tensor_of
 
@@ -60,10 +60,10 @@ def _permute(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     return Carries(((bound["self"], _wrap(bound["dims"][axis], rank_of(node))),))
 
 
-@row(aten.transpose.int)
+@row(aten.transpose.int, aten.mT.default)
 def _transpose(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     rank = rank_of(node)
-    a, b = _wrap(bound["dim0"], rank), _wrap(bound["dim1"], rank)
+    a, b = _wrap(bound.get("dim0", -2), rank), _wrap(bound.get("dim1", -1), rank)
     return Carries(((bound["self"], {a: b, b: a}.get(axis, axis)),))
 
 
@@ -176,7 +176,9 @@ def _split(node: Node, bound: dict[str, Any], axis: int) -> Flow:
 def _part(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     """One of the parts into which a value was split."""
     parts = node.args[0]
-    return Carries(((parts, axis),)) if isinstance(parts, Node) and is_call(parts, *SPLITS) else unknown(node)
+    assert isinstance(parts, Node)
+    split = flow(parts, axis) if is_call(parts, *SPLITS) else unknown(parts)
+    return split if isinstance(split, Blocks) else Carries(((parts, axis),))
 
 
 #: Every operator that only moves, selects or joins values.

@@ -13,17 +13,21 @@ from normfuse.analysis.channel_map import Trait
 from normfuse.analysis.flow import Carries, Flow
 from normfuse.analysis.operator_table import block, row
 from normfuse.ir.calls import aten
-from normfuse.ir.sizes import same, shape_of
+from normfuse.ir.sizes import rank_of, same, shape_of
 
 __all__: list[str] = []
 
 
-def _with_bias(weight: tuple[Node, int], bias: object, needs: Trait = Trait.LINEAR) -> Carries:
+def _with_bias(
+    node: Node, axis: int, weight: tuple[Node, int], bias: object, needs: Trait = Trait.LINEAR
+) -> Flow:
     """The weight's axis and the last axis of a bias, where there is one."""
-    shape = shape_of(bias)
-    if isinstance(bias, Node) and shape is not None:
-        return Carries((weight, (bias, len(shape) - 1)), needs)
-    return Carries((weight,), needs)
+    shape, out = shape_of(bias), shape_of(node)
+    if not isinstance(bias, Node) or shape is None or out is None:
+        return Carries((weight,), needs)
+    if not shape or not same(shape[-1], out[axis]):
+        return block(node, "constant_added", f"{node.name} adds one value to all channels")
+    return Carries((weight, (bias, len(shape) - 1)), needs)
 
 
 def _per_row(node: Node, what: str) -> Flow:
@@ -32,9 +36,9 @@ def _per_row(node: Node, what: str) -> Flow:
 
 @row(aten.linear.default)
 def _linear(node: Node, bound: dict[str, Any], axis: int) -> Flow:
-    if axis != len(shape_of(node) or ()) - 1:
+    if axis < rank_of(bound["input"]) - 1:
         return _rows_of_input(node, bound["input"], axis, bound["bias"])
-    return _with_bias((bound["weight"], 0), bound["bias"])
+    return _with_bias(node, axis, (bound["weight"], 0), bound["bias"])
 
 
 def _rows_of_input(node: Node, x: Node, axis: int, bias: object) -> Flow:
@@ -46,10 +50,9 @@ def _rows_of_input(node: Node, x: Node, axis: int, bias: object) -> Flow:
 
 @row(aten.addmm.default)
 def _addmm(node: Node, bound: dict[str, Any], axis: int) -> Flow:
-    bias = shape_of(bound["self"])
-    if axis != 1 or bias is None or not same(bias[-1], (shape_of(node) or (0, 0))[1]):
+    if axis != 1:
         return _per_row(node, "the linear")
-    return _with_bias((bound["mat2"], 1), bound["self"])
+    return _with_bias(node, axis, (bound["mat2"], 1), bound["self"])
 
 
 @row(aten.mm.default, aten.matmul.default, aten.bmm.default)
@@ -57,7 +60,7 @@ def _matmul(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     left = bound["self"]
     right: Any = bound.get("other", bound.get("mat2"))
     out, a, b = shape_of(node), shape_of(left), shape_of(right)
-    if out is None or a is None or b is None or len(b) < 2 or len(a) < 2 or left is right:
+    if out is None or a is None or b is None or len(b) < 2 or len(a) < 2:
         return _per_row(node, "the product")
     if axis == len(out) - 1:
         return Carries(((right, len(b) - 1),))
@@ -70,7 +73,7 @@ def _matmul(node: Node, bound: dict[str, Any], axis: int) -> Flow:
 def _einsum(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     """The output axis belongs to the one operand whose subscripts hold its letter."""
     equation, operands = str(bound["equation"]).replace(" ", ""), list(bound["tensors"])
-    if "." in equation or "->" not in equation or len(set(operands)) != len(operands):
+    if "." in equation or "->" not in equation:
         return _per_row(node, "the einsum")
     inputs, output = equation.split("->")
     letter = output[axis]
@@ -91,7 +94,7 @@ def _conv(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     if axis != rank - (dims - 1):
         return _per_row(node, "the convolution")
     needs = Trait.LINEAR if bound["groups"] == 1 else Trait.DIAGONAL
-    return _with_bias((bound["weight"], 0), bound["bias"], needs)
+    return _with_bias(node, axis, (bound["weight"], 0), bound["bias"], needs)
 
 
 @row(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
@@ -99,7 +102,7 @@ def _conv_transpose(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     rank, dims = len(shape_of(node) or ()), len(shape_of(bound["weight"]) or ())
     if axis != rank - (dims - 1) or bound["groups"] != 1:
         return _per_row(node, "the convolution")
-    return _with_bias((bound["weight"], 1), bound["bias"])
+    return _with_bias(node, axis, (bound["weight"], 1), bound["bias"])
 
 
 @row(aten.embedding.default)

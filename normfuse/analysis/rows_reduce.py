@@ -8,8 +8,8 @@ from torch.fx import Node
 
 from normfuse.analysis.flow import Carries, Flow
 from normfuse.analysis.operator_table import block, row
-from normfuse.ir.calls import aten
-from normfuse.ir.sizes import same, shape_of
+from normfuse.ir.calls import aten, is_call
+from normfuse.ir.sizes import rank_of, same, shape_of
 
 __all__: list[str] = []
 
@@ -29,19 +29,25 @@ def _reduce(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     return _reduces(node) if inner in dims else Carries(((source, inner),))
 
 
-@row(
-    aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec,
-    aten.upsample_nearest1d.vec, aten.upsample_linear1d.vec, aten.upsample_nearest2d.default,
-    aten.upsample_bilinear2d.default, aten.upsample_bicubic2d.default, aten.avg_pool1d.default,
-    aten.avg_pool2d.default, aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default,
+_RESAMPLES_1D = (
+    aten.upsample_nearest1d.vec, aten.upsample_linear1d.vec, aten.avg_pool1d.default,
+    aten.adaptive_avg_pool1d.default,
 )  # fmt: skip
+_RESAMPLES_2D = (
+    aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec,
+    aten.upsample_nearest2d.default, aten.upsample_bilinear2d.default, aten.upsample_bicubic2d.default,
+    aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,
+)  # fmt: skip
+
+
+@row(*_RESAMPLES_1D, *_RESAMPLES_2D)
 def _resample(node: Node, bound: dict[str, Any], axis: int) -> Flow:
-    """Positions are weighted sums of positions, the same for every channel of an N x C x ... value."""
+    """Positions are weighted sums of positions, the same for every channel of a [N] x C x ... value."""
     source = node.args[0]
-    shape = shape_of(source)
-    if axis != 1 or not isinstance(source, Node) or shape is None or len(shape) < 3:
+    positions = 1 if is_call(node, *_RESAMPLES_1D) else 2
+    if not isinstance(source, Node) or axis >= rank_of(source) - positions:
         return _reduces(node)
-    return Carries(((source, 1),))
+    return Carries(((source, axis),))
 
 
 def _per_token(mask: object, node: Node, axis: int) -> bool:

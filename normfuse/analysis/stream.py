@@ -13,16 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
 from normfuse.analysis.flow import Blocks, Carries, Scales
 from normfuse.analysis.operator_table import carried_axis, flow, operator_name
-from normfuse.analysis.rows_layout import LAYOUT, SPLITS
+from normfuse.analysis.rows_layout import LAYOUT
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten, is_call
 from normfuse.ir.effects import Effects
 from normfuse.ir.region import norm_of
-from normfuse.ir.sizes import shape_of
+from normfuse.ir.sizes import rank_of, shape_of
 from normfuse.report import Refusal
 
 __all__ = ["Stream", "Value", "explore", "norm_axis"]
@@ -35,13 +34,6 @@ _SHAPE_ONLY = (
     aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.empty_like.default,
 )  # fmt: skip
 _TYPE_OF_OTHER = (aten.to.other, aten.type_as.default)
-_REPEATS_OPERANDS = (
-    aten.add.Tensor,
-    aten.sub.Tensor,
-    aten.cat.default,
-    aten.stack.default,
-    aten.concat.default,
-)
 
 
 @dataclass
@@ -53,12 +45,14 @@ class Stream:
             (``values``) or computed from weights (``weights``).
         norms: LayerNorms that read a value along its channel axis.
         raw: values whose mean is wanted by somebody, with the reason.
+        mutated: values in memory that the graph writes to, which are raw as well.
     """
 
     carries: dict[Value, Carries] = field(default_factory=dict)
     members: list[Value] = field(default_factory=list)
     norms: dict[Value, list[Node]] = field(default_factory=dict)
     raw: dict[Value, Refusal] = field(default_factory=dict)
+    mutated: set[Value] = field(default_factory=set)
     operands: dict[Value, tuple[Value, ...]] = field(default_factory=dict)
 
 
@@ -82,6 +76,7 @@ def explore(start: Value, weights: WeightValues, effects: Effects) -> Stream:
         stream.members.append(value)
         if effects.is_written(value[0]):
             stream.raw[value] = _mutated(value[0])
+            stream.mutated.add(value)
         for neighbour in (*_backward(value, stream, weights), *_forward(value, stream)):
             if neighbour not in seen:
                 seen.add(neighbour)
@@ -103,11 +98,11 @@ def _backward(value: Value, stream: Stream, weights: WeightValues) -> tuple[Valu
 def _forward(value: Value, stream: Stream) -> list[Value]:
     node, axis = value
     reached: list[Value] = []
-    for user in _readers(node):
+    for user in node.users:
         if norm_axis(user) == value:
             stream.norms.setdefault(value, []).append(user)
         elif not _reads_only_type(user, node):
-            out = carried_axis(user, node, axis) if _reads_once(user, node) else None
+            out = carried_axis(user, node, axis)
             if out is None:
                 stream.raw.setdefault(value, _raw_reader(user, node))
             else:
@@ -115,24 +110,10 @@ def _forward(value: Value, stream: Stream) -> list[Value]:
     return reached
 
 
-def _readers(node: Node) -> list[Node]:
-    """The users of a value; for a split, the users of its parts' list."""
-    found: list[Node] = []
-    for user in node.users:
-        found.extend(user.users if is_call(user, *SPLITS) and user.users else [user])
-    return list(dict.fromkeys(found))
-
-
 def _reads_only_type(user: Node, node: Node) -> bool:
     if is_call(user, *_TYPE_OF_OTHER):
         return user.args[0] is not node
     return is_call(user, *_SHAPE_ONLY)
-
-
-def _reads_once(user: Node, node: Node) -> bool:
-    """An operand in two roles is only harmless where the operator adds or joins."""
-    times = sum(1 for leaf in tree_leaves((user.args, user.kwargs)) if leaf is node)
-    return times <= 1 or is_call(user, *_REPEATS_OPERANDS)
 
 
 def _spread_rawness(stream: Stream) -> None:
@@ -175,7 +156,7 @@ def _mixed_channels(user: Node) -> Refusal | None:
         user, aten.dropout.default, aten.mul.Tensor, aten.add.Tensor
     ):
         return None
-    for axis in reversed(range(len(shape_of(user) or ()))):
+    for axis in reversed(range(rank_of(user))):
         found = flow(user, axis)
         if isinstance(found, Blocks):
             return found.refusal

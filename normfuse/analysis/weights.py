@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
+from normfuse.ir.calls import aten
 from normfuse.ir.dtypes import FLOATS
 from normfuse.ir.effects import Effects
 from normfuse.ir.program import Input, Program
@@ -13,6 +16,8 @@ from normfuse.report import Refusal
 
 __all__ = ["WeightValues"]
 
+#: Operators that read memory rather than entries, which a copy in other precision does not share.
+_READS_MEMORY = (aten.as_strided.default, aten.view.dtype)
 _PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
@@ -34,11 +39,13 @@ class WeightValues:
     def _is_weight(self, node: Node) -> bool:
         if node.op == "placeholder":
             return node in self._inputs
-        if node.op != "call_function" or not isinstance(node.target, OpOverload):
-            return False
-        if torch.Tag.nondeterministic_seeded in node.target.tags or self._effects.is_written(node):
+        if node.op != "call_function" or not _is_function(node.target) or self.is_written(node):
             return False
         return all(n in self._known for n in node.all_input_nodes)
+
+    def is_written(self, node: Node) -> bool:
+        """Whether the graph writes to memory that ``node`` stands for."""
+        return self._effects.is_written(node)
 
     def label(self, node: Node) -> str:
         """The name that the model's owner gives a weight."""
@@ -59,7 +66,7 @@ class WeightValues:
         return None
 
     def _leaf_refusal(self, node: Node) -> Refusal | None:
-        if self._effects.is_written(node):
+        if self.is_written(node):
             return Refusal("weight_mutated", f"the graph itself writes to the weight {node.name}", node.name)
         found = self._inputs.get(node)
         return None if found is None else _tensor_refusal(node, found)
@@ -71,6 +78,13 @@ class WeightValues:
             return True
         readers = {user for i in self._inputs.values() if _memory(i) == own for user in i.node.users}
         return len(readers) > 1
+
+
+def _is_function(target: object) -> bool:
+    """Whether an operator's result depends on the entries of its operands and nothing else."""
+    if not isinstance(target, OpOverload):
+        return target is operator.getitem
+    return torch.Tag.nondeterministic_seeded not in target.tags and target not in _READS_MEMORY
 
 
 def _memory(found: Input | None) -> int | None:

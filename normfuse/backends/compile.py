@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch._dynamo.exc import TorchDynamoException
 from torch.fx import GraphModule
 
+from normfuse.backends.check import check_output
 from normfuse.backends.dynamo import capture, hand_on_marks, visible
 from normfuse.backends.folded_call import FoldedCall, is_strict
 from normfuse.backends.inner import check_inductor, run_inner
@@ -26,6 +28,7 @@ from normfuse.options import Options, split_options
 from normfuse.passes.pipeline import check_expectation, run_pipeline
 from normfuse.report import Report
 from normfuse.torch_compat import FakeTensorMode
+from normfuse.verify import widen
 
 __all__ = ["RewrittenGraph", "compile_graph", "rewrite_graph"]
 
@@ -43,6 +46,8 @@ def compile_graph(
     report = Report(target=options.target, graphs=1)
     try:
         report, compiled = _rewrite_and_compile(gm, example_inputs, options, settings)
+    except TorchDynamoException:
+        raise
     except Exception as error:
         compiled = None
         _explain_fallback(error, report)
@@ -67,12 +72,13 @@ def _expect(report: Report, options: Options) -> None:
 
 @dataclass(frozen=True)
 class RewrittenGraph:
-    """A Dynamo graph after the pipeline."""
+    """A Dynamo graph after the pipeline; ``wide`` is the original in float64, when it was asked for."""
 
     program: Program
     folded: list[Folded]
     report: Report
     fake_mode: FakeTensorMode
+    wide: GraphModule | None = None
 
     @property
     def is_changed(self) -> bool:
@@ -83,9 +89,10 @@ def rewrite_graph(gm: GraphModule, example_inputs: Sequence[Any], options: Optio
     """Capture a Dynamo graph and run the pipeline on the capture; ``gm`` stays as it is."""
     started = time.perf_counter()
     program, fake_mode = capture(gm, example_inputs)
+    wide = widen(program.gm) if options.verify == "output" else None
     report, folded = run_pipeline(program, options)
     report.seconds = time.perf_counter() - started
-    return RewrittenGraph(program, folded, report, fake_mode)
+    return RewrittenGraph(program, folded, report, fake_mode, wide)
 
 
 def _rewrite_and_compile(
@@ -99,7 +106,10 @@ def _rewrite_and_compile(
     program, folded = rewritten.program, rewritten.folded
     hand_on_marks(gm, program.gm, folded)
     slots = [_slot(one, program) for one in folded]
-    fakes = [_fake(slot.tensor(example_inputs), rewritten.fake_mode) for slot in slots]
+    tensors = [slot.tensor(example_inputs) for slot in slots]
+    if rewritten.wide is not None:
+        check_output(gm, rewritten.wide, program.gm, example_inputs, tensors)
+    fakes = [_fake(tensor, rewritten.fake_mode) for tensor in tensors]
     rewritten.report.seconds += time.perf_counter() - started
     compiled = run_inner(program.gm, [*example_inputs, *fakes], options, settings)
     return rewritten.report, FoldedCall(compiled, slots, gm) if slots else compiled

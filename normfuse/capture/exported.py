@@ -123,7 +123,7 @@ def _install(one: Folded, program: Program, specs: list[InputSpec], state: dict[
     weights = program.weights
     values = [weights[s].value for s in one.sources]
     tensor = torch.nn.Parameter(one.recipe.compute(values), requires_grad=False)
-    host = _replaceable(one, program)
+    host = _replaceable(one, program, state)
     if host is not None:
         one.node.replace_all_uses_with(host.node)
         program.gm.graph.erase_node(one.node)
@@ -134,14 +134,15 @@ def _install(one: Folded, program: Program, specs: list[InputSpec], state: dict[
     specs.append(InputSpec(InputKind.PARAMETER, TensorArgument(one.node.name), name))
 
 
-def _replaceable(one: Folded, program: Program) -> Input | None:
-    """The source whose place the folded weight can take: same shape and dtype, read by nothing else."""
+def _replaceable(one: Folded, program: Program, state: Mapping[str, Any]) -> Input | None:
+    """The stored source whose place the folded weight can take: same shape and dtype, read by no one else."""
     for source in one.sources:
         found = program.weights[source]
         shares = [i for i in program.inputs if i.is_weight and _shares_memory(i.value, found.value)]
         unread = not any(i.node.users for i in shares)
         fits = found.value.shape == one.node.meta["val"].shape and found.value.dtype == one.recipe.dtype
-        if unread and fits and len(shares) == 1 and found.role in (Role.PARAMETER, Role.BUFFER):
+        stored = found.role in (Role.PARAMETER, Role.BUFFER) and found.name in state
+        if unread and fits and len(shares) == 1 and stored:
             return found
     return None
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import Graph, Interpreter, Node
+from torch.nn import Module
 
 from normfuse.ir.calls import aten, is_call
 from normfuse.torch_compat import outside_tracing
@@ -32,10 +33,12 @@ _CASTS = (
 class Recipe:
     """``body`` maps the sources, in order, to the folded weight of this ``dtype``.
 
+    ``root`` holds the constants that the body reads.
     ``key`` is equal for equal computations; ``label`` names the sources for people.
     """
 
-    body: GraphModule
+    body: Graph
+    root: Module
     dtype: torch.dtype
     key: str
     label: str
@@ -44,7 +47,7 @@ class Recipe:
         """The folded weight: computed in float64, cast once."""
         with outside_tracing():
             wide = [s.detach().double() if s.is_floating_point() else s.detach() for s in sources]
-            result: torch.Tensor = _Exact(self.body).run(*wide)
+            result: torch.Tensor = _Exact(self.root, graph=self.body).run(*wide)
             return result.to(self.dtype).contiguous()
 
 

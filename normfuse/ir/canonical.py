@@ -8,7 +8,7 @@ one operator ``aten.rms_norm``, which every runtime recognises.
 
 from __future__ import annotations
 
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, Node
 
 from normfuse.errors import InvariantError
 from normfuse.ir.calls import aten
@@ -32,7 +32,7 @@ def canonical_region(spec: NormSpec, operands: Operands) -> NormRegion:
             inputs[role] = graph.placeholder(role)
             inputs[role].meta = {k: v for k, v in operand.meta.items() if k == "val"}
     graph.output(_body(graph, spec, inputs))
-    return NormRegion(spec, GraphModule({}, graph), "aten.rms_norm")
+    return NormRegion(spec, graph, "aten.rms_norm")
 
 
 def _body(graph: Graph, spec: NormSpec, inputs: dict[str, Node]) -> Node:

@@ -67,8 +67,6 @@ class Effects:
 
 def is_effectful(node: Node) -> bool:
     """Whether a node matters even where nobody reads its result."""
-    if isinstance(node.target, OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
-        return True
     return bool(node.is_impure() or _written_by(node))
 
 
@@ -97,6 +95,8 @@ def _written_by(node: Node) -> list[Node]:
     if is_call(node, *_KEEPS_STATISTICS):
         bound = bind(node)
         return _nodes([bound["running_mean"], bound["running_var"]])
+    if is_call(node, aten.detach_.default):
+        return []  # changes what autograd knows, not what the memory holds
     if isinstance(node.target, HigherOrderOperator):
         return [n for n in node.all_input_nodes if n.op != "get_attr"] if _writes_inside(node) else []
     return mutated_arguments(node)

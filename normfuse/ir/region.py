@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from normfuse.errors import InvariantError
 from normfuse.ir.spec import NormSpec
@@ -34,14 +34,14 @@ class Operands:
 class NormRegion(torch.nn.Module):
     """A norm as a callable value: its description, its spelling and its body."""
 
-    def __init__(self, spec: NormSpec, body: GraphModule, spelling: str) -> None:
+    def __init__(self, spec: NormSpec, body: Graph, spelling: str) -> None:
         super().__init__()
         self.spec = spec
         self.body = body
         self.spelling = spelling
 
     def forward(self, *operands: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.body(*operands)
+        result: torch.Tensor = Interpreter(self, graph=self.body).run(*operands)
         return result
 
     def operands(self, node: Node) -> Operands:

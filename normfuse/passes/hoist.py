@@ -7,7 +7,7 @@ What the folded weights are made of is returned as recipes, in the order of the 
 
 from __future__ import annotations
 
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, Node
 
 from normfuse.folding.recipe import Folded, Recipe
 from normfuse.ir.program import Program
@@ -23,15 +23,21 @@ def hoist(program: Program) -> list[Folded]:
     order = {node: i for i, node in enumerate(graph.nodes)}
     last = [n for n in graph.nodes if n.op == "placeholder"][-1:]
     folded: list[Folded] = []
-    for root in [n for n in graph.nodes if FOLD in n.meta and any(FOLD not in u.meta for u in n.users)]:
+    for root in [n for n in graph.nodes if _is_root(n)]:
         made = _hoist_one(program, root, last[0], order)
         last = [made.node]
         folded.append(made)
     for node in reversed(list(graph.nodes)):
         if FOLD in node.meta and not node.users and node.op != "placeholder":
             graph.erase_node(node)
-    graph.lint()
     return folded
+
+
+def _is_root(node: Node) -> bool:
+    """Whether a folded weight ends here; what is made of constants alone stays in the graph."""
+    if FOLD not in node.meta or all(FOLD in user.meta for user in node.users):
+        return False
+    return any(n.op == "placeholder" for n in _ancestors(node))
 
 
 def _hoist_one(program: Program, root: Node, last: Node, order: dict[Node, int]) -> Folded:
@@ -63,7 +69,7 @@ def _recipe(program: Program, root: Node, needed: list[Node]) -> tuple[Recipe, t
     assert value is not None
     key = "\n".join(f"{n.op} {n.target} {n.args} {n.kwargs}" for n in body.nodes) + f"\n{value.dtype}"
     named = [program.weights[s].name for s in sources]
-    return Recipe(GraphModule(program.gm, body), value.dtype, key, ", ".join(named)), tuple(sources)
+    return Recipe(body, program.gm, value.dtype, key, ", ".join(named)), tuple(sources)
 
 
 def _ancestors(root: Node) -> set[Node]:

@@ -32,7 +32,6 @@ def lift(work: Work) -> None:
         norm = absorb(_following(core, lifted))
         interior = sorted(_interior(norm), key=lambda n: order.get(n, -1))
         _lift_one(work, norm, interior, effects, lifted)
-    gm.graph.lint()
 
 
 def _following(norm: Candidate, lifted: dict[Node, Node]) -> Candidate:
@@ -83,7 +82,7 @@ def _replace(gm: GraphModule, norm: Candidate, interior: list[Node], spelling: s
     return node
 
 
-def _body(norm: Candidate, interior: list[Node]) -> GraphModule:
+def _body(norm: Candidate, interior: list[Node]) -> Graph:
     graph = Graph()
     copies: dict[Node, Node] = {}
     for operand in norm.operands.as_args():
@@ -95,7 +94,7 @@ def _body(norm: Candidate, interior: list[Node]) -> GraphModule:
     for node in interior:
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(copies[norm.root])
-    return GraphModule({}, graph)
+    return graph
 
 
 def _mutated(norm: Candidate) -> Refusal:

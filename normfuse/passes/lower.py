@@ -20,13 +20,13 @@ def lower(gm: GraphModule) -> None:
 
 
 def _inline(gm: GraphModule, node: Node, region: NormRegion) -> None:
-    placeholders = [n for n in region.body.graph.nodes if n.op == "placeholder"]
+    placeholders = [n for n in region.body.nodes if n.op == "placeholder"]
     values = {p: a for p, a in zip(placeholders, node.args, strict=True) if isinstance(a, Node)}
     with gm.graph.inserting_before(node):
-        for inner in region.body.graph.nodes:
+        for inner in region.body.nodes:
             if inner.op == "call_function":
                 values[inner] = _copy(gm, inner, values, node)
-    result = next(n for n in region.body.graph.nodes if n.op == "output").args[0]
+    result = next(n for n in region.body.nodes if n.op == "output").args[0]
     made = values[result]
     made.meta = dict(node.meta)
     node.replace_all_uses_with(made)

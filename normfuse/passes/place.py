@@ -9,6 +9,7 @@ from torch.fx import Graph, Node
 
 from normfuse.analysis.absorb import Kept, Leaf, Plan, Rebuilt
 from normfuse.analysis.channel_map import ChannelMap, Diagonal
+from normfuse.errors import InvariantError
 
 __all__ = ["FOLD", "Placement"]
 
@@ -25,6 +26,8 @@ class Placement:
 
     def substitute(self, user: Node, operand: Node, plan: Plan) -> None:
         """Let ``user`` read the planned value in place of ``operand``; ``user`` may be ``operand`` itself."""
+        if user is not operand and operand not in user.all_input_nodes:
+            raise InvariantError(f"{user.name} does not read {operand.name}, which was to be replaced there")
         if user is not operand:
             with self._graph.inserting_before(user):
                 made = self._make(plan)

@@ -45,7 +45,6 @@ def recentre(work: Work) -> None:
     placement = Placement(gm.graph)
     for stream, decision in found:
         _apply(work, stream, decision, placement)
-    gm.graph.lint()
 
 
 def _refuse_in_advance(work: Work) -> None:

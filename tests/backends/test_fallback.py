@@ -98,3 +98,28 @@ def test_weights_made_in_inference_mode_are_refused() -> None:
         fast = torch.compile(model, backend=normfuse.normfuse_backend, options=EAGER)
         assert torch.allclose(fast(example()), model(example()), rtol=1e-12)
     assert {s.refusal.code for s in normfuse.last_report().sites} == {"weight_untracked"}
+
+
+def test_verify_output_accepts_what_is_right() -> None:
+    model = prenorm()
+    fast = torch.compile(
+        model, backend=normfuse.normfuse_backend, options=EAGER | {"normfuse.verify": "output"}
+    )
+    with torch.no_grad():
+        assert torch.allclose(fast(example()), model(example()), rtol=1e-12)
+    assert normfuse.last_report().after == {"rms_norm": 3}
+
+
+def test_verify_output_rejects_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    from normfuse.folding.recipe import Recipe
+
+    compute = Recipe.compute
+    monkeypatch.setattr(Recipe, "compute", lambda self, sources: compute(self, sources) * 1.001)
+    monkeypatch.setenv("NORMFUSE_STRICT", "0")
+    model = prenorm()
+    fast = torch.compile(
+        model, backend=normfuse.normfuse_backend, options=EAGER | {"normfuse.verify": "output"}
+    )
+    with torch.no_grad(), pytest.warns(UserWarning, match="times as far from float64"):
+        assert torch.equal(fast(example()), model(example()))
+    assert normfuse.last_report().after == {}
