@@ -52,14 +52,12 @@ def _refuse_in_advance(work: Work) -> None:
         site = work.sites[node]
         if region.spec.kind == "rms_norm":
             site.refuse(Refusal("already_rms_norm", "an RMSNorm has no mean to remove", node.name))
+        elif len(region.spec.dims) != 1:
+            message = "the norm runs over several axes, so no one weight writes its mean"
+            site.refuse(Refusal("several_axes", message, node.name))
         elif norm_axis(node) is None:
-            site.refuse(
-                Refusal(
-                    "several_axes",
-                    "the norm runs over several axes, so no one weight writes its mean",
-                    node.name,
-                )
-            )
+            message = "the norm's own weight or bias is made of the value that it normalizes"
+            site.refuse(Refusal("raw_reader", message, node.name))
 
 
 def _apply(work: Work, stream: Stream, decision: Decision, placement: Placement) -> None:
