@@ -22,7 +22,7 @@ from normfuse.backends.folded_call import FoldedCall, is_strict
 from normfuse.backends.inner import check_inductor, run_inner
 from normfuse.backends.session import record
 from normfuse.errors import NormfuseError
-from normfuse.folding import Folded, Slot
+from normfuse.folding import Folded, Slot, Slots
 from normfuse.ir.program import Program
 from normfuse.options import Options, split_options
 from normfuse.passes.pipeline import check_expectation, run_pipeline
@@ -105,14 +105,14 @@ def _rewrite_and_compile(
     started = time.perf_counter()
     program, folded = rewritten.program, rewritten.folded
     hand_on_marks(gm, program.gm, folded)
-    slots = [_slot(one, program) for one in folded]
-    tensors = [slot.tensor(example_inputs) for slot in slots]
+    slots = Slots([_slot(one, program) for one in folded])
+    tensors = slots.tensors(example_inputs)
     if rewritten.wide is not None:
         check_output(gm, rewritten.wide, program.gm, example_inputs, tensors)
     fakes = [_fake(tensor, rewritten.fake_mode) for tensor in tensors]
     rewritten.report.seconds += time.perf_counter() - started
     compiled = run_inner(program.gm, [*example_inputs, *fakes], options, settings)
-    return rewritten.report, FoldedCall(compiled, slots, gm) if slots else compiled
+    return rewritten.report, FoldedCall(compiled, slots, gm) if folded else compiled
 
 
 def _slot(one: Folded, program: Program) -> Slot:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from normfuse.folding import Slot
+from normfuse.folding import Slots
 
 __all__ = ["FoldedCall", "is_strict"]
 
@@ -29,15 +29,15 @@ class FoldedCall:
     If a weight cannot be folded again, the original graph answers this call, with one warning.
     """
 
-    def __init__(self, compiled: Callable[..., Any], slots: Sequence[Slot], original: GraphModule) -> None:
+    def __init__(self, compiled: Callable[..., Any], slots: Slots, original: GraphModule) -> None:
         self._compiled = compiled
-        self._slots = tuple(slots)
+        self._slots = slots
         self._original = original
         self._warned = False
 
     def __call__(self, *inputs: Any) -> Any:
         try:
-            folded = [slot.tensor(inputs) for slot in self._slots]
+            folded = self._slots.tensors(inputs)
         except Exception as error:
             return self._fall_back(error, inputs)
         return self._compiled(*inputs, *folded)

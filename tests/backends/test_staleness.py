@@ -33,7 +33,7 @@ class Counted:
 
 
 def folded_tensors() -> list[torch.Tensor]:
-    return [f.tensor for f in store._alive if not f.is_released]
+    return [f.tensor for f in store.living()]
 
 
 def optimizer_step(model: PreNorm) -> None:
@@ -97,7 +97,7 @@ def test_nothing_is_folded_again_without_a_change() -> None:
     counted = Counted(prenorm())
     for _ in range(3):
         counted.difference(example())
-    assert [f.refolds for f in store._alive] == [0] * len(store._alive)
+    assert [f.refolds for f in store.living()] == [0] * len(store.living())
 
 
 def test_two_models_share_code_but_not_weights() -> None:
@@ -109,7 +109,7 @@ def test_two_models_share_code_but_not_weights() -> None:
         for _ in range(2):
             for model in (first, second):
                 assert torch.allclose(forward(model, example()), model(example()), rtol=1e-12, atol=1e-12)
-    assert all(f.refolds == 0 for f in store._alive)
+    assert all(f.refolds == 0 for f in store.living())
 
 
 def test_shapes_share_one_copy() -> None:

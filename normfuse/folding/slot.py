@@ -1,0 +1,104 @@
+"""Where a compiled graph gets a folded weight from, at every call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+
+from normfuse.folding import store
+from normfuse.folding.recipe import Recipe
+from normfuse.folding.store import LOCK, FoldedWeight, Owner
+
+__all__ = ["Slot", "Slots"]
+
+_Identity = tuple[Any, ...]
+_Check = tuple[int, int, int, torch.dtype, torch.Size, torch.device]
+_Known = tuple[int, list[_Check], tuple[torch.Tensor, ...]]
+_shared: WeakValueDictionary[tuple[str, _Identity], FoldedWeight] = WeakValueDictionary()
+
+
+def _identity(sources: Sequence[torch.Tensor]) -> _Identity:
+    return tuple((s.data_ptr(), s.shape, s.stride(), s.dtype, s.device) for s in sources)
+
+
+class Slot:
+    """One folded input of one compiled graph; graphs with the same recipe and sources share the tensor.
+
+    A graph may be called with the weights of several models of one class in turn; each has a
+    folded tensor of its own, kept as long as its sources live.
+    """
+
+    def __init__(self, recipe: Recipe, positions: Sequence[int], owners: Sequence[Owner] = ()) -> None:
+        self.recipe = recipe
+        self.positions = tuple(positions)
+        self._owners = tuple(owners)
+        self._known: dict[_Identity, FoldedWeight] = {}
+
+    def find(self, inputs: Sequence[Any]) -> FoldedWeight:
+        """The folded weight for the sources among these graph inputs, up to date."""
+        sources = [inputs[p] for p in self.positions]
+        with LOCK:
+            identity = _identity(sources)
+            found = self._known.get(identity) or _shared.get((self.recipe.key, identity))
+            if found is None or found.is_released:
+                found = self._adopt(sources) or FoldedWeight(self.recipe, sources, self._take_owners())
+            elif not found.is_current(sources):
+                found.refold(sources)
+            self._known[identity] = _shared[self.recipe.key, identity] = found
+            return found
+
+    def _take_owners(self) -> tuple[Owner, ...]:
+        """The modules of the weights that the graph was compiled with: they own the first folded tensor."""
+        owners, self._owners = self._owners, ()
+        return owners
+
+    def _adopt(self, sources: Sequence[torch.Tensor]) -> FoldedWeight | None:
+        """A folded tensor whose own sources are gone: its memory serves the new ones."""
+        for identity, old in list(self._known.items()):
+            if old.is_released or old.is_abandoned:
+                del self._known[identity]
+                _shared.pop((self.recipe.key, identity), None)
+                if old.can_serve(sources):
+                    old.refold(sources)
+                    return old
+        return None
+
+
+class Slots:
+    """All folded inputs of one compiled graph."""
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self._slots = tuple(slots)
+        self._known: _Known = (-1, [], ())
+
+    def tensors(self, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+        """The folded tensors for the weights among these graph inputs.
+
+        The comparison is spelled out because it runs for every weight at every call. What is known
+        is read once, as a whole, since other threads may replace it.
+        """
+        epoch, checks, tensors = self._known
+        if epoch != store.epoch:
+            return self._look_up(inputs)
+        for position, version, address, dtype, shape, device in checks:
+            source = inputs[position]
+            if source._version != version or source.data_ptr() != address:
+                return self._look_up(inputs)
+            if source.dtype is not dtype or source.shape != shape or source.device != device:
+                return self._look_up(inputs)
+        return tensors
+
+    def _look_up(self, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+        with LOCK:
+            found = [slot.find(inputs) for slot in self._slots]
+            checks = [
+                (position, *stamp)
+                for slot, folded in zip(self._slots, found, strict=True)
+                for position, stamp in zip(slot.positions, folded.stamps, strict=True)
+            ]
+            tensors = tuple(folded.tensor for folded in found)
+            self._known = (store.epoch, checks, tensors)
+            return tensors
