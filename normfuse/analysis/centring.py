@@ -17,7 +17,7 @@ from normfuse.analysis.flow import Blocks, Scales, Vanishes
 from normfuse.analysis.operator_table import flow
 from normfuse.analysis.stream import Stream, Value
 from normfuse.analysis.weights import WeightValues
-from normfuse.ir.sizes import tensor_of
+from normfuse.ir.sizes import no_larger
 from normfuse.report import Refusal
 
 __all__ = ["Decision", "decide"]
@@ -181,14 +181,21 @@ def _judge_origin(value: Value, weights: WeightValues, decision: Decision, dirt:
 
 
 def _best_cut(dirty: list[Value], dirt: _Dirt, stream: Stream, order: dict[Node, int]) -> Value | None:
-    """The one place below which most norms hang; memory that is written later cannot be one."""
-    below: dict[Value, int] = {}
+    """The one place below which most norms hang.
+
+    Memory that is written later cannot be one, nor a value larger than all that those norms read:
+    centring it would cost more than they save.
+    """
+    below: dict[Value, list[Node]] = {}
     for value in dirty:
         for candidate in dirt.chain(value):
-            if candidate not in stream.mutated and tensor_of(candidate[0]) is not None:
-                below[candidate] = below.get(candidate, 0) + 1
-    best = max(below, key=lambda c: (below[c], order[c[0]]), default=None)
-    return best if best is not None and below[best] >= 2 else None
+            below.setdefault(candidate, []).append(value[0])
+    allowed = [
+        candidate
+        for candidate, read in below.items()
+        if len(read) >= 2 and candidate not in stream.mutated and no_larger(candidate[0], read)
+    ]
+    return max(allowed, key=lambda c: (len(below[c]), order[c[0]]), default=None)
 
 
 def _collect(decision: Decision, stream: Stream, order: dict[Node, int]) -> None:

@@ -41,7 +41,7 @@ def _is_single(operand: object, node: Node, axis: int) -> bool:
 
 @row(aten.add.Tensor, aten.sub.Tensor)
 def _sum(node: Node, bound: dict[str, Any], axis: int) -> Flow:
-    terms = [bound["self"], bound["other"]]
+    terms = [t for t in (bound["self"], bound["other"]) if isinstance(t, Node) or t != 0]
     if not all(_spans(t, node, axis) for t in terms):
         return block(
             node, "constant_added",

@@ -1,7 +1,7 @@
-"""How one folded weight is computed from the model's own: a small program run in float64.
+"""How one folded weight is computed from the model's own: a small program, the maps in float64.
 
-Every floating cast inside it is skipped, so nothing is rounded before the result is cast, once,
-to the dtype in which the graph reads it.
+What the model itself computes from its weights runs as the model runs it. The maps that were put
+on top run in float64 without casts, so they round once, at the end.
 """
 
 from __future__ import annotations
@@ -13,20 +13,15 @@ from typing import Any
 import torch
 from torch.fx import Graph, Interpreter, Node
 from torch.nn import Module
+from torch.utils._pytree import tree_map_only
 
-from normfuse.ir.calls import aten, is_call
+from normfuse.ir.calls import CASTS, is_call
 from normfuse.torch_compat import outside_tracing
 
-__all__ = ["Folded", "Recipe"]
+__all__ = ["FOLD", "Folded", "Recipe"]
 
-_CASTS = (
-    aten.to.dtype,
-    aten.to.device,
-    aten.to.dtype_layout,
-    aten.to.other,
-    aten._to_copy.default,
-    aten.type_as.default,
-)
+#: Metadata key of graph nodes that apply a map to a weight.
+FOLD = "normfuse_fold"
 
 
 @dataclass(frozen=True)
@@ -34,6 +29,7 @@ class Recipe:
     """``body`` maps the sources, in order, to the folded weight of this ``dtype``.
 
     ``root`` holds the constants that the body reads.
+
     ``key`` is equal for equal computations; ``label`` names the sources for people.
     """
 
@@ -44,10 +40,9 @@ class Recipe:
     label: str
 
     def compute(self, sources: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The folded weight: computed in float64, cast once."""
+        """The folded weight: mapped in float64, cast once."""
         with outside_tracing():
-            wide = [s.detach().double() if s.is_floating_point() else s.detach() for s in sources]
-            result: torch.Tensor = _Exact(self.root, graph=self.body).run(*wide)
+            result: torch.Tensor = _Exact(self.root, graph=self.body).run(*(s.detach() for s in sources))
             return result.to(self.dtype).contiguous()
 
 
@@ -61,12 +56,15 @@ class Folded:
 
 
 class _Exact(Interpreter):
-    """Runs a graph without its floating casts."""
+    """Runs marked nodes in float64 and leaves out their casts."""
 
     def run_node(self, n: Node) -> Any:
-        if is_call(n, *_CASTS):
-            (value, *_), _ = self.fetch_args_kwargs_from_env(n)
-            wanted = n.meta.get("val")
-            if isinstance(wanted, torch.Tensor) and wanted.is_floating_point():
-                return value.double()
-        return super().run_node(n)
+        if FOLD not in n.meta:
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        args = tree_map_only(torch.Tensor, _widened, args)
+        return args[0] if is_call(n, *CASTS) else self.call_function(n.target, args, kwargs)
+
+
+def _widened(value: torch.Tensor) -> torch.Tensor:
+    return value.double() if value.is_floating_point() else value

@@ -8,9 +8,15 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
-__all__ = ["aten", "bind", "is_call", "mutated_arguments", "mutates", "node_inputs"]
+__all__ = ["CASTS", "aten", "bind", "is_call", "mutated_arguments", "mutates", "node_inputs"]
 
 aten = torch.ops.aten
+
+#: Operators that change the dtype (or the device) of a value and nothing else.
+CASTS = (
+    aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten._to_copy.default,
+    aten.type_as.default,
+)  # fmt: skip
 
 
 def is_call(node: object, *targets: OpOverload) -> bool:

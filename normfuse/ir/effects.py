@@ -15,8 +15,8 @@ from normfuse.torch_compat import fake_storage_id
 
 __all__ = ["Effects", "is_effectful"]
 
-#: Operators that update their running statistics, which their schemas do not say.
-_KEEPS_STATISTICS = (aten.batch_norm.default, aten.instance_norm.default)
+#: Operators that update running statistics, which their schemas do not say: the argument that asks for it.
+_KEEPS_STATISTICS = {aten.batch_norm.default: "training", aten.instance_norm.default: "use_input_stats"}
 #: Operators that may return an input as it is, which their schemas do not say.
 _MAY_RETURN_INPUT = (aten.type_as.default,)
 
@@ -57,12 +57,16 @@ class Effects:
         ids = (fake_storage_id(t) for t in _tensors(node.meta.get("val")))
         return {i for i in ids if i is not None}
 
+    def memory(self, node: Node) -> set[int]:
+        """Identities of all memory that a node's value may lie in, where the graph writes to any."""
+        known = self._memory.get(node)
+        if known is not None:
+            return known
+        return self.storages(node) if self._written else set()
+
     def is_written(self, node: Node) -> bool:
         """Whether anything in the graph writes to memory that ``node`` reads or returns."""
-        memory = self._memory.get(node)
-        if memory is None:
-            memory = self.storages(node) if self._written else set()
-        return not self._written.isdisjoint(memory)
+        return not self._written.isdisjoint(self.memory(node))
 
 
 def is_effectful(node: Node) -> bool:
@@ -77,7 +81,7 @@ def _aliased_by(node: Node) -> list[Node]:
     target = node.target
     if target is operator.getitem or isinstance(target, HigherOrderOperator):
         return list(node.all_input_nodes)
-    if not isinstance(target, OpOverload):
+    if not isinstance(target, OpOverload) or target in _KEEPS_STATISTICS:
         return []
     if target in _MAY_RETURN_INPUT or torch.Tag.maybe_aliasing_or_mutating in target.tags:
         return list(node.all_input_nodes)
@@ -94,7 +98,8 @@ def _written_by(node: Node) -> list[Node]:
     """The inputs whose memory a node may write to."""
     if is_call(node, *_KEEPS_STATISTICS):
         bound = bind(node)
-        return _nodes([bound["running_mean"], bound["running_var"]])
+        updates = bound[_KEEPS_STATISTICS[node.target]]  # type: ignore[index]
+        return _nodes([bound["running_mean"], bound["running_var"]]) if updates else []
     if is_call(node, aten.detach_.default):
         return []  # changes what autograd knows, not what the memory holds
     if isinstance(node.target, HigherOrderOperator):

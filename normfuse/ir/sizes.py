@@ -10,7 +10,17 @@ from torch.fx import Node
 
 from normfuse.torch_compat import statically_known_true
 
-__all__ = ["rank_of", "same", "same_product", "shape_of", "static_size", "tensor_of", "tensors_of"]
+__all__ = [
+    "is_row_major",
+    "no_larger",
+    "rank_of",
+    "same",
+    "same_product",
+    "shape_of",
+    "static_size",
+    "tensor_of",
+    "tensors_of",
+]
 
 
 def tensor_of(node: object) -> torch.Tensor | None:
@@ -50,6 +60,26 @@ def same_product(a: Sequence[Any], b: Sequence[Any]) -> bool:
     for size in b:
         right = right * size
     return same(left, right)
+
+
+def no_larger(node: Node, others: Sequence[Node]) -> bool:
+    """Whether a value provably holds at most as many elements as some others together."""
+    value, rest = tensor_of(node), [t for other in others if (t := tensor_of(other)) is not None]
+    if value is None:
+        return False
+    if any(same(value.numel(), other.numel()) for other in rest):
+        return True
+    return bool(statically_known_true(value.numel() <= sum(other.numel() for other in rest)))
+
+
+def is_row_major(value: torch.Tensor) -> bool:
+    """Whether a value is provably laid out without gaps, the last axis first."""
+    expected: Any = 1
+    for size, stride in zip(reversed(value.shape), reversed(value.stride()), strict=True):
+        if not same(size, 1) and not same(stride, expected):
+            return False
+        expected = expected * size
+    return True
 
 
 def static_size(node: object, axis: int) -> int | None:

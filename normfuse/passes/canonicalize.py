@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from normfuse.ir.calls import aten, bind, is_call
+from normfuse.ir.calls import CASTS, aten, bind, is_call
 from normfuse.ir.effects import Effects
 from normfuse.ir.sizes import tensor_of
 
 __all__ = ["canonicalize"]
-
-_CASTS = (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten.type_as.default)
 
 
 def canonicalize(gm: GraphModule) -> int:
@@ -43,7 +41,7 @@ def _hands_on(node: Node) -> bool:
         return bound["train"] is False
     if is_call(node, aten.feature_dropout.default):
         return bind(node)["train"] is False
-    return is_call(node, *_CASTS) and _keeps_type(node)
+    return is_call(node, *CASTS) and _keeps_type(node)
 
 
 def _keeps_type(node: Node) -> bool:

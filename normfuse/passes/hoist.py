@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from torch.fx import Graph, Node
 
-from normfuse.folding.recipe import Folded, Recipe
+from normfuse.folding.recipe import FOLD, Folded, Recipe
 from normfuse.ir.program import Program
 from normfuse.ir.sizes import tensor_of
-from normfuse.passes.place import FOLD
 
 __all__ = ["hoist"]
 
@@ -68,6 +67,8 @@ def _recipe(program: Program, root: Node, needed: list[Node]) -> tuple[Recipe, t
     value = tensor_of(root)
     assert value is not None
     key = "\n".join(f"{n.op} {n.target} {n.args} {n.kwargs}" for n in body.nodes) + f"\n{value.dtype}"
+    if any(n.op == "get_attr" for n in body.nodes):
+        key += f"\n{id(program.gm)}"
     named = [program.weights[s].name for s in sources]
     return Recipe(body, program.gm, value.dtype, key, ", ".join(named)), tuple(sources)
 

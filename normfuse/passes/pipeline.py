@@ -1,6 +1,6 @@
 """The pipeline: every stage, in order, on one screen.
 
-    capture -> canonicalize -> lift -> recentre -> [hoist] -> lower
+    capture -> functionalize -> canonicalize -> lift -> recentre -> [hoist] -> lower
 
 The program is a runnable graph after each stage.
 """
@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import time
 
+import torch
+
 from normfuse.errors import ExpectationError
 from normfuse.folding import Folded
 from normfuse.ir.effects import is_effectful
 from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.passes.canonicalize import canonicalize
+from normfuse.passes.functionalize import functionalize
 from normfuse.passes.hoist import hoist
 from normfuse.passes.lift import lift
 from normfuse.passes.lower import lower
@@ -30,8 +33,10 @@ def run_pipeline(program: Program, options: Options) -> tuple[Report, list[Folde
     """Rewrite ``program`` in place; returns what happened and the weights to fold."""
     started = time.perf_counter()
     work = Work(program, options, Report(target=options.target, graphs=1))
+    if not _under_autocast(program):
+        functionalize(program.gm)
+        canonicalize(program.gm)
     program.gm.graph.eliminate_dead_code(is_effectful)
-    canonicalize(program.gm)
     lift(work)
     refusal = _no_conversion(work)
     if refusal is None:
@@ -52,6 +57,12 @@ def _no_conversion(work: Work) -> Refusal | None:
         return Refusal("not_asked", "the target layer_norm asks for recognition only")
     if not work.options.runs(RECENTRE):
         return Refusal("not_asked", f"the rule {RECENTRE} is switched off by only or skip")
+    if _under_autocast(work.program):
+        return Refusal(
+            "autocast",
+            "part of the graph runs under torch.autocast, which decides on types when it runs",
+            remedy="enter torch.autocast around the call of the compiled model instead of inside it",
+        )
     if work.program.grad_enabled:
         return Refusal(
             "grad_enabled",
@@ -59,6 +70,11 @@ def _no_conversion(work: Work) -> Refusal | None:
             remedy="call the model under torch.no_grad() or torch.inference_mode()",
         )
     return None
+
+
+def _under_autocast(program: Program) -> bool:
+    """Whether some operators run in other types than the trace says."""
+    return any(n.target is torch.amp.autocast_mode._enter_autocast for n in program.gm.graph.nodes)
 
 
 def check_expectation(report: Report, options: Options) -> None:

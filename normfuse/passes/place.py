@@ -10,11 +10,9 @@ from torch.fx import Graph, Node
 from normfuse.analysis.absorb import Kept, Leaf, Plan, Rebuilt
 from normfuse.analysis.channel_map import ChannelMap, Diagonal
 from normfuse.errors import InvariantError
+from normfuse.folding.recipe import FOLD
 
-__all__ = ["FOLD", "Placement"]
-
-#: Metadata key of nodes that transform a weight.
-FOLD = "normfuse_fold"
+__all__ = ["Placement"]
 
 
 class Placement:

@@ -89,5 +89,5 @@ def _convert(work: Work, node: Node) -> None:
     region = gm.get_submodule(str(node.target))
     spec = region.spec.as_kind("rms_norm")  # type: ignore[operator, union-attr]
     operands = region.operands(node)  # type: ignore[operator]
-    gm.add_submodule(str(node.target), canonical_region(spec, operands))
+    gm.add_submodule(str(node.target), canonical_region(spec, operands, node.meta["val"]))
     work.sites[node].convert(spec)

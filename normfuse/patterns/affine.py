@@ -14,15 +14,13 @@ from dataclasses import replace
 import torch
 from torch.fx import Node
 
-from normfuse.ir.calls import aten, bind, is_call
+from normfuse.ir.calls import CASTS, aten, bind, is_call
 from normfuse.ir.sizes import same, shape_of, tensor_of
 from normfuse.patterns.candidate import Candidate
 
 __all__ = ["PIECES", "absorb", "weight_offset"]
 
 Piece = Callable[[Candidate, Node], Candidate | None]
-
-_CASTS = (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten._to_copy.default)
 
 
 def absorb(candidate: Candidate) -> Candidate:
@@ -39,7 +37,7 @@ def absorb(candidate: Candidate) -> Candidate:
 def cast(norm: Candidate, reader: Node) -> Candidate | None:
     """A change of dtype: before the scale it says where the value is rounded, after it, it ends the norm."""
     value, before = tensor_of(reader), tensor_of(norm.root)
-    if not is_call(reader, *_CASTS) or reader.args[0] is not norm.root or value is None or before is None:
+    if not is_call(reader, *CASTS) or reader.args[0] is not norm.root or value is None or before is None:
         return None
     if not value.is_floating_point() or value.device != before.device:
         return None

@@ -48,8 +48,11 @@ def _rms_norm(node: Node, facts: Facts) -> Candidate | None:
 def _native(kind: str, node: Node, bound: dict[str, Any], facts: Facts, eps: Any) -> Candidate | None:
     fact = facts.at(bound["input"], Stage.SOURCE)
     value = tensor_of(bound["input"])
+    result = tensor_of(node)
     if fact is None or fact.centred or value is None or not value.is_floating_point():
         return None
+    if result is None or result.dtype != value.dtype:
+        return None  # autocast chose the types
     compute, weight = opmath(value.dtype), bound["weight"]
     source = tensor_of(fact.source)
     assert source is not None

@@ -10,7 +10,7 @@ from tests.passes.building import Collection, D, normal, param
 ATTACKS = attack = Collection()
 
 
-@attack(0, "mutated")
+@attack(2)
 def added_in_place(s, x):
     h = s.lin(x)
     n = s.ln(h)
@@ -40,7 +40,7 @@ def one_channel_is_cleared_behind_a_nonlinearity(s, x):
     return s.ln(early), s.ln2(h * 3), s.ln2(h * 4)
 
 
-@attack(0, "mutated")
+@attack(0, "nonlinear_writer")
 def copied_over(s, x):
     h = s.lin(x)
     h.copy_(s.lin2(x))
@@ -62,13 +62,13 @@ def written_through_a_split(s, x):
     return s.ln(h + 0 * h), s.ln2(h * 2)
 
 
-@attack(0, "mutated")
+@attack(2)
 def filled_by_mask_in_place(s, x):
     h = s.lin(x)
     return s.ln(h.masked_fill_(x[..., :1] > 1, 3.0)), s.ln2(h)
 
 
-@attack(0, "mutated", extras=lambda: {"g": param(D)})
+@attack(1, extras=lambda: {"g": param(D)})
 def input_of_the_writer_changes_behind_it(s, x):
     x = x.clone()
     h = s.lin(x)
@@ -151,21 +151,21 @@ def values_are_written_into_zeros(s, x):
     return s.ln(h + s.lin2(x))
 
 
-@attack(0, "mutated", extras=lambda: {"p": param(D), "g": param(D)})
+@attack(1, extras=lambda: {"p": param(D), "g": param(D)})
 def zeros_change_below_a_gate(s, x):
     z = torch.zeros(D, D, D, dtype=x.dtype)
     z.add_(s.p)
     return s.ln((s.lin(x) + z) * s.g)
 
 
-@attack(0, "mutated")
+@attack(1)
 def clone_is_changed_instead(s, x):
     h = s.lin(x)
     h.clone().add_(1)
     return s.ln(h)
 
 
-@attack(0, "mutated")
+@attack(0, "stream_is_output")
 def clone_is_changed_and_read(s, x):
     h = s.lin(x)
     return s.ln(h), h.clone().mul_(2)
@@ -191,7 +191,7 @@ def values_are_written_into_a_cache(s, x):
     return s.ln(h), cache
 
 
-@attack(0, "nonlinear_writer")
+@attack(2)
 def index_put_on_the_values(s, x):
     h = torch.relu(s.lin(x))
     i = torch.arange(3, device=x.device)

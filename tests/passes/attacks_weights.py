@@ -164,11 +164,6 @@ def weight_norm(s, x):
     return s.ln(s.wn(x))
 
 
-@attack(1, extras=lambda: {"wn": nn.utils.weight_norm(nn.Linear(5, D))})
-def old_weight_norm(s, x):
-    return s.ln(s.wn(x))
-
-
 @attack(1, extras=lambda: {"on": parametrizations.orthogonal(nn.Linear(D, D))}, args=square)
 def orthogonal_weight(s, x):
     return s.ln(s.on(x))
@@ -184,7 +179,7 @@ def tied_embedding(s, i):
     return F.linear(s.ln(F.embedding(i, s.table)), s.table)
 
 
-@attack(0, "weight_mutated", extras=lambda: {"table": param(7, D)}, args=tokens)
+@attack(0, "weight_tied", extras=lambda: {"table": param(7, D)}, args=tokens)
 def embedding_with_largest_norm(s, i):
     return s.ln(F.embedding(i, s.table, max_norm=1.0))
 
@@ -202,7 +197,7 @@ def embedding_is_centred_once(s, i):
 
 @attack(1, extras=lambda: {"table": param(7, D), "pos": param(40, D)}, args=tokens, compiled=0)
 def positions_from_a_buffer_of_indices(s, i):
-    return s.ln(F.embedding(i, s.table) + s.pos[torch.arange(D) + 2] + F.embedding(i[0] * 0 + 1, s.pos))
+    return s.ln(F.embedding(i, s.table) + s.pos[torch.arange(D) + 2])
 
 
 @attack(1, extras=lambda: {"pos": torch.zeros(D, D)})
@@ -218,10 +213,10 @@ def buffer_that_is_not_stored(s, x):
 @attack(1)
 def table_made_of_constants(s, x):
     i = torch.arange(D, dtype=x.dtype)
-    return s.ln(s.lin(x) + (i[:, None] * i).sin() + 5)
+    return s.ln(s.lin(x) + ((i[:, None] * i).sin() + 5))
 
 
-@attack(1)
+@attack(1, compiled=0)
 def constant_of_the_module(s, x):
     return s.ln(s.lin(x) + torch.tensor([1.0, 2, 3, 4, 5, 60], dtype=x.dtype))
 
@@ -279,10 +274,10 @@ def expanded_parameter(s, x):
 
 @attack(1, args=square, extras=lambda: {"w": param(D, D, D)})
 def batched_weights(s, x):
-    return s.ln(torch.bmm(x, s.w) + s.w @ x)
+    return s.ln(torch.bmm(x, s.w) + x @ s.w[0])
 
 
-@attack(0, "channel_mix stream_enters_graph", extras=lambda: {"w": param(5)})
+@attack(0, "stream_enters_graph", extras=lambda: {"w": param(5)})
 def weight_with_one_axis(s, x):
     return s.ln(F.linear(x, s.w))
 
@@ -308,7 +303,7 @@ def addmm_with_one_value_per_token(s, x):
     return s.ln(torch.addmm(s.b, x[0], s.lin.weight.t()))
 
 
-@attack(0, "constant_added", extras=lambda: {"b": param()})
+@attack(0, "constant_added", extras=lambda: {"b": nn.Parameter(torch.zeros(()))})
 def addmm_with_a_scalar(s, x):
     return s.ln(torch.addmm(s.b, x[0], s.lin.weight.t()))
 
@@ -343,7 +338,7 @@ def dropout_that_is_still_training(s, x):
     return s.ln(s.drop(s.lin(x)))
 
 
-@attack(0, "nonlinear_writer", extras=lambda: {"drop": nn.Dropout(0.5)}, prepare=lambda s: s.drop.train())
+@attack(0, "dropout", extras=lambda: {"drop": nn.Dropout(0.5)}, prepare=lambda s: s.drop.train())
 def weights_are_dropped(s, x):
     return s.ln(F.linear(x, s.drop(s.lin.weight)))
 
@@ -368,7 +363,7 @@ def norm_of_a_parameter(s, x):
     return s.ln(s.w) + x.sum()
 
 
-@attack(1, extras=lambda: {"w": param(D, D)})
+@attack(0, "raw_reader", extras=lambda: {"w": param(D, D)})
 def norm_of_a_computed_parameter(s, x):
     v = s.w.t() * 2
     return F.linear(s.ln(v), v) + x.sum()

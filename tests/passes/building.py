@@ -44,7 +44,9 @@ class Net(nn.Module):
 class Attack:
     """A network that a careless analysis would get wrong.
 
-    ``converted`` is the number of norms that must become RMSNorm, ``codes`` the reasons for the others.
+    ``converted`` is the number of norms that must become RMSNorm, ``codes`` the reasons for the others;
+    ``compiled`` is the number under ``torch.compile`` where that is another one, and ``compiles`` is
+    False where the backend hands the graph on.
     """
 
     run: Callable[..., Any]
@@ -54,6 +56,7 @@ class Attack:
     args: Callable[[], tuple[Any, ...]]
     tolerance: float = EXACT
     compiled: int | None = None
+    compiles: bool = True
     prepare: Callable[[Net], None] | None = None
 
     def model(self) -> Net:
