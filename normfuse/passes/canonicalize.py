@@ -1,6 +1,7 @@
-"""Drop operators that hand their input on unchanged.
+"""Drop operators that hand their input on unchanged, and name dtypes instead of pointing at them.
 
     to(x, x.dtype) -> x        alias(x) -> x        dropout(x, p, train=False) -> x
+    type_as(x, y) -> to(x, y.dtype)
 
 Bitwise neutral. Nothing is dropped where the graph writes to the memory concerned, nor what the
 graph returns, so aliasing and mutation stay what they were.
@@ -22,11 +23,23 @@ def canonicalize(gm: GraphModule) -> int:
     effects = Effects(gm.graph)
     removed = 0
     for node in list(gm.graph.nodes):
+        if is_call(node, aten.type_as.default, aten.to.other) and not effects.is_written(node):
+            _name_the_dtype(node)
         if _hands_on(node) and not effects.is_written(node) and not _is_returned(node):
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
             removed += 1
     return removed
+
+
+def _name_the_dtype(node: Node) -> None:
+    """``x.type_as(y)`` reads nothing of ``y`` but its dtype."""
+    before, after = tensor_of(node.args[0]), tensor_of(node)
+    if before is None or after is None or before.device != after.device:
+        return
+    bound = bind(node)
+    if not bound.get("copy") and bound.get("memory_format") is None:
+        node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], after.dtype), {}
 
 
 def _is_returned(node: Node) -> bool:

@@ -39,7 +39,7 @@ def cast(norm: Candidate, reader: Node) -> Candidate | None:
     value, before = tensor_of(reader), tensor_of(norm.root)
     if not is_call(reader, *CASTS) or reader.args[0] is not norm.root or value is None or before is None:
         return None
-    if not value.is_floating_point() or value.device != before.device:
+    if not value.is_floating_point() or value.device != before.device or len(reader.all_input_nodes) > 1:
         return None
     if norm.spec.has_scale or norm.spec.has_shift:
         return replace(norm.grown(reader), closed=True)

@@ -95,6 +95,17 @@ def test_twelve_layers() -> None:
     assert (report.after, report.centrings, report.folded) == ({"rms_norm": 25}, 1, 48)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["gpt2", "vit"])
+def test_twelve_layers_in_low_precision(name: str, dtype: torch.dtype) -> None:
+    model, args, kwargs = build(name, dtype, layers=12)
+    with torch.no_grad():
+        result = normfuse.verify(model, compiled(model), args, kwargs)
+    assert result.ok, str(result)
+    assert result.error_ratio <= 1.5
+    assert normfuse.last_report().after == {"rms_norm": 25}
+
+
 @pytest.mark.parametrize("name", ["gpt2", "vit"])
 def test_under_inductor(name: str) -> None:
     model, args, kwargs = build(name)

@@ -52,6 +52,17 @@ def test_lifting(name: str, dtype: torch.dtype) -> None:
         assert same_bits(work.program.gm(value, w, b), function(value, w, b))
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma", "cohere", "deberta"])
+def test_a_float32_norm_inside_a_float64_model(name: str) -> None:
+    """The source is the rounded value: the cast down is no part of the norm."""
+    function, kind, eps = NAMED[name]
+    x, w, b = operands(torch.float64)
+    work = lifted(function, (x, w, b))
+    (site,) = work.report.sites
+    assert (site.kind, site.spec["source_dtype"], site.spec["eps"]) == (kind, "float32", eps)
+    assert torch.equal(work.program.gm(x, w, b), function(x, w, b))
+
+
 @pytest.mark.parametrize("name", sorted(spellings.RMS_SPELLINGS))
 def test_one_description_for_all_spellings(name: str) -> None:
     first = lifted(spellings.RMS_SPELLINGS["pow"], operands(torch.float32))
