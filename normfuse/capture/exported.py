@@ -45,8 +45,14 @@ def export_model(
             )
     except Exception as error:
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        hint = (
+            "; make the model return tensors only, e.g. with use_cache=False"
+            if "not a known" in cause
+            else ""
+        )
         raise CaptureError(
-            f"{type(model).__name__} cannot be exported with these inputs: {type(error).__name__}: {cause}"
+            f"{type(model).__name__} cannot be exported with these inputs: "
+            f"{type(error).__name__}: {cause}{hint}"
         ) from error
 
 

@@ -137,3 +137,9 @@ def test_error_ratio_under_inductor(name: str, dtype: torch.dtype) -> None:
     with torch.no_grad():
         result = normfuse.verify(model, torch.compile(model, backend=normfuse.normfuse_backend), args, kwargs)
     assert result.ok, str(result)
+
+
+def test_a_cache_in_the_output_gets_a_hint() -> None:
+    model, args, _ = build("gpt2")
+    with pytest.raises(normfuse.CaptureError, match="use_cache=False"):
+        normfuse.rewrite(model, args)
