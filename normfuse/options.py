@@ -22,7 +22,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "policy": ("convert", "pays"),
     "inner": ("inductor", "eager", "aot_eager"),
     "verify": ("off", "output"),
-    "allow": ("exact", "approximate"),
+    "allow": ("exact",),
     "memory": ("copy",),
     "freeze": ("auto", "off"),
 }
@@ -42,6 +42,8 @@ class Options:
         verify: ``"output"`` compares the rewritten graph with the original before it is used, and
             does not use it when it is further from float64 than the error budget allows.
         only, skip: rules by name.
+        allow, memory, freeze: one choice each for now: exact rules, copies beside the originals, and no
+            freezing.
     """
 
     target: str = "rms_norm"
@@ -58,8 +60,10 @@ class Options:
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def checked(cls, given: Mapping[str, Any], inductor: Mapping[str, Any] | None = None) -> Options:
-        """Options from names without prefix.
+    def checked(
+        cls, given: Mapping[str, Any], inductor: Mapping[str, Any] | None = None, prefix: str = PREFIX
+    ) -> Options:
+        """Options from names without prefix; ``prefix`` is how the caller spells them in messages.
 
         Raises:
             OptionError: naming the option, the value, and what is allowed.
@@ -67,12 +71,13 @@ class Options:
         known = [f.name for f in fields(cls) if f.name != "inductor"]
         for name, value in given.items():
             if name not in known:
-                raise unknown_name("option", name, known, PREFIX)
+                raise unknown_name("option", name, known, prefix)
             _check_choice(name, value)
         values = dict(given)
         for name in ("only", "skip"):
             if values.get(name) is not None:
                 values[name] = _rules(name, values[name])
+        values["skip"] = values.get("skip") or ()
         if values.get("expect") is not None:
             values["expect"] = _expectation(values["expect"])
         return cls(**values, inductor=dict(inductor or {}))
@@ -92,7 +97,7 @@ def split_options(options: Mapping[str, Any] | None) -> tuple[dict[str, Any], di
 def unknown_name(what: str, name: str, known: Iterable[str], prefix: str = "") -> OptionError:
     """An error that names the nearest valid name."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known are {', '.join(sorted(known))}"
+    hint = f"; did you mean {prefix}{near[0]}?" if near else f"; there is {', '.join(sorted(known))}"
     return OptionError(f"unknown {what} {prefix}{name!s}{hint}")
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from normfuse.errors import InputError
 from normfuse.ir.spec import NormSpec
 
 __all__ = ["ACTIONS", "Refusal", "Report", "Site"]
@@ -120,6 +121,8 @@ class Report:
     def to_html(self, path: str | Path) -> Path:
         """Write the report as one page; an existing file at ``path`` is replaced as a whole."""
         target = Path(path)
+        if not target.parent.is_dir():
+            raise InputError(f"cannot write {target}: the folder {target.parent} does not exist")
         unfinished = target.with_name(target.name + ".part")
         unfinished.write_text(_page(self), encoding="utf-8")
         return unfinished.replace(target)
@@ -131,6 +134,8 @@ class Report:
 
 
 def _page(report: Report) -> str:
+    from normfuse.report_table import headline
+
     rows = "\n".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(site)) + "</tr>"
         for site in report.sites
@@ -140,7 +145,7 @@ def _page(report: Report) -> str:
         "<!doctype html><meta charset='utf-8'><title>normfuse</title>"
         "<style>body{font:15px sans-serif;margin:2em}td,th{padding:.3em .8em;text-align:left;"
         "border-bottom:1px solid #ccc}</style>"
-        f"<h1>normfuse</h1><p>found {report.found}, after {report.after}</p>"
+        f"<h1>normfuse</h1><p>{html.escape(headline(report))}</p>"
         f"<table><tr>{head}</tr>\n{rows}</table>\n"
     )
 

@@ -13,14 +13,14 @@ from rich.table import Table
 if TYPE_CHECKING:
     from normfuse.report import Report, Site
 
-__all__ = ["render"]
+__all__ = ["headline", "render"]
 
 
 def render(report: Report) -> str:
     """Text of the report, 110 columns wide."""
     stream = io.StringIO()
     console = Console(file=stream, width=110, color_system=None, highlight=False)
-    console.print(_headline(report))
+    console.print(headline(report))
     if report.sites:
         console.print(_table(report.sites))
     for reason in _reasons(report.sites):
@@ -30,11 +30,13 @@ def render(report: Report) -> str:
     return stream.getvalue().rstrip("\n")
 
 
-def _headline(report: Report) -> str:
+def headline(report: Report) -> str:
     def counts(of: dict[str, int]) -> str:
         return ", ".join(f"{n} {kind}" for kind, n in sorted(of.items())) or "no norms"
 
-    extra = f"; {report.folded} weights folded, {report.centrings} explicit centrings"
+    weights = "weight" if report.folded == 1 else "weights"
+    centrings = "centring" if report.centrings == 1 else "centrings"
+    extra = f"; {report.folded} {weights} folded, {report.centrings} explicit {centrings}"
     return f"normfuse: found {counts(report.found)}; now {counts(report.after)}{extra}"
 
 
@@ -84,7 +86,7 @@ def _reasons(sites: list[Site]) -> list[str]:
     lines: dict[str, None] = {}
     for site in sites:
         if site.refusal is not None and site.refusal.code != "already_rms_norm":
-            remedy = f" Remedy: {site.refusal.remedy}" if site.refusal.remedy else ""
-            lines[f"{site.refusal.code}: {site.refusal.message}{remedy}"] = None
+            remedy = f" Remedy: {site.refusal.remedy}." if site.refusal.remedy else ""
+            lines[f"{site.refusal.code}: {site.refusal.message}.{remedy}"] = None
     shown = list(lines)[:12]
     return shown + ([f"... and {len(lines) - 12} more reasons"] if len(lines) > 12 else [])

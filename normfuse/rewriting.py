@@ -80,7 +80,7 @@ def rewrite(
         VerificationError: when ``verify="output"`` finds a difference beyond the error budget.
     """
     started = time.perf_counter()
-    checked = Options.checked({"target": target, **options})
+    checked = Options.checked({"target": target, **options}, prefix="")
     exported = _exported(model_or_exported_program, args, kwargs, dynamic_shapes)
     program = program_of(exported)
     report, folded = run_pipeline(program, checked)

@@ -25,6 +25,7 @@ from normfuse.errors import NormfuseError
 from normfuse.folding import Folded, Slot, Slots
 from normfuse.ir.program import Program
 from normfuse.options import Options, split_options
+from normfuse.passes.lift_constants import lift_constants
 from normfuse.passes.pipeline import check_expectation, run_pipeline
 from normfuse.report import Report
 from normfuse.torch_compat import FakeTensorMode
@@ -46,14 +47,16 @@ def compile_graph(
     report = Report(target=options.target, graphs=1)
     try:
         report, compiled = _rewrite_and_compile(gm, example_inputs, options, settings)
+        failed = False
     except TorchDynamoException:
         raise
     except Exception as error:
-        compiled = None
+        compiled, failed = None, True
         _explain_fallback(error, report)
     record(report)
     log.info("%s", report)
-    _expect(report, options)
+    if not failed:
+        _expect(report, options)
     return compiled or run_inner(gm, example_inputs, options, settings)
 
 
@@ -104,15 +107,16 @@ def _rewrite_and_compile(
         return rewritten.report, None
     started = time.perf_counter()
     program, folded = rewritten.program, rewritten.folded
-    hand_on_marks(gm, program.gm, folded)
     slots = Slots([_slot(one, program) for one in folded])
     tensors = slots.tensors(example_inputs)
     if rewritten.wide is not None:
         check_output(gm, rewritten.wide, program.gm, example_inputs, tensors)
-    fakes = [_fake(tensor, rewritten.fake_mode) for tensor in tensors]
+    module, added, constants = lift_constants(program.gm)
+    hand_on_marks(gm, module, [*(one.node for one in folded), *added])
+    fakes = [_fake(tensor, rewritten.fake_mode) for tensor in (*tensors, *constants)]
     rewritten.report.seconds += time.perf_counter() - started
-    compiled = run_inner(program.gm, [*example_inputs, *fakes], options, settings)
-    return rewritten.report, FoldedCall(compiled, slots, gm) if folded else compiled
+    compiled = run_inner(module, [*example_inputs, *fakes], options, settings)
+    return rewritten.report, FoldedCall(compiled, slots, constants, gm)
 
 
 def _slot(one: Folded, program: Program) -> Slot:
@@ -131,6 +135,10 @@ def _explain_fallback(error: Exception, report: Report) -> None:
         raise error
     lines = str(error).strip().splitlines()
     cause = f"{type(error).__name__}: {lines[0] if lines else ''}"
-    report.notes.append(f"left to Inductor: {cause}")
-    warnings.warn(f"normfuse left this graph to Inductor: {cause}", stacklevel=2)
+    report.notes.append(f"this graph was not analysed and is left to Inductor: {cause}")
+    warnings.warn(
+        f"normfuse left this graph to Inductor, whose result is used: {cause}. "
+        "Set NORMFUSE_STRICT=1 to see where it comes from.",
+        stacklevel=2,
+    )
     log.info("fallback", exc_info=error)

@@ -13,7 +13,6 @@ from torch.fx import GraphModule, Node
 from normfuse.backends.owners import Owners
 from normfuse.capture.retrace import retrace
 from normfuse.errors import CaptureError, NormfuseError
-from normfuse.folding import Folded
 from normfuse.ir.program import Input, Program, Role
 from normfuse.torch_compat import FakeTensorMode
 
@@ -77,17 +76,17 @@ def _name(node: Node) -> str:
     return ".".join(parts[2:]) if len(parts) > 2 else node.name
 
 
-def hand_on_marks(original: GraphModule, rewritten: GraphModule, folded: Sequence[Folded]) -> None:
+def hand_on_marks(original: GraphModule, rewritten: GraphModule, added: Sequence[Node]) -> None:
     """Give the rewritten graph what Inductor reads from a Dynamo graph.
 
-    Folded weights are marked static: their addresses never change, so CUDA graphs need not copy them.
+    The inputs that were ``added``, folded weights and constants, are marked static: their addresses
+    never change, so CUDA graphs need not copy them.
     """
     rewritten.meta.update(original.meta)
     for attribute in ("_param_name_to_source", "_source_to_user_stacks"):
         if hasattr(original, attribute):
             setattr(rewritten, attribute, getattr(original, attribute))
-    added = {one.node for one in folded}
-    kept = [n for n in _inputs_of(rewritten) if n not in added]
+    kept = [n for n in _inputs_of(rewritten) if n not in set(added)]
     for old, new in zip(_inputs_of(original), kept, strict=True):
         new._dynamo_source = getattr(old, "_dynamo_source", None)
         new.meta.update(

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch.fx import GraphModule
 
 from normfuse.folding import Slots
@@ -24,14 +25,21 @@ def is_strict() -> bool:
 
 
 class FoldedCall:
-    """``compiled(*inputs, *folded weights)``.
+    """``compiled(*inputs, *folded weights, *constants)``.
 
     If a weight cannot be folded again, the original graph answers this call, with one warning.
     """
 
-    def __init__(self, compiled: Callable[..., Any], slots: Slots, original: GraphModule) -> None:
+    def __init__(
+        self,
+        compiled: Callable[..., Any],
+        slots: Slots,
+        constants: Sequence[torch.Tensor],
+        original: GraphModule,
+    ) -> None:
         self._compiled = compiled
         self._slots = slots
+        self._constants = tuple(constants)
         self._original = original
         self._warned = False
 
@@ -40,7 +48,7 @@ class FoldedCall:
             folded = self._slots.tensors(inputs)
         except Exception as error:
             return self._fall_back(error, inputs)
-        return self._compiled(*inputs, *folded)
+        return self._compiled(*inputs, *folded, *self._constants)
 
     def _fall_back(self, error: Exception, inputs: Sequence[Any]) -> Any:
         if is_strict():

@@ -8,13 +8,15 @@ version counter and need :func:`invalidate`.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from threading import RLock
 from typing import NamedTuple
 from weakref import WeakSet
 
 import torch
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
+from normfuse.errors import InputError
 from normfuse.folding.recipe import Recipe
 from normfuse.torch_compat import outside_tracing, storage_is_abandoned
 
@@ -122,6 +124,24 @@ def _release(folded: weakref.ref[FoldedWeight]) -> None:
         alive.release()
 
 
+def _after_optimizer_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
+    """Fused optimizers write without raising version counters."""
+    if len(_alive):
+        _forget([p for group in optimizer.param_groups for p in group["params"]])
+
+
+def _forget(tensors: Iterable[torch.Tensor]) -> int:
+    storages = {t.untyped_storage()._cdata for t in tensors}
+    with LOCK:
+        concerned = [f for f in _alive if f.reads(storages)]
+        for folded in concerned:
+            folded.forget()
+    return len(concerned)
+
+
+register_optimizer_step_post_hook(_after_optimizer_step)
+
+
 def living() -> list[FoldedWeight]:
     """Every folded weight that holds memory."""
     return [f for f in _alive if not f.is_released]
@@ -130,11 +150,12 @@ def living() -> list[FoldedWeight]:
 def invalidate(model: torch.nn.Module) -> int:
     """Fold the weights of ``model`` again at the next call; returns how many folded tensors that concerns.
 
-    Needed after writes through ``.data`` only: every other change is seen.
+    Needed after writes that raise no version counter: through ``.data``, NumPy or a kernel of your
+    own. In-place operators, ``load_state_dict`` and every ``torch.optim.Optimizer`` are seen.
+
+    Raises:
+        InputError: when ``model`` is not a module.
     """
-    storages = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-    with LOCK:
-        concerned = [f for f in _alive if f.reads(storages)]
-        for folded in concerned:
-            folded.forget()
-    return len(concerned)
+    if not isinstance(model, torch.nn.Module):
+        raise InputError(f"expected the torch.nn.Module that was compiled, got {type(model).__name__}")
+    return _forget([*model.parameters(), *model.buffers()])

@@ -8,6 +8,7 @@ The program is a runnable graph after each stage.
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 import torch
 
@@ -87,6 +88,11 @@ def check_expectation(report: Report, options: Options) -> None:
         found = report.after.get(kind, 0)
         if found != expected:
             raise ExpectationError(
-                f"normfuse.expect: expected {expected} {kind} after rewriting, found {found}; "
-                f"print(normfuse.last_report()) says why"
+                f"normfuse.expect: expected {expected} {kind} after rewriting, found {found}{_why(report)}"
             )
+
+
+def _why(report: Report) -> str:
+    codes = Counter(site.refusal.code for site in report.sites if site.refusal is not None)
+    named = ", ".join(f"{code} ({count})" for code, count in codes.most_common())
+    return f"; norms that stay: {named}" if named else ""

@@ -68,3 +68,24 @@ def test_dynamic_shapes_compile_as_often_as_with_inductor() -> None:
                 assert torch.allclose(fast(x), model(x), atol=1e-4)
         graphs[backend] = counters["stats"]["unique_graphs"]
     assert graphs["normfuse"] == graphs["inductor"]
+
+
+class Literal(torch.nn.Module):
+    """A tensor made in ``forward``, as attention masks are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = prenorm(dtype=torch.float32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.net(x)
+        return torch.where(y > 0, y, torch.tensor(-1.5)) * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+
+
+def test_tensor_literals() -> None:
+    model, x = Literal().eval(), example(dtype=torch.float32)
+    with torch.no_grad():
+        fast = torch.compile(model, backend="normfuse")
+        assert torch.allclose(fast(x), model(x), atol=1e-4)
+        assert torch.allclose(fast(x), model(x), atol=1e-4)
+    assert normfuse.last_report().after == {"rms_norm": 3}

@@ -42,6 +42,15 @@ def optimizer_step(model: PreNorm) -> None:
     optimizer.step()
 
 
+def fused_optimizer_step(model: PreNorm) -> None:
+    """Fused kernels raise no version counter."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    model(example()).square().sum().backward()
+    versions = [p._version for p in model.parameters()]
+    optimizer.step()
+    assert versions == [p._version for p in model.parameters()]
+
+
 def load_state_dict(model: PreNorm) -> None:
     model.load_state_dict(prenorm(1).state_dict())
 
@@ -64,7 +73,16 @@ def new_data(model: PreNorm) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [optimizer_step, load_state_dict, load_by_assignment, edit_in_place, new_parameter, new_data]
+    "change",
+    [
+        optimizer_step,
+        fused_optimizer_step,
+        load_state_dict,
+        load_by_assignment,
+        edit_in_place,
+        new_parameter,
+        new_data,
+    ],
 )
 def test_weights_change(change: Callable[[PreNorm], None]) -> None:
     model = prenorm()
