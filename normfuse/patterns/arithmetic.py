@@ -9,13 +9,14 @@ over other dimensions or in another precision never meet.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from normfuse.ir.calls import aten, bind
+from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.dtypes import WIDER
 from normfuse.ir.sizes import same, shape_of, tensor_of
 from normfuse.patterns.facts import Fact, Facts, Stage, transfer
@@ -80,6 +81,24 @@ def variance(node: Node, facts: Facts) -> Fact | None:
         return None
     dims = trailing(bound["dim"], len(shape))
     return _stays(node, replace(fact, stage=Stage.MEAN_SQUARE, centred=True, dims=dims))
+
+
+@transfer(operator.getitem)
+def variance_and_mean(node: Node, facts: Facts) -> Fact | None:
+    """The parts of ``var_mean``: the biased variance, and the mean."""
+    both, part = node.args[0], node.args[1]
+    if not is_call(both, aten.var_mean.correction, aten.var_mean.dim) or not isinstance(both, Node):
+        return None
+    bound = bind(both)
+    fact, shape = facts.at(bound["self"], Stage.SOURCE), shape_of(bound["self"])
+    if fact is None or fact.centred or shape is None or not (bound["dim"] and bound["keepdim"]):
+        return None
+    dims = trailing(bound["dim"], len(shape))
+    if part == 1:
+        return _stays(node, replace(fact, stage=Stage.MEAN, dims=dims))
+    biased = bound["correction"] == 0 if "correction" in bound else bound["unbiased"] is False
+    made = replace(fact, stage=Stage.MEAN_SQUARE, centred=True, dims=dims)
+    return _stays(node, made) if biased else None
 
 
 @transfer(aten.pow.Tensor_Scalar)

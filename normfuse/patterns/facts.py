@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 import torch
-from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
 from normfuse.ir.sizes import tensor_of
@@ -57,10 +56,10 @@ class Fact:
 
 
 Transfer = Callable[[Node, "Facts"], Fact | None]
-_TRANSFERS: dict[OpOverload, Transfer] = {}
+_TRANSFERS: dict[object, Transfer] = {}
 
 
-def transfer(*targets: OpOverload) -> Callable[[Transfer], Transfer]:
+def transfer(*targets: object) -> Callable[[Transfer], Transfer]:
     """Register what some operators make of the facts about their inputs."""
 
     def register(function: Transfer) -> Transfer:

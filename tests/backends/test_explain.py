@@ -188,3 +188,29 @@ def test_table_names_the_layers() -> None:
     text = str(normfuse.explain(prenorm(depth=3), example()))
     assert "blocks.{0-2}.norm" in text
     assert "x3" in text
+
+
+class BrokenFirst(PreNorm):
+    """A graph break before the first operator."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return super().forward(x)
+
+
+def test_a_new_model_starts_a_new_report() -> None:
+    with torch.no_grad():
+        for depth in (1, 2):
+            model = BrokenFirst(depth=depth).double().eval()
+            torch.compile(model, backend=normfuse.normfuse_backend, options=EAGER)(example())
+            assert normfuse.last_report().found == {"layer_norm": depth + 1}
+
+
+def test_html_needs_a_folder(tmp_path) -> None:
+    with pytest.raises(normfuse.InputError, match="does not exist"):
+        normfuse.explain(prenorm(), example()).to_html(tmp_path / "nowhere" / "report.html")
+
+
+def test_what_invalidate_takes() -> None:
+    with pytest.raises(normfuse.InputError, match=r"expected the torch\.nn\.Module"):
+        normfuse.invalidate(3)

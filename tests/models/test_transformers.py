@@ -143,3 +143,13 @@ def test_a_cache_in_the_output_gets_a_hint() -> None:
     model, args, _ = build("gpt2")
     with pytest.raises(normfuse.CaptureError, match="use_cache=False"):
         normfuse.rewrite(model, args)
+
+
+def test_default_arguments_under_inductor() -> None:
+    """With its default cache, GPT-2 makes tensor literals on the way and returns the cache."""
+    model, args, _ = build("gpt2")
+    with torch.no_grad():
+        fast = torch.compile(model, backend="normfuse")
+        result = normfuse.verify(model, fast, args)
+    assert result.ok, str(result)
+    assert normfuse.last_report().after == {"rms_norm": 5}

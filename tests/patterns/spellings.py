@@ -59,6 +59,11 @@ def biased_var(x, w, b):
     ) * w + b
 
 
+def var_and_mean(x, w, b):
+    variance, mean = torch.var_mean(x, -1, keepdim=True, unbiased=False)
+    return (x - mean) * torch.rsqrt(variance + 1e-5) * w + b
+
+
 RMS_SPELLINGS: dict[str, Norm] = {
     "pow": lambda x, w, b: x * torch.rsqrt(x.pow(2).mean(-1, True) + 1e-6) * w,
     "square": lambda x, w, b: x * torch.rsqrt(torch.square(x).mean(-1, True) + 1e-6) * w,

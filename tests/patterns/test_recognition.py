@@ -18,6 +18,7 @@ NAMED = {
     "deberta": (spellings.deberta, "layer_norm", 1e-7),
     "native layer": (spellings.native_layer, "layer_norm", 1e-5),
     "olmo": (spellings.olmo, "layer_norm", 1e-5),
+    "var and mean": (spellings.var_and_mean, "layer_norm", 1e-5),
     "biased var": (spellings.biased_var, "layer_norm", 1e-5),
 }
 
