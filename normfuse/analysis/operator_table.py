@@ -53,8 +53,8 @@ def flow(node: Node, axis: int) -> Flow:
     if node.op == "placeholder":
         return block(
             node, "stream_enters_graph",
-            f"the values come into the graph from outside ({node.name})",
-            "compile the whole model instead of its parts, and avoid graph breaks",
+            f"the values come into the graph from outside ({node.name}), with their mean",
+            "if this is a part of a model, compile the whole model and avoid graph breaks",
         )  # fmt: skip
     if norm_of(node) is not None:
         return block(

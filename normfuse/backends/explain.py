@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import re
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -50,10 +51,16 @@ def _run(
     except NormfuseError:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        raise CaptureError(
-            f"the model cannot run with these inputs: {type(error).__name__}: {lines[0] if lines else ''}"
-        ) from error
+        raise CaptureError(f"the model cannot run with these inputs: {_cause(error)}") from error
+
+
+def _cause(error: Exception) -> str:
+    """The line that names the model's own error, which Dynamo wraps in many others."""
+    wrapped = re.search(r"got (\w+\(.*\))", str(error))
+    if wrapped:
+        return wrapped[1]
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
 def _collect(report: Report, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:

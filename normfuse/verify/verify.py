@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normfuse.errors import VerificationError
+from normfuse.errors import InputError, VerificationError
 from normfuse.verify.capture import capture_reference, runnable
 from normfuse.verify.equivalence import Equivalence, LeafError
 from normfuse.verify.gradients import oracle_run, parameter_gradients, trainable_parameters
@@ -45,6 +45,8 @@ def verify(
     Raises ``VerificationError`` when outputs or parameters do not correspond, or the reference has no float64
     oracle; ``CaptureError`` when it cannot be traced; ``InputError`` for something that cannot be run.
     """
+    if isinstance(args, Tensor):
+        raise InputError("args takes a tuple of inputs; write (x,) for one tensor")
     kwargs = kwargs or {}
     with torch.inference_mode(False), torch.set_grad_enabled(grads):
         original = _run(runnable(reference), args, kwargs, grads, "reference")

@@ -385,3 +385,10 @@ def test_capture_describes_the_flat_program() -> None:
         assert capture.inputs[position].data_ptr() == model.get_parameter(name).data_ptr()
     (found,) = capture.graph(*capture.inputs)
     assert torch.equal(found, model(x))
+
+
+def test_one_tensor_instead_of_a_tuple() -> None:
+    from normfuse.errors import InputError
+
+    with pytest.raises(InputError, match=r"write \(x,\)"):
+        verify(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), torch.ones(1, 2))
