@@ -98,7 +98,8 @@ def _exported(
     if isinstance(model, ExportedProgram):
         return model
     check_module(model)
-    if isinstance(args, torch.Tensor):
+    given: object = args
+    if isinstance(given, torch.Tensor):
         raise InputError("args takes a tuple of example inputs; write (x,) for one tensor")
     if model.training:
         raise InputError(f"{type(model).__name__} is in training mode; call .eval() on it before rewriting")

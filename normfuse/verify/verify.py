@@ -45,7 +45,8 @@ def verify(
     Raises ``VerificationError`` when outputs or parameters do not correspond, or the reference has no float64
     oracle; ``CaptureError`` when it cannot be traced; ``InputError`` for something that cannot be run.
     """
-    if isinstance(args, Tensor):
+    given: object = args
+    if isinstance(given, Tensor):
         raise InputError("args takes a tuple of inputs; write (x,) for one tensor")
     kwargs = kwargs or {}
     with torch.inference_mode(False), torch.set_grad_enabled(grads):
