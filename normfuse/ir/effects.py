@@ -71,7 +71,15 @@ class Effects:
 
 def is_effectful(node: Node) -> bool:
     """Whether a node matters even where nobody reads its result."""
-    return bool(node.is_impure() or _written_by(node))
+    return bool(node.is_impure() or _written_by(node) or _changes_state(node))
+
+
+def _changes_state(node: Node) -> bool:
+    """Whether a call is neither an operator nor arithmetic on sizes: it may switch a mode."""
+    if node.op != "call_function" or isinstance(node.target, (OpOverload, HigherOrderOperator)):
+        return False
+    module = getattr(node.target, "__module__", None) or ""
+    return module not in ("_operator", "math") and not getattr(node.target, "__name__", "").startswith("sym_")
 
 
 def _aliased_by(node: Node) -> list[Node]:
