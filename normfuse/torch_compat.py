@@ -24,6 +24,7 @@ __all__ = [
     "autocast_off",
     "enable_python_dispatcher",
     "fake_storage_id",
+    "is_transformed",
     "outside_tracing",
     "size_hint",
     "statically_known_true",
@@ -72,6 +73,11 @@ def fake_storage_id(value: torch.Tensor) -> int | None:
         return int(value.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
         return None
+
+
+def is_transformed(value: Any) -> bool:
+    """Whether a tensor stands for another one inside of ``vmap``, ``grad`` or the like."""
+    return isinstance(value, torch.Tensor) and bool(torch._C._functorch.is_functorch_wrapped_tensor(value))
 
 
 def storage_is_abandoned(storage: Any) -> bool:

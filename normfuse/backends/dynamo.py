@@ -27,13 +27,13 @@ def capture(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[Program, Fa
     if fake_mode is None:
         raise CaptureError("the graph does not come from Dynamo: there is no fake tensor mode to trace with")
     placeholders = _inputs_of(gm)
-    traced = translate(gm)
+    traced, notes = translate(gm)
     owners = Owners()
     inputs = [
         _input(node, original, value, owners)
         for node, original, value in zip(_inputs_of(traced), placeholders, example_inputs, strict=True)
     ]
-    return Program(traced, inputs, grad_enabled=_records_gradients(example_inputs)), fake_mode
+    return Program(traced, inputs, grad_enabled=_records_gradients(example_inputs), notes=notes), fake_mode
 
 
 def _inputs_of(gm: GraphModule) -> list[Node]:

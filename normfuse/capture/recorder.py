@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from normfuse.capture.autocasting import autocast_kernel, runs_autocast
 from normfuse.capture.symbols import SYMBOLIC, Symbols, symbol_key
 from normfuse.errors import UncapturableError
-from normfuse.torch_compat import FakeTensor, PreDispatchMode, fake_storage_id
+from normfuse.torch_compat import FakeTensor, PreDispatchMode, fake_storage_id, is_transformed
 
 __all__ = ["Recorder"]
 
@@ -58,7 +58,7 @@ class Recorder(PreDispatchMode):
         for node in reversed(self.recorded):
             if self.is_handle_of(value, node):
                 return node
-        if isinstance(value, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(value):
+        if isinstance(value, FakeTensor) or is_transformed(value):
             raise UncapturableError("a value comes from somewhere that is not part of the graph")
         name = f"constant_{len(self._constants)}"
         self._constants[name] = value

@@ -23,18 +23,19 @@ from normfuse.capture.memory import Expansions
 from normfuse.capture.recorder import Recorder
 from normfuse.capture.regions import ENTERS_AUTOCAST, EXITS_AUTOCAST, Regions
 from normfuse.capture.symbols import Symbols
-from normfuse.errors import UncapturableError
-from normfuse.torch_compat import FakeTensor, FakeTensorMode, enable_python_dispatcher
+from normfuse.capture.transforms import Transforms
+from normfuse.torch_compat import FakeTensor, FakeTensorMode, enable_python_dispatcher, is_transformed
 
 __all__ = ["translate"]
 
-_UNSEEN = ("torch._C._functorch", "torch._functorch")
+_TRANSFORMED = "operators under a transformation of torch.func (vmap, grad) are left as they are"
 
 
-def translate(gm: GraphModule) -> GraphModule:
+def translate(gm: GraphModule) -> tuple[GraphModule, list[str]]:
     """Translate ``gm``, whose nodes carry the fake values that Dynamo found for them.
 
-    The result has one placeholder for each of ``gm``, in order.
+    The result has one placeholder for each of ``gm``, in order. With it comes what a person should know
+    about parts that were not looked into.
 
     Raises:
         UncapturableError: when the graph does something that ATen operators cannot say, with the reason.
@@ -43,7 +44,8 @@ def translate(gm: GraphModule) -> GraphModule:
     with _watching(_mode_of(gm), translator.regions):
         for node in gm.graph.nodes:
             translator.run(node)
-    return GraphModule(translator.attributes, translator.graph)
+    notes = [_TRANSFORMED] if translator.transforms.hides_numbers else []
+    return GraphModule(translator.attributes, translator.graph), notes
 
 
 def _mode_of(gm: GraphModule) -> FakeTensorMode:
@@ -71,14 +73,17 @@ class _Translator:
         self.graph = Graph()
         self.attributes: dict[str, Any] = {}
         self.regions = Regions(self.graph)
+        self.transforms = Transforms()
         self._values: dict[Node, Any] = {}
         self._symbols = Symbols(self.graph)
         self._recorder = Recorder(self.graph, self._symbols, self.attributes)
         self._expansions = Expansions()
 
     def run(self, node: Node) -> None:
-        made = getattr(self, f"_{node.op}")(node)
-        self._values[node] = made
+        if node.op.startswith("call") and self.transforms.covers(node):
+            self._values[node] = self._carried(node)
+        else:
+            self._values[node] = getattr(self, f"_{node.op}")(node)
 
     def _placeholder(self, node: Node) -> Node:
         made = self.graph.placeholder(str(node.target))
@@ -120,8 +125,6 @@ class _Translator:
         if isinstance(target, HigherOrderOperator):
             with self.regions.spelled_out():
                 return self._carried(node)
-        if (getattr(target, "__module__", None) or "").startswith(_UNSEEN):
-            raise UncapturableError("the graph holds a transformation of torch.func")
         if self._is_bookkeeping(node):
             self.regions.apply(target, node.args)
             return self._carried(node)
@@ -151,8 +154,9 @@ class _Translator:
 
     def _carried(self, node: Node) -> Node:
         args, kwargs = self._rewritten((node.args, node.kwargs))
-        made = self.graph.call_function(node.target, tuple(args), dict(kwargs))  # type: ignore[arg-type]
-        made.meta = {**node.meta, "val": node.meta.get("example_value")}
+        made = self.graph.create_node(node.op, node.target, tuple(args), dict(kwargs))
+        value = node.meta.get("example_value")
+        made.meta = {**node.meta, "val": None if is_transformed(value) else value}
         self._symbols.learn(made.meta["val"], made)
         return made
 

@@ -32,7 +32,7 @@ __all__ = ["check_expectation", "run_pipeline"]
 def run_pipeline(program: Program, options: Options) -> tuple[Report, list[Folded]]:
     """Rewrite ``program`` in place; returns what happened and the weights to fold."""
     started = time.perf_counter()
-    work = Work(program, options, Report(target=options.target, graphs=1))
+    work = Work(program, options, Report(target=options.target, graphs=1, notes=list(program.notes)))
     if not (program.grad_enabled and switches_gradients(program.gm.graph)):
         functionalize(program.gm)
     canonicalize(program.gm)

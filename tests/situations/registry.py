@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from normfuse.report import Report
 
-__all__ = ["SITUATIONS", "Situation", "cell", "situation", "table"]
+__all__ = ["SITUATIONS", "Situation", "cell", "page", "situation", "table"]
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,11 @@ def cell(report: Report) -> str:
     codes = Counter(s.refusal.code for s in report.sites if s.refusal is not None)
     if codes:
         parts.append("refused: " + ", ".join(f"`{code}`" for code in sorted(codes)))
-    if report.notes:
+    if any("left to Inductor" in note for note in report.notes):
         parts.append("falls back to Inductor")
-    return "; ".join(parts) or "works, no norms"
+    if any("left as they are" in note for note in report.notes):
+        parts.append("transformed operators left as they are")
+    return "; ".join(parts) or "no norms seen"
 
 
 def table() -> str:
@@ -60,3 +62,19 @@ def table() -> str:
             "\n".join([f"## {area}", "", "| situation | what becomes of its norms |", "|---|---|", *rows])
         )
     return "\n\n".join(blocks) + "\n"
+
+
+_HEADER = """\
+# What works where
+
+Each row is a test (`tests/situations`) that compares the compiled model with the model itself, values and,
+where something trains, gradients. The networks are small pre-norm transformers of three LayerNorms or more,
+compiled with `policy="convert"`. "Converted" norms became RMSNorm; a refusal leaves the norm as it is and
+names the reason; "falls back" means that the whole graph went to Inductor unchanged.
+
+"""
+
+
+def page() -> str:
+    """The text of ``docs/situations.md``."""
+    return _HEADER + table()

@@ -285,7 +285,9 @@ def edited_in_place() -> Report:
     return same_training(EditedInPlace().train(), example())
 
 
-@situation(TRAINING, "`torch.func.grad` inside of the compiled function", "falls back to Inductor")
+@situation(
+    TRAINING, "`torch.func.grad` inside of the compiled function", "transformed operators left as they are"
+)
 def func_grad() -> Report:
     model = prenorm()
     params = dict(model.named_parameters())
@@ -298,7 +300,9 @@ def func_grad() -> Report:
     return report()
 
 
-@situation(TRAINING, "`torch.func.vmap` inside of the compiled function", "falls back to Inductor")
+@situation(
+    TRAINING, "`torch.func.vmap` inside of the compiled function", "transformed operators left as they are"
+)
 def func_vmap() -> Report:
     weight = prenorm().embed.weight
 
@@ -310,7 +314,7 @@ def func_vmap() -> Report:
     return report()
 
 
-@situation(TRAINING, "`torch.func.grad` around the compiled model", "works, no norms")
+@situation(TRAINING, "`torch.func.grad` around the compiled model", "no norms seen")
 def grad_around() -> Report:
     model, reference = pair(prenorm())
     run = fast(model)
