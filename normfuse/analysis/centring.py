@@ -56,13 +56,15 @@ class _Dirt:
         self.parent[value], self.depth[value], self.reason[value] = None, 1, reason
 
     def below(self, value: Value, operands: list[Value]) -> None:
+        """``value`` is dirty by these operands; tables are named last, since a centring could clean them."""
         first, *rest = operands
         meet: Value | None = first
         for other in rest:
             meet = self._meet(meet, other)
         self.parent[value] = meet
         self.depth[value] = 1 if meet is None else self.depth[meet] + 1
-        self.reason[value] = self.reason[first]
+        reasons = [self.reason[operand] for operand in operands]
+        self.reason[value] = next((r for r in reasons if r.code != "table_copy"), reasons[0])
 
     def _meet(self, a: Value | None, b: Value | None) -> Value | None:
         while a is not None and b is not None and a != b:

@@ -7,11 +7,13 @@ without a row blocks, by name.
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
@@ -44,8 +46,10 @@ def block(node: Node, code: str, message: str, remedy: str = "") -> Blocks:
 
 
 def operator_name(node: Node) -> str:
-    """The operator as people know it, e.g. ``gelu``."""
-    return str(node.target).removeprefix("aten.").split(".")[0]
+    """The operator as people know it, e.g. ``gelu``, or with its namespace where it is not PyTorch's."""
+    if not isinstance(node.target, OpOverload):
+        return str(getattr(node.target, "__name__", node.target))
+    return str(node.target._schema.name).removeprefix("aten::").replace("::", ".")
 
 
 def flow(node: Node, axis: int) -> Flow:
@@ -70,8 +74,13 @@ def flow(node: Node, axis: int) -> Flow:
 
 def unknown(node: Node) -> Blocks:
     """The answer for an operator of which nothing is known."""
-    name = operator_name(node)
-    return block(node, "nonlinear_writer", f"{name} is not known to be linear in the channels")
+    source = node.args[0] if node.target is operator.getitem else node
+    if isinstance(source, Node) and isinstance(source.target, HigherOrderOperator):
+        return block(
+            node, "inner_graph", f"{operator_name(source)} runs a graph of its own, which is not looked into",
+            "keep it off the residual stream, or compile without it",
+        )  # fmt: skip
+    return block(node, "nonlinear_writer", f"{operator_name(node)} is not known to be linear in the channels")
 
 
 def _checked(node: Node, found: Flow) -> Flow:

@@ -69,6 +69,15 @@ def _matmul(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     return _per_row(node, "the product")
 
 
+@row(aten._grouped_mm.default)
+def _grouped(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    """Rows of one expert after the other, each times that expert's matrix: all experts take the map."""
+    experts = bound["mat2"]
+    if axis != 1 or len(shape_of(experts) or ()) != 3 or bound["bias"] is not None:
+        return _per_row(node, "the grouped product")
+    return Carries(((experts, 2),))
+
+
 @row(aten.einsum.default)
 def _einsum(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     """The output axis belongs to the one operand whose subscripts hold its letter."""

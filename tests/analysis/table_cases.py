@@ -195,6 +195,13 @@ LINEAR = [
     case(aten.mm.default, SQUARE, SQUARE * 2, axes=(0, 1)),
     case(aten.mm.default, SQUARE, SQUARE),
     case(aten.bmm.default, CUBE, CUBE * 2, axes=(1, 2)),
+    case(
+        aten._grouped_mm.default,
+        real(N, N, dtype=torch.float32),
+        SINGLE,
+        torch.tensor([1, N], dtype=torch.int32),
+        axes=(1,),
+    ),
     case(aten.matmul.default, CUBE, SQUARE, axes=(1, 2)),
     case(aten.matmul.default, SQUARE, IMAGE, axes=(2, 3)),
     case(aten.matmul.default, CUBE, ROW),

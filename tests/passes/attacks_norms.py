@@ -212,14 +212,14 @@ def stream_rounded_to_eight_bits(s, x):
     return F.layer_norm(h.to(torch.float8_e4m3fn).float(), (D,))
 
 
-@attack(0, "nonlinear_writer", tolerance=0.0, compiled=1, compiled_tolerance=BFLOAT16)
+@attack(0, "inner_graph", tolerance=0.0, compiled=1, compiled_tolerance=BFLOAT16)
 def autocast(s, x):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         h = F.linear(x.float(), s.lin.weight.float(), s.lin.bias.float())
     return F.layer_norm(h.float(), (D,))
 
 
-@attack(0, "nonlinear_writer", tolerance=0.0, compiled=1, compiled_tolerance=BFLOAT16)
+@attack(0, "inner_graph", tolerance=0.0, compiled=1, compiled_tolerance=BFLOAT16)
 def autocast_around_the_norm(s, x):
     h = F.linear(x.float(), s.lin.weight.float(), s.lin.bias.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -241,7 +241,7 @@ def branch_reads_the_values(s, x):
     return s.ln(h) + y
 
 
-@attack(0, "nonlinear_writer")
+@attack(0, "inner_graph")
 def branch_writes_the_values(s, x):
     h = s.lin(x)
     y = torch.cond(x.sum() > 0, lambda v: v * 2, lambda v: v + 1, (h,))

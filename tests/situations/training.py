@@ -83,7 +83,7 @@ class Checkpointed(nn.Module):
         return self.inner.head(self.inner.norm(x))
 
 
-@situation(TRAINING, "every block under `torch.utils.checkpoint`", "refused: `nonlinear_writer`")
+@situation(TRAINING, "every block under `torch.utils.checkpoint`", "refused: `inner_graph`")
 def checkpointing() -> Report:
     return same_training(Checkpointed().train(), example())
 
