@@ -14,7 +14,12 @@ from tests.situations.models import close, fast
 
 #: Networks, how many of their norms are converted, how many there are, and why the others are not.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int, set[str]]] = {
-    "mix_ln": (lambda: a.Network(a.PostNorm(), a.PostNorm(), a.PreNorm(), a.PreNorm()), 3, 5, {"post_norm"}),
+    "mix_ln": (
+        lambda: a.Network(a.PostNorm(), a.PostNorm(), a.PreNorm(), a.PreNorm()),
+        3,
+        5,
+        {"post_norm", "raw_reader"},
+    ),
     "peri_ln": (lambda: a.Network(a.PeriNorm(), a.PeriNorm()), 3, 5, {"post_norm"}),
     "layer_norm_scaling": (lambda: a.Network(*map(a.ScaledNorm, (1, 2, 3))), 4, 4, set()),
     "dit_adaln_zero": (lambda: a.Diffusion(a.AdaptiveZero(), a.AdaptiveZero()), 1, 3, {"channel_gate"}),
