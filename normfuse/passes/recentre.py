@@ -17,7 +17,7 @@ from normfuse.analysis.weights import WeightValues
 from normfuse.ir.canonical import canonical_region
 from normfuse.ir.effects import Effects
 from normfuse.ir.region import norms_in
-from normfuse.passes.place import Placement
+from normfuse.passes.place import Placement, Substitution
 from normfuse.passes.work import Work
 from normfuse.report import Refusal
 
@@ -43,8 +43,17 @@ def recentre(work: Work) -> None:
         seen.update(stream.members)
         found.append((stream, decide(stream, weights, order, work.options.policy == "convert")))
     placement = Placement(gm.graph)
+    placement.substitute([p for _, decision in found for p in _substitutions(decision)])
     for stream, decision in found:
         _apply(work, stream, decision, placement)
+
+
+def _substitutions(decision: Decision) -> list[Substitution]:
+    return [
+        (value[0], operand, plan)
+        for value in decision.centred
+        for operand, plan in decision.plans.get(value, ())
+    ]
 
 
 def _refuse_in_advance(work: Work) -> None:
@@ -61,9 +70,6 @@ def _refuse_in_advance(work: Work) -> None:
 
 
 def _apply(work: Work, stream: Stream, decision: Decision, placement: Placement) -> None:
-    for value in decision.centred:
-        for operand, plan in decision.plans.get(value, ()):
-            placement.substitute(value[0], operand, plan)
     if decision.cut is not None:
         _centre_explicitly(work, stream, decision, placement)
     for node in decision.converted:
