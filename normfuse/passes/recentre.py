@@ -17,6 +17,7 @@ from normfuse.analysis.weights import WeightValues
 from normfuse.ir.canonical import canonical_region
 from normfuse.ir.effects import Effects
 from normfuse.ir.region import norms_in
+from normfuse.passes.evidence import evidence
 from normfuse.passes.place import Placement, Substitution
 from normfuse.passes.work import Work
 from normfuse.report import Refusal
@@ -41,11 +42,18 @@ def recentre(work: Work) -> None:
             continue
         stream = explore(value, weights, effects)
         seen.update(stream.members)
+        work.streams |= {norm: len(found) for norms in stream.norms.values() for norm in norms}
         found.append((stream, decide(stream, weights, order, work.options.policy == "convert")))
+    proofs = {
+        n: evidence(n, stream, decision, work) for stream, decision in found for n in decision.converted
+    }
     placement = Placement(gm.graph)
     placement.substitute([p for _, decision in found for p in _substitutions(decision)])
     for stream, decision in found:
         _apply(work, stream, decision, placement)
+    for node, proof in proofs.items():
+        if work.sites[node].action == "converted":
+            work.sites[node].certificate = proof
 
 
 def _substitutions(decision: Decision) -> list[Substitution]:
@@ -73,7 +81,8 @@ def _apply(work: Work, stream: Stream, decision: Decision, placement: Placement)
     if decision.cut is not None:
         _centre_explicitly(work, stream, decision, placement)
     for node in decision.converted:
-        _convert(work, node)
+        if work.sites[node].refusal is None:
+            _convert(work, node)
     for node, refusal in decision.refusals.items():
         work.sites[node].refuse(refusal)
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_aggregate
 
 from normfuse.ir import Input, Program, Role
 from tests.fuzz.recipe import Recipe, Step
 
-__all__ = ["ROWS", "STEPS", "Case", "Net", "build", "copies", "inputs_of", "piece"]
+__all__ = ["ROWS", "STEPS", "Case", "Net", "build", "copies", "inputs_of", "piece", "retyped"]
 
 ROWS = 7
 """Rows of an embedding table."""
@@ -113,10 +116,17 @@ class Case:
     def arguments(self) -> list[Tensor]:
         return [*self.given, *self.weights]
 
-    def program(self) -> Program:
-        """The captured program, as an offline rewrite would see it; in a third of the cases as a compiler."""
+    def capture(self) -> GraphModule:
+        """The graph of the function, with fake values."""
         mode = "symbolic" if self.recipe.dynamic else "fake"
-        gm = make_fx(self.function, pre_dispatch=True, tracing_mode=mode)(*self.arguments)
+        with torch.no_grad():
+            traced: GraphModule = make_fx(self.function, pre_dispatch=True, tracing_mode=mode)(
+                *self.arguments
+            )
+        return traced
+
+    def program(self, gm: GraphModule) -> Program:
+        """A captured graph over these inputs, for an offline rewrite; one in three for a compiler."""
         nodes = [n for n in gm.graph.nodes if n.op == "placeholder"]
         inputs = [
             Input(n, Role.USER if i < len(self.given) else Role.PARAMETER, f"p{i}", v)
@@ -127,6 +137,31 @@ class Case:
     def other_sizes(self) -> tuple[Tensor, ...]:
         """What the function is called with once more when its sizes are symbols."""
         return inputs_of(self.recipe, self.recipe.batch + 1, self.recipe.tokens + 2, self.given[0].dtype)
+
+
+def retyped(gm: GraphModule, case: Case) -> GraphModule:
+    """The same operators in the dtype of ``case``, described by the real values of one run.
+
+    Tracing is what costs time; a graph that differs in its dtype alone need not be traced again.
+    """
+    graph = Graph()
+    graph.output(graph.graph_copy(gm.graph, {}))
+    dtype = case.given[0].dtype
+    for node in graph.nodes:
+        replaced = map_aggregate((node.args, node.kwargs), lambda a: dtype if a is torch.float64 else a)
+        node.args, node.kwargs = replaced
+    made = GraphModule(gm, graph)
+    with torch.no_grad():
+        _Describe(made).run(*copies(case.arguments))
+    return made
+
+
+class _Describe(Interpreter):
+    """Notes the value of every node as what is known about it."""
+
+    def run_node(self, n: Node) -> Any:
+        n.meta["val"] = value = super().run_node(n)
+        return value
 
 
 def inputs_of(

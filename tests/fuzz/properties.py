@@ -30,7 +30,7 @@ from normfuse.verify import run_wide, widen
 from normfuse.verify.compare import comparable, relative_error, same_finiteness
 from normfuse.verify.judge import BUDGET, DOUBLE_BOUND, HOPELESS, SPREAD
 from normfuse.verify.oracle import execute_wide, wide_arithmetic
-from tests.fuzz.network import Case, build, copies
+from tests.fuzz.network import Case, build, copies, retyped
 from tests.fuzz.recipe import Recipe
 
 __all__ = ["FIRES", "check"]
@@ -74,8 +74,9 @@ def check(recipe: Recipe, thorough: bool = False) -> Counter[str]:
         AssertionError: naming the property.
     """
     case = build(recipe, torch.float64)
-    with torch.no_grad():
-        program = case.program()
+    captured = case.capture()
+    as_traced = thorough or recipe.dynamic or recipe.seed % 2
+    program = case.program(captured if as_traced else retyped(captured, case))
     fired = _same_function(case, program)
     if not thorough and recipe.dynamic:
         return fired
@@ -83,8 +84,8 @@ def check(recipe: Recipe, thorough: bool = False) -> Counter[str]:
         lambda: _idempotent(program),
         lambda: _same_gradients(program, case) if fired["converted"] else None,
         lambda: _rules_commute(program),
-        lambda: _close_enough(recipe, torch.float32),
-        lambda: _close_enough(recipe, torch.bfloat16),
+        lambda: _close_enough(program, recipe, torch.float32),
+        lambda: _close_enough(program, recipe, torch.bfloat16),
     ]
     for holds in everything if thorough else [everything[i] for i in _CHOSEN[recipe.seed % len(_CHOSEN)]]:
         holds()
@@ -128,7 +129,7 @@ def _same_function(case: Case, program: Program) -> Counter[str]:
         wanted = evaluate(program.gm, given, case.weights, kept)
         found = evaluate(made.gm, given, weights, kept)
         if not _almost_equal(wanted, found):
-            _close_enough(case.recipe, torch.float64)
+            _close_enough(program, case.recipe, torch.float64)
     return _fired(report, len(folded)) + _lifting_is_bitwise(program, case)
 
 
@@ -247,11 +248,11 @@ def _rules_commute(program: Program) -> None:
     assert len(results) <= 1, f"the order of rules matters: {results}"
 
 
-def _close_enough(recipe: Recipe, dtype: torch.dtype) -> None:
+def _close_enough(program: Program, recipe: Recipe, dtype: torch.dtype) -> None:
     """Draw as long as some output was over the budget more often than not, up to a limit."""
     excess: Counter[int] = Counter()
     for draw in range(DRAWS):
-        for index, ratio, count in _ratios(recipe, dtype, draw):
+        for index, ratio, count in _ratios(program.gm, build(recipe, dtype, draw)):
             assert ratio < BEYOND_CHANCE, (
                 f"{dtype}: output {index} has {ratio:.3g} times the original's error"
             )
@@ -261,11 +262,10 @@ def _close_enough(recipe: Recipe, dtype: torch.dtype) -> None:
     raise AssertionError(f"{dtype}: over the budget in most of {DRAWS} draws: {dict(excess)}")
 
 
-def _ratios(recipe: Recipe, dtype: torch.dtype, draw: int) -> Iterator[tuple[int, float, int]]:
+def _ratios(captured: GraphModule, case: Case) -> Iterator[tuple[int, float, int]]:
     """For each output that can be judged: its number, its error over the original's, its elements."""
-    case = build(recipe, dtype, draw)
-    with torch.no_grad():
-        program = case.program()
+    dtype = case.given[0].dtype
+    program = case.program(retyped(captured, case))
     made, report, folded = rewritten(program)
     if not any(site.action != "kept" for site in report.sites):
         return
