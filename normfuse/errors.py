@@ -9,6 +9,7 @@ __all__ = [
     "InvariantError",
     "NormfuseError",
     "OptionError",
+    "UncapturableError",
     "VerificationError",
 ]
 
@@ -27,6 +28,10 @@ class InputError(NormfuseError, ValueError):
 
 class CaptureError(NormfuseError):
     """The model could not be turned into a graph."""
+
+
+class UncapturableError(CaptureError):
+    """The graph does something that normfuse does not look into; it is left as it is."""
 
 
 class ExpectationError(NormfuseError, AssertionError):

@@ -35,7 +35,9 @@ class Options:
     Attributes:
         target: ``"rms_norm"`` converts, ``"layer_norm"`` recognises and leaves every norm as it is.
         policy: ``"convert"`` makes every proven conversion that adds no operation, plus one
-            centring at a stream's head; ``"pays"`` makes none that needs a centring.
+            centring at a stream's head; ``"pays"`` makes none that needs a centring, and where gradients
+            are recorded only those that save more memory traffic than the changed weights cause.
+            None stands for ``"convert"`` in inference and ``"pays"`` in training.
         expect: kind -> number of norms that must remain; anything else raises.
         mode: an Inductor mode, for use together with options.
         inner: what runs the rewritten graph.
@@ -48,7 +50,7 @@ class Options:
     """
 
     target: str = "rms_norm"
-    policy: str = "convert"
+    policy: str | None = None
     expect: Mapping[str, int] | None = None
     mode: str | None = None
     inner: str = "inductor"
@@ -83,6 +85,10 @@ class Options:
             values["expect"] = _expectation(values["expect"])
         return cls(**values, inductor=dict(inductor or {}))
 
+    def converts(self, grad_enabled: bool) -> bool:
+        """Whether the policy is to convert wherever that is proven."""
+        return (self.policy or ("pays" if grad_enabled else "convert")) == "convert"
+
     def runs(self, rule: str) -> bool:
         """Whether ``only`` and ``skip`` leave this rule in."""
         return rule not in self.skip and (self.only is None or rule in self.only)
@@ -104,7 +110,7 @@ def unknown_name(what: str, name: str, known: Iterable[str], prefix: str = "") -
 
 def _check_choice(name: str, value: Any) -> None:
     choices = _CHOICES.get(name)
-    if choices is not None and value not in choices:
+    if choices is not None and value not in choices and not (name == "policy" and value is None):
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(map(repr, choices))}"
         raise OptionError(f"{PREFIX}{name} does not take {value!r}; {hint}")

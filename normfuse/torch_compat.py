@@ -11,28 +11,42 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-import torch.fx.traceback as fx_traceback
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 __all__ = [
     "FakeTensor",
     "FakeTensorMode",
+    "PreDispatchMode",
+    "autocast_off",
+    "enable_python_dispatcher",
     "fake_storage_id",
-    "make_fx",
+    "is_transformed",
     "outside_tracing",
-    "preserve_node_meta",
+    "size_hint",
     "statically_known_true",
     "storage_is_abandoned",
 ]
 
 
-def preserve_node_meta() -> AbstractContextManager[None]:
-    """While active, retraced nodes inherit the metadata of the node being interpreted."""
-    context: AbstractContextManager[None] = fx_traceback.preserve_node_meta()
-    return context
+class PreDispatchMode(SchemaCheckMode):
+    """A dispatch mode that is asked before autocast and autograd; subclasses say what it does.
+
+    PyTorch admits three classes there by name, of which this base is the one without behaviour of
+    its own outside of ``__torch_dispatch__``.
+    """
+
+    def __init__(self) -> None:
+        TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)
+
+
+def autocast_off() -> AbstractContextManager[None]:
+    """No operator runs in other types than its operands have, on any device."""
+    guard: AbstractContextManager[None] = torch._C._DisableAutocast()
+    return guard
 
 
 @contextmanager
@@ -45,12 +59,25 @@ def outside_tracing() -> Iterator[None]:
         yield
 
 
+def size_hint(size: Any) -> int:
+    """A size as it was when the graph was traced, without a guard; 0 when it is unknown."""
+    if isinstance(size, int):
+        return size
+    hint = size.node.hint
+    return 0 if hint is None else int(hint)
+
+
 def fake_storage_id(value: torch.Tensor) -> int | None:
     """Identity of the memory a fake tensor stands for: equal for views of one another."""
     try:
         return int(value.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
         return None
+
+
+def is_transformed(value: Any) -> bool:
+    """Whether a tensor stands for another one inside of ``vmap``, ``grad`` or the like."""
+    return isinstance(value, torch.Tensor) and bool(torch._C._functorch.is_functorch_wrapped_tensor(value))
 
 
 def storage_is_abandoned(storage: Any) -> bool:

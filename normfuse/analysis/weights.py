@@ -71,6 +71,19 @@ class WeightValues:
         found = self._inputs.get(node)
         return None if found is None else _tensor_refusal(node, found)
 
+    def records_gradients(self, node: Node) -> bool:
+        """Whether a weight value is computed from anything that trains."""
+        seen, stack = {node}, [node]
+        while stack:
+            current = stack.pop()
+            found = self._inputs.get(current)
+            if found is not None and found.trains:
+                return True
+            fresh = [n for n in current.all_input_nodes if n not in seen]
+            seen.update(fresh)
+            stack.extend(fresh)
+        return False
+
     def is_shared(self, node: Node) -> bool:
         """Whether the memory of a weight is read by more than one operator, under any name."""
         own = _memory(self._inputs.get(node))

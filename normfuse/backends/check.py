@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from normfuse.errors import VerificationError
-from normfuse.torch_compat import outside_tracing
+from normfuse.torch_compat import autocast_off, outside_tracing
 from normfuse.verify.judge import judge
 from normfuse.verify.oracle import run_wide
 
@@ -32,7 +32,8 @@ def check_output(
     with outside_tracing(), torch.random.fork_rng():
         oracle = run_wide(wide, _copies(inputs))
         reference = tree_leaves(original(*_copies(inputs)))
-        candidate = tree_leaves(rewritten(*_copies(inputs), *folded))
+        with autocast_off():
+            candidate = tree_leaves(rewritten(*_copies(inputs), *folded))
     for index, (ours, theirs, exact) in enumerate(zip(candidate, reference, oracle, strict=True)):
         if isinstance(theirs, torch.Tensor) and isinstance(exact, torch.Tensor):
             leaf = judge(f"output {index}", theirs, ours, exact)

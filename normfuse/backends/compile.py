@@ -19,16 +19,17 @@ from torch.fx import GraphModule
 from normfuse.backends.check import check_output
 from normfuse.backends.dynamo import capture, hand_on_marks, visible
 from normfuse.backends.folded_call import FoldedCall, is_strict
-from normfuse.backends.inner import check_inductor, run_inner
+from normfuse.backends.inner import check_inductor, run_inner, without_autocast
 from normfuse.backends.session import record
-from normfuse.errors import NormfuseError
+from normfuse.capture.autocasting import is_autocast_enabled
+from normfuse.errors import NormfuseError, UncapturableError
 from normfuse.folding import Folded, Slot, Slots
 from normfuse.ir.program import Program
 from normfuse.options import Options, split_options
 from normfuse.passes.lift_constants import lift_constants
 from normfuse.passes.pipeline import check_expectation, run_pipeline
 from normfuse.report import Report
-from normfuse.torch_compat import FakeTensorMode
+from normfuse.torch_compat import FakeTensorMode, autocast_off
 from normfuse.verify import widen
 from normfuse.verify.sites import rewrite_verified
 
@@ -51,6 +52,9 @@ def compile_graph(
         failed = False
     except TorchDynamoException:
         raise
+    except UncapturableError as error:
+        compiled, failed = None, False
+        report.notes.append(f"this graph is left to Inductor: {error}")
     except Exception as error:
         compiled, failed = None, True
         _explain_fallback(error, report)
@@ -119,7 +123,10 @@ def _rewrite_and_compile(
     hand_on_marks(gm, module, [*(one.node for one in folded), *added])
     fakes = [_fake(tensor, rewritten.fake_mode) for tensor in (*tensors, *constants)]
     rewritten.report.seconds += time.perf_counter() - started
-    compiled = run_inner(module, [*example_inputs, *fakes], options, settings)
+    with autocast_off():
+        compiled = run_inner(module, [*example_inputs, *fakes], options, settings)
+    if is_autocast_enabled():
+        compiled = without_autocast(compiled)
     return rewritten.report, FoldedCall(compiled, slots, constants, gm)
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch._dynamo.exc import ShortenTraceback
-from torch._guards import TracingContext, detect_fake_mode
+from torch._guards import detect_fake_mode
 from torch.fx import GraphModule, Node
 
 from normfuse.backends.owners import Owners
-from normfuse.capture.retrace import retrace
+from normfuse.capture.translate import translate
 from normfuse.errors import CaptureError, NormfuseError
 from normfuse.ir.program import Input, Program, Role
 from normfuse.torch_compat import FakeTensorMode
@@ -26,15 +26,14 @@ def capture(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[Program, Fa
     fake_mode = detect_fake_mode(list(example_inputs))
     if fake_mode is None:
         raise CaptureError("the graph does not come from Dynamo: there is no fake tensor mode to trace with")
-    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
-    fakes = [_fake(n, value, fake_mode) for n, value in zip(placeholders, example_inputs, strict=True)]
-    traced = retrace(gm, fakes, fake_mode)
+    placeholders = _inputs_of(gm)
+    traced, notes = translate(gm)
     owners = Owners()
     inputs = [
         _input(node, original, value, owners)
         for node, original, value in zip(_inputs_of(traced), placeholders, example_inputs, strict=True)
     ]
-    return Program(traced, inputs, grad_enabled=_records_gradients(example_inputs)), fake_mode
+    return Program(traced, inputs, grad_enabled=_records_gradients(example_inputs), notes=notes), fake_mode
 
 
 def _inputs_of(gm: GraphModule) -> list[Node]:
@@ -44,17 +43,6 @@ def _inputs_of(gm: GraphModule) -> list[Node]:
 def _records_gradients(values: Sequence[Any]) -> bool:
     tensors = [v for v in values if isinstance(v, torch.Tensor)]
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-
-
-def _fake(node: Node, value: Any, fake_mode: FakeTensorMode) -> Any:
-    """The fake input with the symbolic sizes that Dynamo decided on."""
-    if not isinstance(value, torch.Tensor):
-        return node.meta.get("example_value", value)
-    context = TracingContext.try_get()
-    known = context is not None and value in context.tensor_to_context
-    symbolic = context.tensor_to_context[value] if known and context is not None else None
-    source = symbolic.tensor_source if symbolic is not None else None
-    return fake_mode.from_tensor(value, symbolic_context=symbolic, source=source, trace=False)
 
 
 def _input(node: Node, original: Node, value: Any, owners: Owners) -> Input:

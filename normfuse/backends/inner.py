@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -10,8 +11,9 @@ from torch.fx import GraphModule
 
 from normfuse.errors import OptionError
 from normfuse.options import Options
+from normfuse.torch_compat import autocast_off
 
-__all__ = ["check_inductor", "run_inner"]
+__all__ = ["check_inductor", "run_inner", "without_autocast"]
 
 Compiled = Callable[..., Any]
 
@@ -61,6 +63,17 @@ def _own() -> list[str]:
 def _nearest(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else "; torch._inductor.list_options() shows what there is"
+
+
+def without_autocast(compiled: Compiled) -> Compiled:
+    """``compiled``, called with autocast off: its graph says the casts that autocast would make."""
+
+    @functools.wraps(compiled)
+    def call(*args: Any) -> Any:
+        with autocast_off():
+            return compiled(*args)
+
+    return call
 
 
 def run_inner(

@@ -4,70 +4,61 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
+from collections.abc import Iterator
 from types import CodeType, FrameType
-
-from torch._dynamo.callback import CallbackArgs, CallbackTrigger, callback_handler
+from typing import Any
 
 from normfuse.report import Report
 
 __all__ = ["last_report", "record"]
 
 _lock = threading.Lock()
-_latest: Report | None = None
-#: The functions whose graphs the latest report holds.
-_functions: set[CodeType | None] = set()
-#: Whether Dynamo has begun with a function of the user's since the last graph came in.
-_begun = True
+#: What ``torch.compile`` returned, for the graphs that came in last.
+_compiled: weakref.ref[Any] | None = None
+#: The latest report of each function that it consists of: the model's, nested ones, and their rests.
+_reports: dict[CodeType | None, Report] = {}
 
 
 def record(report: Report) -> None:
-    """Add the report of one graph; a graph that continues a broken one joins the report before it.
-
-    A function that is compiled once more starts a new report.
-    """
-    global _begun, _latest
-    function = _compiled_function()
+    """Keep the report of one graph; a function that is compiled once more replaces its report."""
+    global _compiled
+    owner, function = _compiling()
     with _lock:
-        if _listen() or _latest is None or _begun or function in _functions:
-            _latest = Report(target=report.target)
-            _functions.clear()
-        _begun = False
-        _functions.add(function)
-        _latest.merge(report)
+        if owner is None or _compiled is None or _compiled() is not owner:
+            _reports.clear()
+            _compiled = None if owner is None else weakref.ref(owner)
+        _reports[function] = report
 
 
 def last_report() -> Report:
-    """What the latest ``torch.compile`` with this backend found and did; empty before the first one."""
+    """What the latest ``torch.compile`` with this backend found and did; empty before the first one.
+
+    It covers every graph of the model: a function that was compiled several times, for other shapes
+    say, counts once, as it was compiled last.
+    """
     with _lock:
-        return _latest if _latest is not None else Report()
+        merged = Report()
+        for report in _reports.values():
+            merged.target = report.target
+            merged.merge(report)
+        return merged
 
 
-def _note_beginning(args: CallbackArgs) -> None:
-    """A function may break before its first operator; its beginning is known from Dynamo alone."""
-    global _begun
-    if args.callback_trigger is CallbackTrigger.DYNAMO and not _continues(_compiled_function()):
-        _begun = True
+def _compiling() -> tuple[Any, CodeType | None]:
+    """The outermost compiled callable that is running, and the function that Dynamo is compiling for it."""
+    owner, function = None, None
+    for frame in _stack():
+        name = frame.f_code.co_name
+        if function is None and name in ("_compile", "compile_inner"):
+            function = frame.f_locals.get("code")
+        if name in ("compile_wrapper", "_fn") and frame.f_code.co_filename.endswith("eval_frame.py"):
+            owner = frame.f_locals.get("self", owner)
+    return owner, function if isinstance(function, CodeType) else None
 
 
-def _listen() -> bool:
-    """Ask Dynamo to tell of beginnings; False when it does so already. ``torch._dynamo.reset`` forgets it."""
-    if _note_beginning in callback_handler.start_callbacks:
-        return False
-    callback_handler.register_start_callback(_note_beginning)
-    return True
-
-
-def _continues(function: CodeType | None) -> bool:
-    """Whether a function is the rest of another one behind a graph break."""
-    return function is not None and function.co_name.startswith("torch_dynamo_resume_in")
-
-
-def _compiled_function() -> CodeType | None:
-    """The function that Dynamo is compiling, found on the stack."""
-    frame: FrameType | None = sys._getframe(1)
+def _stack() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
-        code = frame.f_locals.get("code") if frame.f_code.co_name in ("_compile", "compile_inner") else None
-        if isinstance(code, CodeType):
-            return code
+        yield frame
         frame = frame.f_back
-    return None

@@ -71,11 +71,21 @@ class Effects:
 
 def is_effectful(node: Node) -> bool:
     """Whether a node matters even where nobody reads its result."""
-    return bool(node.is_impure() or _written_by(node))
+    return bool(node.is_impure() or _written_by(node) or _changes_state(node))
+
+
+def _changes_state(node: Node) -> bool:
+    """Whether a call is neither an operator nor arithmetic on sizes: it may switch a mode."""
+    if node.op != "call_function" or isinstance(node.target, (OpOverload, HigherOrderOperator)):
+        return False
+    module = getattr(node.target, "__module__", None) or ""
+    return module not in ("_operator", "math") and not getattr(node.target, "__name__", "").startswith("sym_")
 
 
 def _aliased_by(node: Node) -> list[Node]:
     """The inputs that the result of a node may be a view of."""
+    if node.op == "call_method" or _changes_state(node):
+        return list(node.all_input_nodes)
     if node.op != "call_function":
         return []
     target = node.target
@@ -104,7 +114,17 @@ def _written_by(node: Node) -> list[Node]:
         return []  # changes what autograd knows, not what the memory holds
     if isinstance(node.target, HigherOrderOperator):
         return [n for n in node.all_input_nodes if n.op != "get_attr"] if _writes_inside(node) else []
+    if node.op == "call_method" or _changes_state(node):
+        return list(node.all_input_nodes) if _is_in_place(node.target) else []
     return mutated_arguments(node)
+
+
+def _is_in_place(target: Any) -> bool:
+    """Whether a function or method is named like one that writes to its operands."""
+    name = str(getattr(target, "__name__", target))
+    if name in ("setitem", "__setitem__") or name.startswith("__i"):
+        return True
+    return name.endswith("_") and not name.endswith("__")
 
 
 def _writes_inside(node: Node) -> bool:

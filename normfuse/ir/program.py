@@ -40,6 +40,11 @@ class Input:
         """Whether the value belongs to the model and not to the call."""
         return self.role is not Role.USER and isinstance(self.value, torch.Tensor)
 
+    @property
+    def trains(self) -> bool:
+        """Whether gradients are recorded for the value."""
+        return isinstance(self.value, torch.Tensor) and self.value.requires_grad
+
 
 @dataclass
 class Program:

@@ -1,6 +1,7 @@
 """Drop operators that hand their input on unchanged, and name dtypes instead of pointing at them.
 
     to(x, x.dtype) -> x        alias(x) -> x        dropout(x, p, train=False) -> x
+    dropout(x, p=0) -> x, which draws no random numbers either
     type_as(x, y) -> to(x, y.dtype)
 
 Bitwise neutral. Nothing is dropped where the graph writes to the memory concerned, nor what the
@@ -49,11 +50,9 @@ def _is_returned(node: Node) -> bool:
 def _hands_on(node: Node) -> bool:
     if is_call(node, aten.alias.default):
         return True
-    if is_call(node, aten.dropout.default):
+    if is_call(node, aten.dropout.default, aten.feature_dropout.default):
         bound = bind(node)
-        return bound["train"] is False
-    if is_call(node, aten.feature_dropout.default):
-        return bind(node)["train"] is False
+        return bound["train"] is False or bound["p"] == 0
     return is_call(node, *CASTS) and _keeps_type(node)
 
 

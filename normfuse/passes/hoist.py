@@ -2,7 +2,8 @@
 
     y = linear(x, W - mean(W, 0))   =>   y = linear(x, folded),   folded = W - mean(W, 0) computed once
 
-What the folded weights are made of is returned as recipes, in the order of the new inputs.
+What the folded weights are made of is returned as recipes, in the order of the new inputs. Where
+gradients are recorded, only the algebra on weights that do not train is taken out.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def hoist(program: Program) -> list[Folded]:
     order = {node: i for i, node in enumerate(graph.nodes)}
     last = [n for n in graph.nodes if n.op == "placeholder"][-1:]
     folded: list[Folded] = []
-    for root in [n for n in graph.nodes if _is_root(n)]:
+    for root in [n for n in graph.nodes if _is_root(program, n)]:
         made = _hoist_one(program, root, last[0], order)
         last = [made.node]
         folded.append(made)
@@ -32,11 +33,15 @@ def hoist(program: Program) -> list[Folded]:
     return folded
 
 
-def _is_root(node: Node) -> bool:
-    """Whether a folded weight ends here; what is made of constants alone stays in the graph."""
+def _is_root(program: Program, node: Node) -> bool:
+    """Whether a folded weight ends here.
+
+    What is made of constants alone stays in the graph, and so does what gradients flow through.
+    """
     if FOLD not in node.meta or all(FOLD in user.meta for user in node.users):
         return False
-    return any(n.op == "placeholder" for n in _ancestors(node))
+    sources = [n for n in _ancestors(node) if n.op == "placeholder"]
+    return bool(sources) and not (program.grad_enabled and any(program.weights[s].trains for s in sources))
 
 
 def _hoist_one(program: Program, root: Node, last: Node, order: dict[Node, int]) -> Folded:

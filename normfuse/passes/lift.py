@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from torch.fx import Graph, GraphModule, Node
 
 from normfuse.ir.effects import Effects
+from normfuse.ir.grad_mode import gradient_regions
 from normfuse.ir.location import module_path, source_line
 from normfuse.ir.region import NormRegion, Operands
 from normfuse.passes.work import Work
@@ -25,13 +26,15 @@ def lift(work: Work) -> None:
     gm = work.program.gm
     effects = Effects(gm.graph)
     facts = find_facts(gm.graph)
+    regions = gradient_regions(gm.graph) if work.program.grad_enabled else {}
     order = {node: i for i, node in enumerate(gm.graph.nodes)}
     cores = [*native_norms(gm.graph, facts), *handwritten_norms(facts)]
     lifted: dict[Node, Node] = {}
     for core in sorted(cores, key=lambda c: order[c.root]):
         norm = absorb(_following(core, lifted))
         interior = sorted(_interior(norm), key=lambda n: order.get(n, -1))
-        _lift_one(work, norm, interior, effects, lifted)
+        refusal = _refusal(norm, interior, effects, regions)
+        _lift_one(work, norm, interior, refusal, lifted)
 
 
 def _following(norm: Candidate, lifted: dict[Node, Node]) -> Candidate:
@@ -41,12 +44,12 @@ def _following(norm: Candidate, lifted: dict[Node, Node]) -> Candidate:
 
 
 def _lift_one(
-    work: Work, norm: Candidate, interior: list[Node], effects: Effects, lifted: dict[Node, Node]
+    work: Work, norm: Candidate, interior: list[Node], refusal: Refusal | None, lifted: dict[Node, Node]
 ) -> None:
     spelling = ", ".join(_operator(node) for node in interior)
     site = Site.of(norm.spec, module_path(norm.root), source_line(norm.root), spelling)
-    if any(effects.is_written(n) for n in (*interior, *norm.operands.as_args())):
-        site.refuse(_mutated(norm))
+    if refusal is not None:
+        site.refuse(refusal)
         work.report.sites.append(site)
         return
     lifted[norm.root] = _replace(work.program.gm, norm, interior, spelling)
@@ -97,10 +100,22 @@ def _body(norm: Candidate, interior: list[Node]) -> Graph:
     return graph
 
 
-def _mutated(norm: Candidate) -> Refusal:
-    return Refusal(
-        code="mutated",
-        message="the graph writes in place to memory that this norm reads",
-        node=norm.root.name,
-        remedy="write the update out of place, e.g. `x = x + y` for `x += y`",
-    )
+def _refusal(
+    norm: Candidate, interior: list[Node], effects: Effects, regions: dict[Node, int]
+) -> Refusal | None:
+    """Why the operators of a norm must stay where they are, if so."""
+    if any(effects.is_written(n) for n in (*interior, *norm.operands.as_args())):
+        return Refusal(
+            code="mutated",
+            message="the graph writes in place to memory that this norm reads",
+            node=norm.root.name,
+            remedy="write the update out of place, e.g. `x = x + y` for `x += y`",
+        )
+    if len({regions.get(n) for n in interior}) > 1:
+        return Refusal(
+            code="grad_mode",
+            message="a part of this norm is computed under another gradient mode than the rest",
+            node=norm.root.name,
+            remedy="compute the whole norm inside or outside of torch.no_grad()",
+        )
+    return None

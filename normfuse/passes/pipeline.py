@@ -10,11 +10,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 
-import torch
-
 from normfuse.errors import ExpectationError
 from normfuse.folding import Folded
 from normfuse.ir.effects import is_effectful
+from normfuse.ir.grad_mode import switches_gradients
 from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.passes.canonicalize import canonicalize
@@ -36,10 +35,10 @@ def run_pipeline(
 ) -> tuple[Report, list[Folded]]:
     """Rewrite ``program`` in place; returns what happened and the weights to fold."""
     started = time.perf_counter()
-    work = Work(program, options, Report(target=options.target, graphs=1))
-    if not _under_autocast(program):
+    work = Work(program, options, Report(target=options.target, graphs=1, notes=list(program.notes)))
+    if not (program.grad_enabled and switches_gradients(program.gm.graph)):
         functionalize(program.gm)
-        canonicalize(program.gm)
+    canonicalize(program.gm)
     program.gm.graph.eliminate_dead_code(is_effectful)
     lift(work)
     if observer is not None:
@@ -65,24 +64,7 @@ def _no_conversion(work: Work) -> Refusal | None:
         return Refusal("not_asked", "the target layer_norm asks for recognition only")
     if not work.options.runs(RECENTRE):
         return Refusal("not_asked", f"the rule {RECENTRE} is switched off by only or skip")
-    if _under_autocast(work.program):
-        return Refusal(
-            "autocast",
-            "part of the graph runs under torch.autocast, which decides on types when it runs",
-            remedy="enter torch.autocast around the call of the compiled model instead of inside it",
-        )
-    if work.program.grad_enabled:
-        return Refusal(
-            "grad_enabled",
-            "gradients are recorded, and folded weights would not receive them",
-            remedy="call the model under torch.no_grad() or torch.inference_mode()",
-        )
     return None
-
-
-def _under_autocast(program: Program) -> bool:
-    """Whether some operators run in other types than the trace says."""
-    return any(n.target is torch.amp.autocast_mode._enter_autocast for n in program.gm.graph.nodes)
 
 
 def check_expectation(report: Report, options: Options) -> None:

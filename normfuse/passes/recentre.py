@@ -12,6 +12,7 @@ from torch.fx import Node
 
 from normfuse.analysis import Centre
 from normfuse.analysis.centring import Decision, decide
+from normfuse.analysis.cost import training_traffic
 from normfuse.analysis.stream import Stream, Value, explore, norm_axis
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.canonical import canonical_region
@@ -33,6 +34,7 @@ def recentre(work: Work) -> None:
     _refuse_in_advance(work)
     effects = Effects(gm.graph)
     weights = WeightValues(work.program, effects)
+    converts = work.options.converts(work.program.grad_enabled)
     order = {node: i for i, node in enumerate(gm.graph.nodes)}
     seen: set[Value] = set()
     found: list[tuple[Stream, Decision]] = []
@@ -43,7 +45,10 @@ def recentre(work: Work) -> None:
         stream = explore(value, weights, effects)
         seen.update(stream.members)
         work.streams |= {norm: len(found) for norms in stream.norms.values() for norm in norms}
-        found.append((stream, decide(stream, weights, order, work.options.policy == "convert")))
+        decision = decide(stream, weights, order, converts)
+        if work.program.grad_enabled and not converts:
+            _keep_what_does_not_pay(decision, weights)
+        found.append((stream, decision))
     proofs = {
         n: evidence(n, stream, decision, work) for stream, decision in found for n in decision.converted
     }
@@ -75,6 +80,23 @@ def _refuse_in_advance(work: Work) -> None:
         elif norm_axis(node) is None:
             message = "the norm's own weight or bias is made of the value that it normalizes"
             site.refuse(Refusal("raw_reader", message, node.name))
+
+
+def _keep_what_does_not_pay(decision: Decision, weights: WeightValues) -> None:
+    traffic = training_traffic(decision, weights)
+    if traffic.pays:
+        return
+    for node in decision.converted:
+        decision.refusals[node] = Refusal(
+            "does_not_pay",
+            f"centring the weights at every step would move {traffic.spent:.3g} bytes of memory and save "
+            f"{traffic.saved:.3g}", node.name,
+            'ask for it with policy="convert", or call the model under torch.no_grad() if nothing trains',
+        )  # fmt: skip
+    decision.converted.clear()
+    decision.centred.clear()
+    decision.plans.clear()
+    decision.cut = None
 
 
 def _apply(work: Work, stream: Stream, decision: Decision, placement: Placement) -> None:

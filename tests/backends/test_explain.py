@@ -44,7 +44,7 @@ def test_explain_many_times() -> None:
 
 def test_explain_in_training_mode_tells_of_training() -> None:
     report = normfuse.explain(prenorm().train(), example())
-    assert {s.refusal.code for s in report.sites} == {"grad_enabled"}
+    assert {s.refusal.code for s in report.sites} == {"does_not_pay"}
 
 
 def test_sites() -> None:
@@ -119,7 +119,7 @@ def test_logging(caplog: pytest.LogCaptureFixture) -> None:
 def test_last_report_before_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     from normfuse.backends import session
 
-    monkeypatch.setattr(session, "_latest", None)
+    monkeypatch.setattr(session, "_reports", {})
     assert normfuse.last_report().found == {}
 
 

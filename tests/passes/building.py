@@ -45,8 +45,8 @@ class Attack:
     """A network that a careless analysis would get wrong.
 
     ``converted`` is the number of norms that must become RMSNorm, ``codes`` the reasons for the others;
-    ``compiled`` is the number under ``torch.compile`` where that is another one, and ``compiles`` is
-    False where the backend hands the graph on.
+    ``compiled`` is the number under ``torch.compile`` where that is another one with the tolerance that
+    goes with it.
     """
 
     run: Callable[..., Any]
@@ -56,7 +56,7 @@ class Attack:
     args: Callable[[], tuple[Any, ...]]
     tolerance: float = EXACT
     compiled: int | None = None
-    compiles: bool = True
+    compiled_tolerance: float | None = None
     prepare: Callable[[Net], None] | None = None
 
     def model(self) -> Net:

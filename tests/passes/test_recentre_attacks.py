@@ -38,10 +38,11 @@ def test_rewriting_keeps_the_function(attack):
     assert outcome(report) == (attack.converted, set(attack.codes))
 
 
-@pytest.mark.parametrize("attack", [a for a in ATTACKS if a.values[0].compiles])
+@pytest.mark.parametrize("attack", ATTACKS)
 def test_compiling_keeps_the_function(attack):
     difference, report = compiled(attack.model(), attack.args())
-    assert difference <= attack.tolerance
+    allowed = attack.tolerance if attack.compiled_tolerance is None else attack.compiled_tolerance
+    assert difference <= allowed
     assert outcome(report)[0] == (attack.converted if attack.compiled is None else attack.compiled)
 
 
