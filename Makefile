@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint gpu bench clean
+.PHONY: demo test lint fuzz gpu bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/normfuse demo
@@ -16,6 +16,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Stop it and call it again: finished batches are kept in build/fuzz.
+CASES ?= 1000
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m tests.fuzz.campaign --cases $(CASES) --processes 2
 
 bench: $(INSTALLED)
 	PYTHONPATH=. $(BIN)/python bench/compile_time.py --json build/compile_time.json

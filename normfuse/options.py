@@ -21,7 +21,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "target": ("rms_norm", "layer_norm"),
     "policy": ("convert", "pays"),
     "inner": ("inductor", "eager", "aot_eager"),
-    "verify": ("off", "output"),
+    "verify": ("off", "output", "sites"),
     "allow": ("exact",),
     "memory": ("copy",),
     "freeze": ("auto", "off"),
@@ -42,7 +42,8 @@ class Options:
         mode: an Inductor mode, for use together with options.
         inner: what runs the rewritten graph.
         verify: ``"output"`` compares the rewritten graph with the original before it is used, and
-            does not use it when it is further from float64 than the error budget allows.
+            does not use it when it is further from float64 than the error budget allows;
+            ``"sites"`` compares every norm, on hostile inputs too, and reverts those over budget.
         only, skip: rules by name.
         allow, memory, freeze: one choice each for now: exact rules, copies beside the originals, and no
             freezing.

@@ -37,7 +37,11 @@ class Refusal:
 
 @dataclass
 class Site:
-    """One norm of the model: what it is, where it is, and what became of it."""
+    """One norm of the model: what it is, where it is, and what became of it.
+
+    ``errors`` holds, where the site was verified, its error against float64 over the original's, by the
+    inputs it was run on. ``certificate`` says why a changed norm is the same function.
+    """
 
     kind: str
     spec: Mapping[str, Any]
@@ -48,6 +52,8 @@ class Site:
     becomes: str = ""
     refusal: Refusal | None = None
     graph: int = 0
+    errors: dict[str, float] = field(default_factory=dict)
+    certificate: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, spec: NormSpec, module: str, source: str, spelling: str) -> Site:
@@ -57,6 +63,10 @@ class Site:
         """Record why the norm stays; the first reason stands."""
         if self.refusal is None:
             self.refusal = refusal
+
+    def revert(self, refusal: Refusal) -> None:
+        """Record that the norm stays because its rewritten form was measured and found wanting."""
+        self.action, self.becomes, self.refusal = "reverted", self.kind, refusal
 
     def convert(self, spec: NormSpec) -> None:
         """Record what the norm became."""

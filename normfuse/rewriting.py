@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from normfuse.capture.exported import export_model, program_of, with_folded_weights
+from normfuse.capture.exported import export_model, input_values, program_of, with_folded_weights
 from normfuse.errors import InputError, VerificationError
+from normfuse.folding import Folded
+from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.passes.pipeline import check_expectation, run_pipeline
 from normfuse.report import Report
@@ -70,7 +72,8 @@ def rewrite(
         target: ``"rms_norm"``, or ``"layer_norm"`` to recognise only.
         dynamic_shapes: as in ``torch.export.export``, for a module.
         options: those of ``torch.compile`` without their prefix, e.g. ``expect={"rms_norm": 25}``;
-            ``verify="output"`` compares the result with the original before it is returned.
+            ``verify="sites"``, the default here, runs every norm before and after, on hostile inputs too,
+            and reverts those over the error budget; ``"output"`` compares the whole once and raises.
 
     Raises:
         InputError: for a model that is compiled already or in training mode.
@@ -80,16 +83,33 @@ def rewrite(
         VerificationError: when ``verify="output"`` finds a difference beyond the error budget.
     """
     started = time.perf_counter()
-    checked = Options.checked({"target": target, **options}, prefix="")
+    checked = Options.checked({"target": target, "verify": "sites", **options}, prefix="")
     exported = _exported(model_or_exported_program, args, kwargs, dynamic_shapes)
-    program = program_of(exported)
-    report, folded = run_pipeline(program, checked)
+    program, report, folded = _rewritten(exported, checked)
     check_expectation(report, checked)
     result = Rewritten(with_folded_weights(exported, program, folded), report)
     report.seconds = time.perf_counter() - started
-    if checked.verify != "off":
+    if checked.verify == "output":
         _verify(exported, result)
     return result
+
+
+def _rewritten(exported: ExportedProgram, options: Options) -> tuple[Program, Report, list[Folded]]:
+    """The pipeline, verified site by site where that was asked for and inputs are at hand."""
+    program = program_of(exported)
+    if options.verify != "sites":
+        return program, *run_pipeline(program, options)
+    from normfuse.verify.certificates import complete_certificates
+    from normfuse.verify.sites import rewrite_verified
+
+    inputs = input_values(exported, program)
+    if inputs is None:
+        report, folded = run_pipeline(program, options)
+        report.notes.append("not verified: the exported program holds no example inputs")
+    else:
+        program, report, folded = rewrite_verified(program, options, inputs)
+    complete_certificates(report, program, folded)
+    return program, report, folded
 
 
 def _exported(

@@ -117,12 +117,13 @@ def _reads_only_type(user: Node, node: Node) -> bool:
 
 
 def _spread_rawness(stream: Stream) -> None:
-    """What a raw value is made of must be raw as well."""
-    stack = list(stream.raw)
+    """What a raw value is made of must be raw as well, also where it is computed from weights alone."""
+    stack, members = list(stream.raw), set(stream.members)
     while stack:
         value = stack.pop()
-        for operand in stream.operands.get(value, ()):
-            if operand not in stream.raw:
+        carried = stream.carries.get(value)
+        for operand in carried.operands if carried is not None else ():
+            if operand in members and operand not in stream.raw:
                 stream.raw[operand] = stream.raw[value]
                 stack.append(operand)
 

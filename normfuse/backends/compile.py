@@ -31,6 +31,7 @@ from normfuse.passes.pipeline import check_expectation, run_pipeline
 from normfuse.report import Report
 from normfuse.torch_compat import FakeTensorMode, autocast_off
 from normfuse.verify import widen
+from normfuse.verify.sites import rewrite_verified
 
 __all__ = ["RewrittenGraph", "compile_graph", "rewrite_graph"]
 
@@ -97,7 +98,10 @@ def rewrite_graph(gm: GraphModule, example_inputs: Sequence[Any], options: Optio
     started = time.perf_counter()
     program, fake_mode = capture(gm, example_inputs)
     wide = widen(program.gm) if options.verify == "output" else None
-    report, folded = run_pipeline(program, options)
+    if options.verify == "sites":
+        program, report, folded = rewrite_verified(program, options, example_inputs)
+    else:
+        report, folded = run_pipeline(program, options)
     report.seconds = time.perf_counter() - started
     return RewrittenGraph(program, folded, report, fake_mode, wide)
 

@@ -16,12 +16,13 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 from torch.fx import Graph, GraphModule, Node
+from torch.utils._pytree import tree_leaves
 
 from normfuse.errors import CaptureError, InputError
 from normfuse.folding import Folded
 from normfuse.ir.program import Input, Program, Role
 
-__all__ = ["export_model", "program_of", "with_folded_weights"]
+__all__ = ["export_model", "input_values", "program_of", "with_folded_weights"]
 
 _ROLES = {
     InputKind.PARAMETER: Role.PARAMETER,
@@ -62,6 +63,17 @@ def program_of(exported: ExportedProgram) -> Program:
     nodes = {n.name: n for n in gm.graph.nodes if n.op == "placeholder"}
     inputs = [_input(spec, nodes, exported) for spec in exported.graph_signature.input_specs]
     return Program(gm, inputs, copies_tables=True)
+
+
+def input_values(exported: ExportedProgram, program: Program) -> list[Any] | None:
+    """A value for each input: the weights, and the example inputs; None where some are not at hand."""
+    plain = {*_ROLES, InputKind.USER_INPUT}
+    if exported.example_inputs is None or any(
+        s.kind not in plain for s in exported.graph_signature.input_specs
+    ):
+        return None
+    passed = iter(tree_leaves(exported.example_inputs))
+    return [i.value if i.is_weight else next(passed, None) for i in program.inputs]
 
 
 def _copied(gm: GraphModule) -> GraphModule:

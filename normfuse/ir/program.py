@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 __all__ = ["Input", "Program", "Role"]
 
@@ -59,6 +59,16 @@ class Program:
     copies_tables: bool = False
     grad_enabled: bool = False
     notes: list[str] = field(default_factory=list)
+
+    def copied(self) -> Program:
+        """The same program over a graph of its own; tensors, fake values and submodules are shared."""
+        graph, nodes = Graph(), dict[Node, Node]()
+        graph.output(graph.graph_copy(self.gm.graph, nodes))
+        graph.output_node().meta = dict(self.gm.graph.output_node().meta)
+        gm = GraphModule(self.gm, graph)
+        gm.meta = dict(self.gm.meta)
+        inputs = [replace(i, node=nodes[i.node]) for i in self.inputs]
+        return replace(self, gm=gm, inputs=inputs, notes=list(self.notes))
 
     @property
     def weights(self) -> dict[Node, Input]:

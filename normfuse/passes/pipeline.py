@@ -21,6 +21,7 @@ from normfuse.passes.functionalize import functionalize
 from normfuse.passes.hoist import hoist
 from normfuse.passes.lift import lift
 from normfuse.passes.lower import lower
+from normfuse.passes.observer import Observer
 from normfuse.passes.recentre import NAME as RECENTRE
 from normfuse.passes.recentre import recentre
 from normfuse.passes.work import Work
@@ -29,7 +30,9 @@ from normfuse.report import Refusal, Report
 __all__ = ["check_expectation", "run_pipeline"]
 
 
-def run_pipeline(program: Program, options: Options) -> tuple[Report, list[Folded]]:
+def run_pipeline(
+    program: Program, options: Options, observer: Observer | None = None
+) -> tuple[Report, list[Folded]]:
     """Rewrite ``program`` in place; returns what happened and the weights to fold."""
     started = time.perf_counter()
     work = Work(program, options, Report(target=options.target, graphs=1, notes=list(program.notes)))
@@ -38,6 +41,8 @@ def run_pipeline(program: Program, options: Options) -> tuple[Report, list[Folde
     canonicalize(program.gm)
     program.gm.graph.eliminate_dead_code(is_effectful)
     lift(work)
+    if observer is not None:
+        observer.lifted(work)
     refusal = _no_conversion(work)
     if refusal is None:
         recentre(work)
@@ -45,6 +50,8 @@ def run_pipeline(program: Program, options: Options) -> tuple[Report, list[Folde
         for site in work.report.sites:
             site.refuse(refusal)
     folded = hoist(program)
+    if observer is not None:
+        observer.rewritten(work, folded)
     lower(program.gm)
     work.report.folded = len(folded)
     work.report.seconds = time.perf_counter() - started

@@ -5,6 +5,8 @@ Nodes made on weights are marked in their metadata, so that a later pass can com
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch.fx import Graph, Node
 
 from normfuse.analysis.absorb import Kept, Leaf, Plan, Rebuilt
@@ -12,7 +14,10 @@ from normfuse.analysis.channel_map import ChannelMap, Diagonal
 from normfuse.errors import InvariantError
 from normfuse.folding.recipe import FOLD
 
-__all__ = ["Placement"]
+__all__ = ["Placement", "Substitution"]
+
+#: Who reads, what it reads now, and what it is to read.
+Substitution = tuple[Node, Node, Plan]
 
 
 class Placement:
@@ -21,22 +26,31 @@ class Placement:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._folded: dict[Leaf, Node] = {}
+        self._erased: set[Node] = set()
 
-    def substitute(self, user: Node, operand: Node, plan: Plan) -> None:
-        """Let ``user`` read the planned value in place of ``operand``; ``user`` may be ``operand`` itself."""
+    def substitute(self, planned: Sequence[Substitution]) -> None:
+        """Let each user read the planned value in place of an operand; a user may be the operand itself.
+
+        Every plan speaks of the graph as it was when the plans were made, so all values are made before
+        any reader is changed, and nothing is erased before all readers are.
+        """
+        made = [(user, operand, self._made_for(user, operand, plan)) for user, operand, plan in planned]
+        for user, operand, value in made:
+            if user is not operand:
+                user.replace_input_with(operand, value)
+        for user, operand, value in made:
+            if user is operand and value is not user:
+                user.replace_all_uses_with(value)
+        for _, operand, _ in made:
+            self._erase(operand)
+
+    def _made_for(self, user: Node, operand: Node, plan: Plan) -> Node:
         if user is not operand and operand not in user.all_input_nodes:
             raise InvariantError(f"{user.name} does not read {operand.name}, which was to be replaced there")
-        if user is not operand:
-            with self._graph.inserting_before(user):
-                made = self._make(plan)
-            user.replace_input_with(operand, made)
-            self._erase(operand)
-            return
         with self._graph.inserting_before(user):
-            made = self._make(plan)
-        made.meta.setdefault("val", user.meta["val"])
-        user.replace_all_uses_with(made)
-        self._erase(user)
+            value = self._make(plan)
+        value.meta.setdefault("val", operand.meta["val"])
+        return value
 
     def after(self, node: Node, axis: int, mapping: ChannelMap, readers: set[Node] | None) -> Node:
         """Apply a map to an activation, for the given readers or for all."""
@@ -85,10 +99,11 @@ class Placement:
         stack = [node]
         while stack:
             current = stack.pop()
-            if current.users or current.op == "placeholder":
+            if current.users or current.op == "placeholder" or current in self._erased:
                 continue
             inputs = current.all_input_nodes
             self._graph.erase_node(current)
+            self._erased.add(current)
             stack.extend(inputs)
 
 

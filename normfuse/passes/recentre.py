@@ -18,7 +18,8 @@ from normfuse.analysis.weights import WeightValues
 from normfuse.ir.canonical import canonical_region
 from normfuse.ir.effects import Effects
 from normfuse.ir.region import norms_in
-from normfuse.passes.place import Placement
+from normfuse.passes.evidence import evidence
+from normfuse.passes.place import Placement, Substitution
 from normfuse.passes.work import Work
 from normfuse.report import Refusal
 
@@ -43,12 +44,29 @@ def recentre(work: Work) -> None:
             continue
         stream = explore(value, weights, effects)
         seen.update(stream.members)
-        found.append((stream, decide(stream, weights, order, converts)))
-    placement = Placement(gm.graph)
-    for stream, decision in found:
+        work.streams |= {norm: len(found) for norms in stream.norms.values() for norm in norms}
+        decision = decide(stream, weights, order, converts)
         if work.program.grad_enabled and not converts:
             _keep_what_does_not_pay(decision, weights)
+        found.append((stream, decision))
+    proofs = {
+        n: evidence(n, stream, decision, work) for stream, decision in found for n in decision.converted
+    }
+    placement = Placement(gm.graph)
+    placement.substitute([p for _, decision in found for p in _substitutions(decision)])
+    for stream, decision in found:
         _apply(work, stream, decision, placement)
+    for node, proof in proofs.items():
+        if work.sites[node].action == "converted":
+            work.sites[node].certificate = proof
+
+
+def _substitutions(decision: Decision) -> list[Substitution]:
+    return [
+        (value[0], operand, plan)
+        for value in decision.centred
+        for operand, plan in decision.plans.get(value, ())
+    ]
 
 
 def _refuse_in_advance(work: Work) -> None:
@@ -82,13 +100,11 @@ def _keep_what_does_not_pay(decision: Decision, weights: WeightValues) -> None:
 
 
 def _apply(work: Work, stream: Stream, decision: Decision, placement: Placement) -> None:
-    for value in decision.centred:
-        for operand, plan in decision.plans.get(value, ()):
-            placement.substitute(value[0], operand, plan)
     if decision.cut is not None:
         _centre_explicitly(work, stream, decision, placement)
     for node in decision.converted:
-        _convert(work, node)
+        if work.sites[node].refusal is None:
+            _convert(work, node)
     for node, refusal in decision.refusals.items():
         work.sites[node].refuse(refusal)
 

@@ -17,13 +17,15 @@ __all__ = ["Work"]
 class Work:
     """One program on its way through the pipeline.
 
-    ``sites`` maps each lifted norm's node to its record.
+    ``sites`` maps each lifted norm's node to its record, in execution order. ``streams`` numbers the
+    streams: norms of one number may depend on the same changed weights.
     """
 
     program: Program
     options: Options
     report: Report = field(default_factory=Report)
     sites: dict[Node, Site] = field(default_factory=dict)
+    streams: dict[Node, int] = field(default_factory=dict)
 
     def record(self, node: Node, site: Site) -> None:
         self.sites[node] = site

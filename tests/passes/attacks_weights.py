@@ -377,3 +377,17 @@ def complex_numbers_elsewhere(s, x):
 @attack(0, "nonlinear_writer", extras=lambda: {"w": param(D, dtype=torch.complex128)})
 def complex_writer(s, x):
     return s.ln((s.lin(x) + s.w).abs())
+
+
+@attack(2, extras=lambda: {"w": param(9, D)})
+def computed_weight_is_normalized_and_added(s, x):
+    """The value of one plan is an operand of the other one."""
+    position = s.w[: x.shape[1]].unsqueeze(0).expand(x.shape[0], -1, -1)
+    return s.ln(position), s.ln2(position + s.lin(x))
+
+
+@attack(0, "stream_is_output", extras=lambda: {"w": param(9, D)})
+def computed_weight_is_returned(s, x):
+    position = s.w[: x.shape[1]].unsqueeze(0).expand(x.shape[0], -1, -1)
+    same = position.double()
+    return s.ln(same), same

@@ -22,8 +22,8 @@ MAY_IMPORT = {
     "folding": {"ir"},
     "capture": {"ir", "folding"},
     "passes": {"ir", "patterns", "analysis", "folding"},
-    "verify": {"ir"},
-    "rewriting": {"ir", "capture", "passes", "verify"},
+    "verify": {"ir", "folding", "passes"},
+    "rewriting": {"ir", "folding", "capture", "passes", "verify"},
     "backends": {"ir", "folding", "capture", "passes", "verify", "rewriting"},
     "cli": {"ir", "backends", "verify", "rewriting"},
 }

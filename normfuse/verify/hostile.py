@@ -1,0 +1,114 @@
+"""Inputs on which norms go wrong first.
+
+A generator takes a floating tensor as an example and returns another one. What a program was captured with
+says how its inputs look, so a hostile set replaces the floating inputs by one generator and draws integers
+from those that occur, which keeps them inside the bounds of every table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["GENERATORS", "RESIZING", "hostile_inputs"]
+
+Generator = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64)
+
+
+def _large_mean(like: Tensor, generator: torch.Generator) -> Tensor:
+    """A mean of 1000 and a variance of 1e-6: all that a norm wants to see cancels."""
+    return 1e3 + 1e-3 * _normal(like, generator)
+
+
+def _constant_rows(like: Tensor, generator: torch.Generator) -> Tensor:
+    """No variance at all: eps alone decides."""
+    drawn = _normal(like, generator)
+    return drawn[..., :1].expand(drawn.shape) if drawn.dim() else drawn
+
+
+def _denormals(like: Tensor, generator: torch.Generator) -> Tensor:
+    return _normal(like, generator) * torch.finfo(like.dtype).smallest_normal / 16
+
+
+def _huge(like: Tensor, generator: torch.Generator) -> Tensor:
+    """1e30, or what is left below the largest number of the dtype."""
+    return _normal(like, generator) * min(1e30, torch.finfo(like.dtype).max / 64)
+
+
+def _zeros(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.zeros(like.shape, dtype=torch.float64)
+
+
+def _with(value: float) -> Generator:
+    def make(like: Tensor, generator: torch.Generator) -> Tensor:
+        """One element in eight, the first one among them."""
+        drawn = _normal(like, generator)
+        chosen = torch.rand(like.shape, generator=generator) < 1 / 8
+        if chosen.numel():
+            chosen.view(-1)[0] = True
+        return drawn.masked_fill(chosen, value)
+
+    return make
+
+
+def _one_row(like: Tensor, generator: torch.Generator) -> Tensor:
+    return _normal(like[:1] if like.dim() else like, generator)
+
+
+def _zero_batch(like: Tensor, generator: torch.Generator) -> Tensor:
+    return _normal(like[:0] if like.dim() else like, generator)
+
+
+GENERATORS: dict[str, Generator] = {
+    "large mean": _large_mean,
+    "constant rows": _constant_rows,
+    "denormals": _denormals,
+    "1e30": _huge,
+    "zeros": _zeros,
+    "inf": _with(float("inf")),
+    "nan": _with(float("nan")),
+}
+"""Generators that keep the shape, by name."""
+
+RESIZING: dict[str, Generator] = {"one row": _one_row, "zero batch": _zero_batch}
+"""Generators that change the size of the first axis, for programs that allow it."""
+
+
+def hostile_inputs(
+    inputs: Sequence[object], seed: int = 0, resize: bool = False
+) -> Iterator[tuple[str, list[object]]]:
+    """Named input sets like ``inputs``: a floating tensor becomes a hostile one, other tensors are redrawn.
+
+    Without floating tensors there is one set, of other integers. With ``resize`` the sets of another batch
+    size come too; every tensor with an axis is cut along its first one then.
+    """
+    named = {**GENERATORS, **(RESIZING if resize else {})}
+    if not any(isinstance(i, Tensor) and i.is_floating_point() for i in inputs):
+        named = {"other integers": _zeros, **(RESIZING if resize else {})}
+    for number, (name, make) in enumerate(named.items()):
+        generator = torch.Generator().manual_seed(seed + number)
+        yield name, [_replaced(value, name, make, generator) for value in inputs]
+
+
+def _replaced(value: object, name: str, make: Generator, generator: torch.Generator) -> object:
+    if not isinstance(value, Tensor) or value.is_complex():
+        return value
+    if value.is_floating_point():
+        return make(value, generator).to(value.device, value.dtype)
+    rows = {"one row": 1, "zero batch": 0}.get(name)
+    kept = value if rows is None or not value.dim() else value[:rows]
+    return kept.clone() if kept.dtype == torch.bool else _occurring(kept, value, generator)
+
+
+def _occurring(like: Tensor, held: Tensor, generator: torch.Generator) -> Tensor:
+    """Integers of a shape, drawn from those that a tensor holds."""
+    if not held.numel():
+        return like.clone()
+    chosen = torch.randint(0, held.numel(), tuple(like.shape), generator=generator)
+    return held.reshape(-1)[chosen.to(held.device)]

@@ -1,0 +1,58 @@
+"""Whether a rule keeps what its numerics class promises.
+
+bitwise        the same bits, nan where there was nan
+rounding       |candidate - reference| <= 4 eps max|reference|, element by element
+reassociated   within the error budget against float64 (``normfuse.verify.judge``)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from normfuse.passes.catalogue import Numerics
+from normfuse.verify.compare import comparable, same_finiteness
+from normfuse.verify.dtypes import is_real_number
+from normfuse.verify.equivalence import LeafError
+from normfuse.verify.judge import judge
+
+__all__ = ["ROUNDING_BOUND", "judge_where_finite", "keeps_class", "same_bits"]
+
+ROUNDING_BOUND = 4.0
+"""Units in the last place of the largest element: the same sums, and at most four operators that round
+differently (a root, a reciprocal, and two products)."""
+
+
+def keeps_class(numerics: Numerics, reference: Tensor, candidate: Tensor, oracle: Tensor) -> bool:
+    """Whether ``candidate`` stands to ``reference`` as a rule of this class says; three equal shapes.
+
+    ``oracle`` is the float64 result, which only the class *reassociated* looks at.
+    """
+    if numerics is Numerics.BITWISE:
+        return same_bits(reference, candidate)
+    if numerics is Numerics.REASSOCIATED:
+        return judge_where_finite("value", reference, candidate, oracle).ok
+    if not reference.is_floating_point():
+        return torch.equal(reference, candidate)
+    r, c, _ = comparable(reference, candidate, reference.double())
+    bound = ROUNDING_BOUND * torch.finfo(reference.dtype).eps * float(r.abs().max()) if r.numel() else 0.0
+    return same_finiteness(reference, candidate) and bool(((c - r).abs() <= bound).all())
+
+
+def same_bits(reference: Tensor, candidate: Tensor) -> bool:
+    """Equal shapes, dtypes and values; nan equals nan."""
+    alike = reference.shape == candidate.shape and reference.dtype == candidate.dtype
+    return alike and bool(
+        torch.eq(reference, candidate).logical_or(reference.isnan() & candidate.isnan()).all()
+    )
+
+
+def judge_where_finite(path: str, reference: Tensor, candidate: Tensor, oracle: Tensor) -> LeafError:
+    """``judge``, on the elements that the original computes at all.
+
+    Where the original overflows or is nan it says nothing about a rewrite, also not by being so.
+    """
+    if is_real_number(reference.dtype):
+        defined = torch.isfinite(reference) & torch.isfinite(oracle).to(reference.device)
+        candidate = torch.where(defined, candidate, reference)
+    return judge(path, reference, candidate, oracle)

@@ -1,0 +1,202 @@
+"""``verify="sites"``: run every norm before and after, and undo the rewrites that lose precision.
+
+    rewrite -> run the original, the rewritten program and the float64 oracle side by side
+            -> forbid the sites over budget -> rewrite again, until no site is over budget
+
+Each program returns the values of its norms beside its outputs, so the first value that is over budget names
+the site to blame. A site that is still over budget when its own norm was left alone has weights that others
+changed; then its whole stream stays as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from normfuse.errors import VerificationError
+from normfuse.folding import Folded
+from normfuse.ir.program import Program
+from normfuse.options import Options
+from normfuse.passes.pipeline import run_pipeline
+from normfuse.passes.work import Work
+from normfuse.report import Refusal, Report, Site
+from normfuse.torch_compat import outside_tracing
+from normfuse.verify.hostile import hostile_inputs
+from normfuse.verify.judge import BUDGET
+from normfuse.verify.numerics import judge_where_finite, same_bits
+from normfuse.verify.oracle import run_wide
+from normfuse.verify.probe import Probe
+from normfuse.verify.widen import widen
+
+__all__ = ["rewrite_verified"]
+
+_GENTLE_ROUNDS = 4
+"""Rounds in which one site at a time is given up; after them all that are over budget."""
+
+
+def rewrite_verified(
+    program: Program, options: Options, inputs: Sequence[Any]
+) -> tuple[Program, Report, list[Folded]]:
+    """Rewrite a copy of ``program``, verified site by site on ``inputs`` and on hostile ones like them.
+
+    ``inputs`` are real values for all placeholders, in order; they and the random state stay as they are.
+    Returns the rewritten copy. Sites over budget stay as they were, with the action ``reverted``, the
+    refusal ``over_budget`` and their figures in ``errors``. Where the program has no float64 oracle it is
+    rewritten unverified, and a note in the report says why.
+    """
+    vetoed: dict[int, Refusal] = {}
+    while True:
+        watch = _Watch(vetoed)
+        made = program.copied()
+        report, folded = run_pipeline(made, options, watch)
+        if all(site.action in ("kept", "reverted") for site in report.sites):
+            return made, report, folded
+        with outside_tracing():
+            verdict = _measure(program, watch, inputs, report)
+        if verdict.not_bitwise:
+            return _untouched(program, report)
+        if not verdict.guilty:
+            return made, report, folded
+        vetoed |= _to_give_up(watch, verdict, len(vetoed))
+
+
+def _untouched(program: Program, report: Report) -> tuple[Program, Report, list[Folded]]:
+    """The program as it came, when not even the stages before the rules can be trusted with it."""
+    message = "recognising the norms changed bits of the outputs, which it must not"
+    for site in report.sites:
+        site.revert(Refusal("recognition_not_bitwise", message, remedy="report this model"))
+        site.certificate = None
+    report.folded = report.centrings = 0
+    return program.copied(), report, []
+
+
+@dataclass
+class _Watch:
+    """Looks at a run of the pipeline and keeps what is needed to run it before and after."""
+
+    vetoed: dict[int, Refusal]
+    work: Work | None = None
+    before: Probe | None = None
+    after: Probe | None = None
+    folded: list[Tensor] = field(default_factory=list)
+
+    def lifted(self, work: Work) -> None:
+        self.work, self.before = work, Probe.of(work.program, list(work.sites))
+        for index, refusal in self.vetoed.items():
+            self.sites[index].revert(refusal)
+
+    def rewritten(self, work: Work, folded: Sequence[Folded]) -> None:
+        values = {node: i.value for node, i in work.program.weights.items()}
+        self.folded = [one.recipe.compute([values[s] for s in one.sources]) for one in folded]
+        self.after = Probe.of(work.program, list(work.sites))
+
+    @property
+    def sites(self) -> list[Site]:
+        assert self.work is not None
+        return list(self.work.sites.values())
+
+    def group(self, index: int) -> set[int]:
+        """The changed sites of the same stream."""
+        assert self.work is not None
+        streams = [self.work.streams.get(node) for node in self.work.sites]
+        alike = {i for i, s in enumerate(streams) if s is not None and s == streams[index]}
+        return {i for i in alike if self.sites[i].action == "converted"}
+
+
+@dataclass
+class _Verdict:
+    """Site numbers over budget in execution order (-1 for an output), and the worst ratio of each."""
+
+    guilty: list[int] = field(default_factory=list)
+    worst: dict[int, tuple[float, str]] = field(default_factory=dict)
+    not_bitwise: bool = False
+
+    def blame(self, index: int, ratio: float, inputs: str) -> None:
+        if index not in self.worst:
+            self.guilty.append(index)
+        if ratio >= self.worst.get(index, (0.0, ""))[0]:
+            self.worst[index] = (ratio, inputs)
+
+
+def _measure(program: Program, watch: _Watch, inputs: Sequence[Any], report: Report) -> _Verdict:
+    assert watch.before is not None
+    verdict = _Verdict()
+    try:
+        wide = widen(watch.before.graph)
+        sets = [("captured", list(inputs)), *_hostile(program, inputs)]
+        for name, given in sets:
+            _measure_on(name, given, program, wide, watch, verdict)
+    except VerificationError as error:
+        report.notes.append(f"the rewrite was not verified site by site: {error}")
+    verdict.guilty.sort(key=lambda index: (index < 0, index))
+    return verdict
+
+
+def _hostile(program: Program, inputs: Sequence[Any]) -> list[tuple[str, list[Any]]]:
+    """Hostile values for what the caller passes; the weights stay."""
+    passed = [not i.is_weight for i in program.inputs]
+    chosen = [value for value, is_passed in zip(inputs, passed, strict=True) if is_passed]
+    found = []
+    for name, replaced in hostile_inputs(chosen):
+        fresh = iter(replaced)
+        found.append((name, [next(fresh) if p else v for v, p in zip(inputs, passed, strict=True)]))
+    return found
+
+
+def _measure_on(
+    name: str, inputs: list[Any], program: Program, wide: Any, watch: _Watch, verdict: _Verdict
+) -> None:
+    assert watch.before is not None
+    assert watch.after is not None
+    try:
+        reference = watch.before.run(inputs)
+    except (RuntimeError, IndexError, ValueError):
+        if name == "captured":
+            raise
+        return  # the original does not take such inputs
+    if not _recognition_is_bitwise(program, inputs, reference):
+        verdict.not_bitwise = True
+        return
+    candidate = watch.after.run([*inputs, *watch.folded])
+    oracle = run_wide(wide, inputs)
+    first = watch.before.outputs
+    for position, (r, c, o) in enumerate(zip(reference, candidate, oracle, strict=True)):
+        assert isinstance(o, Tensor)
+        leaf = judge_where_finite(name, r, c, o)
+        index = max(position - first, -1)
+        if index >= 0 and leaf.judged:
+            watch.sites[index].errors[name] = leaf.error_ratio
+        if not leaf.ok:
+            verdict.blame(index, leaf.error_ratio, name)
+
+
+def _recognition_is_bitwise(program: Program, inputs: list[Any], lifted: Sequence[Tensor]) -> bool:
+    """Whether the stages before the rules keep what they promise; ``lifted`` begins with the outputs."""
+    expected = Probe.of(program, []).run(inputs)
+    return all(map(same_bits, expected, lifted[: len(expected)]))
+
+
+def _to_give_up(watch: _Watch, verdict: _Verdict, rounds: int) -> dict[int, Refusal]:
+    """Which sites to leave alone next time: never none."""
+    sites = watch.sites
+    changed = [i for i, site in enumerate(sites) if site.action not in ("kept", "reverted")]
+    blamed = [i for i in verdict.guilty if i in changed]
+    innocent_norms = [i for i in verdict.guilty if i >= 0 and i not in changed]
+    chosen = set(blamed if rounds >= _GENTLE_ROUNDS else blamed[:1])
+    if innocent_norms and (not blamed or innocent_norms[0] < blamed[0]):
+        chosen = watch.group(innocent_norms[0]) or chosen
+    chosen = chosen or set(changed)
+    culprit = verdict.guilty[0]
+    return {i: _refusal(*verdict.worst[i if i in verdict.worst else culprit]) for i in chosen}
+
+
+def _refusal(ratio: float, inputs: str) -> Refusal:
+    return Refusal(
+        "over_budget",
+        f"on {inputs} inputs the rewritten form was {ratio:.3g} times as far from float64 as the original, "
+        f"and {BUDGET} is allowed",
+        remedy="report this model, or accept that the norm stays",
+    )

@@ -1,0 +1,86 @@
+"""A short run of the fuzzer, and bugs planted to see that it finds them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from unittest.mock import patch
+
+import pytest
+
+from normfuse.analysis import absorb
+from normfuse.passes.place import Placement
+from tests.fuzz import campaign
+from tests.fuzz.campaign import Tally, find_failure, run_batch, shortfalls, summary
+from tests.fuzz.properties import FIRES
+
+CASES = 80
+
+
+def test_random_networks_hold_and_every_rule_fires():
+    tally = Tally()
+    assert find_failure(20_000, CASES, tally) is None
+    assert tally.cases >= CASES
+    assert shortfalls(tally.fired, tally.cases) == []
+    assert tally.fired["converted"] >= tally.cases / 2
+
+
+def _forgotten_layer_scale(node, found, maps, weights):
+    """Drops the multiplication without giving its factor to the weights."""
+    return absorb.absorb(found.operand, found.axis, maps, weights)
+
+
+def _folded_for_one_use_only(self, leaf, original=Placement._fold):
+    """The second reader of a weight gets it as it was."""
+    again = leaf in self._folded
+    made = original(self, leaf)
+    return leaf.node if again else made
+
+
+def _wrong_axis(self, leaf, original=Placement._fold):
+    return original(self, replace(leaf, axis=0))
+
+
+def test_a_forgotten_layer_scale_is_found():
+    with patch("normfuse.analysis.absorb._absorb_scale", _forgotten_layer_scale):
+        failure = find_failure(1, 100, shrink=False)
+    assert failure is not None
+    assert any("scale" in step.variant for step in failure[0].steps)
+
+
+def test_a_shared_weight_that_is_folded_for_one_use_only_is_found():
+    with patch.object(Placement, "_fold", _folded_for_one_use_only):
+        failure = find_failure(1, 100, shrink=False)
+    assert failure is not None
+    assert any(step.tie or step.variant == "the_same_twice" for step in failure[0].steps)
+
+
+def test_a_failure_is_stored_and_a_batch_is_not_run_again(tmp_path, monkeypatch):
+    (tmp_path / "corpus").mkdir()
+    monkeypatch.setattr(campaign, "BATCH", 20)
+    with patch.object(Placement, "_fold", _wrong_axis):
+        run_batch(0, 20, tmp_path, tmp_path / "corpus")
+    first = json.loads((tmp_path / "batch_00000.json").read_text())
+    assert first["failure"]
+    assert first["cases"] < 20
+    assert len(list((tmp_path / "corpus").glob("*.json"))) == 1
+    with patch.object(campaign, "run_batch", side_effect=AssertionError("not again")):
+        assert campaign.main(["--cases", "20", "--processes", "1", "--folder", str(tmp_path)]) == 1
+
+
+def test_figures_add_up():
+    one = {"cases": 10, "distinct": 9, "seconds": 1.5, "fired": {"lift": 4}, "failure": None}
+    two = {**one, "fired": {"lift": 3, "hoist": 1}, "failure": "AssertionError: no"}
+    total = summary([one, two])
+    assert (total["cases"], total["distinct"], total["seconds"]) == (20, 18, 3.0)
+    assert total["fired"] == {"lift": 7, "hoist": 1}
+    assert total["failures"] == ["AssertionError: no"]
+
+
+@pytest.mark.parametrize("name", FIRES)
+def test_a_rule_that_never_fires_is_named(name):
+    fired = Counter(dict.fromkeys(FIRES, 50))
+    assert shortfalls(fired, 1000) == []
+    fired[name] = 19
+    assert shortfalls(fired, 1000) == [name]

@@ -1,0 +1,112 @@
+"""The identities behind the rules, for symbolic weights, inputs and eps, at small sizes.
+
+A proof is a list of pairs of expressions; it holds when every difference simplifies to zero. Norms are built
+from their definitions here, so a proof shares nothing with the code that it is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import sympy
+from sympy import Expr, Matrix, Rational
+
+__all__ = ["PROOFS", "Pairs", "holds", "layer_norm", "proof", "rms_norm", "symbols"]
+
+Pairs = list[tuple[Expr, Expr]]
+PROOFS: dict[str, list[Callable[[int], Pairs]]] = {}
+
+eps = sympy.Symbol("eps", positive=True)
+
+
+def proof(rule: str) -> Callable[[Callable[[int], Pairs]], Callable[[int], Pairs]]:
+    """Register a proof of a rule; it is given the width."""
+
+    def register(function: Callable[[int], Pairs]) -> Callable[[int], Pairs]:
+        PROOFS.setdefault(rule, []).append(function)
+        return function
+
+    return register
+
+
+def holds(pairs: Pairs) -> bool:
+    """Whether every left side is the same function as its right side."""
+    return bool(pairs) and all(sympy.simplify(left - right) == 0 for left, right in pairs)
+
+
+def symbols(name: str, rows: int, columns: int = 1) -> Matrix:
+    return Matrix(rows, columns, lambda i, j: sympy.Symbol(f"{name}_{i}_{j}", real=True))
+
+
+def centre(d: int) -> Matrix:
+    """C = I - 11'/d"""
+    return sympy.eye(d) - sympy.ones(d, d) * Rational(1, d)
+
+
+def scaled(vector: Matrix, added: Expr) -> list[Expr]:
+    """Each element over the root of the mean square plus what is added; terms in one canonical order."""
+    d = vector.rows
+    elements = [sympy.expand(e) for e in vector]
+    mean_square = sympy.expand(sum(e**2 for e in elements) / d)
+    return [e / sympy.sqrt(mean_square + added) for e in elements]
+
+
+def layer_norm(h: Matrix, added: Expr = eps) -> list[Expr]:
+    mean = sum(h) / h.rows
+    return scaled(h.applyfunc(lambda e: e - mean), added)
+
+
+def rms_norm(h: Matrix, added: Expr = eps) -> list[Expr]:
+    return scaled(h, added)
+
+
+def pairs(left: list[Expr] | Matrix, right: list[Expr] | Matrix) -> Pairs:
+    return list(zip(list(left), list(right), strict=True))
+
+
+@proof("recentre")
+def weights_lose_their_mean(d: int) -> Pairs:
+    """LN(sum_k W_k a_k + b_k) = RMS(sum_k (C W_k) a_k + C b_k), with the same eps, weight and bias."""
+    c = centre(d)
+    writers = [(symbols(f"W{k}", d, 2), symbols(f"a{k}", 2), symbols(f"b{k}", d)) for k in range(2)]
+    plain, folded = sympy.zeros(d, 1), sympy.zeros(d, 1)
+    for w, a, b in writers:
+        plain, folded = plain + w * a + b, folded + (c * w) * a + c * b
+    gamma, beta = symbols("gamma", d), symbols("beta", d)
+    left = [g * n + s for g, n, s in zip(gamma, layer_norm(plain), beta, strict=True)]
+    right = [g * n + s for g, n, s in zip(gamma, rms_norm(folded), beta, strict=True)]
+    return pairs(left, right)
+
+
+@proof("recentre")
+def layer_scale_joins_the_weight(d: int) -> Pairs:
+    """C (s * (W a + b)) = (C diag(s) W) a + C (s * b)"""
+    c, s = centre(d), symbols("s", d)
+    w, a, b = symbols("W", d, 2), symbols("a", 2), symbols("b", d)
+    left = c * s.multiply_elementwise(w * a + b)
+    return pairs(left.expand(), ((c * sympy.diag(*s) * w) * a + c * s.multiply_elementwise(b)).expand())
+
+
+@proof("recentre")
+def one_explicit_centring(d: int) -> Pairs:
+    """LN(h) = RMS(h - mean(h))"""
+    h = symbols("h", d)
+    return pairs(layer_norm(h), rms_norm(centre(d) * h))
+
+
+@proof("recentre")
+def a_centred_stream_stays_one(d: int) -> Pairs:
+    """C C = C, and C commutes with sums, with one factor per token and with means over tokens."""
+    c, x, y = centre(d), symbols("x", d), symbols("y", d)
+    factor = sympy.Symbol("t", real=True)
+    found = pairs(c * c, c)
+    found += pairs((c * (x + y)).expand(), (c * x + c * y).expand())
+    found += pairs((c * (factor * x)).expand(), (factor * (c * x)).expand())
+    return found + pairs((c * ((x + y) / 2)).expand(), ((c * x + c * y) / 2).expand())
+
+
+@proof("recentre")
+def what_is_left_alone_does_not_notice(d: int) -> Pairs:
+    """A LayerNorm that stays reads centred values as it read the others: LN(C h) = LN(h)."""
+    h = symbols("h", d)
+    return pairs(layer_norm(centre(d) * h), layer_norm(h))
