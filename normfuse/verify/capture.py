@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from normfuse.errors import CaptureError, InputError
 from normfuse.verify.isolation import copied_inputs, preserved_rng, preserved_state
 from normfuse.verify.leaves import tensor_leaves
 
-__all__ = ["Capture", "capture_reference", "runnable"]
+__all__ = ["Capture", "capture_reference", "program_in", "runnable"]
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,27 @@ class Capture:
     paths: tuple[str, ...]
 
 
+def program_in(given: Any) -> Any:
+    """The exported program that a ``.pt2`` file or an object with ``.program`` holds; else what is given."""
+    if isinstance(given, (str, Path)):
+        from normfuse.pt2 import load_program
+
+        return load_program(given)
+    held = getattr(given, "program", None)
+    return held if isinstance(held, ExportedProgram) else given
+
+
 def runnable(program: Any) -> Callable[..., Any]:
-    """What to call: the module of an exported program or of an object with ``.program``, else itself."""
-    held = getattr(program, "program", None)
-    exported = held if isinstance(held, ExportedProgram) else program
-    if isinstance(exported, ExportedProgram):
-        module: nn.Module = exported.module()
+    """What to call: the module of an exported program, or the callable itself."""
+    found = program_in(program)
+    if isinstance(found, ExportedProgram):
+        module: nn.Module = found.module()
         return module
-    if not callable(program):
+    if not callable(found):
         raise InputError(
             f"Cannot run a {type(program).__name__}; pass a module, a callable or an exported program."
         )
-    return program  # type: ignore[no-any-return]
+    return found  # type: ignore[no-any-return]
 
 
 def capture_reference(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Capture:
