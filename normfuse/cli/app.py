@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from normfuse.cli.commands.bench import bench
 from normfuse.cli.commands.demo import demo
 from normfuse.cli.commands.explain import explain
 from normfuse.cli.commands.fold import fold
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (explain, rewrite, fold, verify, demo):
+for _command in (explain, rewrite, fold, verify, bench, demo):
     app.command()(_command)
 
 

@@ -15,10 +15,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from normfuse.benchmark.timing import Schedule
 from normfuse.cli.comparison import BACKENDS, Comparison, compare, latency_table, verification_table
 from normfuse.cli.decoder import GPT2_SMALL, DecoderSize, DecoderStep, decode_inputs
 from normfuse.cli.digits import Digits, DigitTransformer, accuracy, load_digits, train
-from normfuse.cli.timing import Schedule
 from normfuse.files import write_text
 
 __all__ = ["Scale", "run_demo"]

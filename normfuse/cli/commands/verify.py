@@ -91,7 +91,9 @@ def _show(found: ProgramEquivalence) -> None:
         one = case.equivalence
         figures = ("", "", "") if one is None else _figures(one)
         table.add_row(case.name, *figures, _verdict(case))
-    console = Console(width=None if Console().is_terminal else 110, highlight=False)
+    console = Console(
+        width=None if Console().is_terminal else 110, highlight=False, markup=False, emoji=False
+    )
     console.print(table)
     verdict = "equivalent" if found.ok else "NOT equivalent"
     console.print(f"{verdict}: worst error ratio {found.error_ratio:.3g} (1.5 is allowed)")
@@ -102,7 +104,7 @@ def _show(found: ProgramEquivalence) -> None:
                     f"  {case.name}: {leaf.path} has error ratio {leaf.error_ratio:.3g}", soft_wrap=True
                 )
         if case.note:
-            console.print(f"  {case.name}: {case.note}", soft_wrap=True, markup=False)
+            console.print(f"  {case.name}: {case.note}", soft_wrap=True)
 
 
 def _figures(found: Equivalence) -> tuple[str, str, str]:
