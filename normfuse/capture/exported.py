@@ -91,10 +91,17 @@ def program_of(exported: ExportedProgram) -> Program:
 
 
 def _copied(gm: GraphModule) -> GraphModule:
-    """The same nodes in a new graph; fake values are shared, so what aliases what stays known."""
+    """The same nodes in a new graph; fake values are shared, so what aliases what stays known.
+
+    Names stay as well, which copying would change where they are Python's own, like ``input``: the
+    signature refers to them.
+    """
     graph = Graph()
-    result = graph.graph_copy(gm.graph, {})
+    copies: dict[Node, Node] = {}
+    result = graph.graph_copy(gm.graph, copies)
     graph.output(result)
+    for original, copy in copies.items():
+        copy.name = original.name
     old, new = gm.graph.output_node(), graph.output_node()
     new.meta = dict(old.meta)
     made = GraphModule(gm, graph)

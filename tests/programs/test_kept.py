@@ -1,4 +1,4 @@
-"""Conditions on the sizes of inputs survive a rewrite, also of a program that was read from a file."""
+"""What a rewrite keeps of a program, also of one that was read from a file: guards and names of inputs."""
 
 from __future__ import annotations
 
@@ -37,3 +37,16 @@ def test_guards_of_a_loaded_program_are_kept(tmp_path):
     module(example(12, torch.float32))
     with pytest.raises(AssertionError, match="Guard failed"):
         module(example(7, torch.float32))
+
+
+def test_inputs_keep_names_that_are_python_s_own(tmp_path):
+    """``nn.Sequential`` calls its input ``input``, which a graph would not choose for a node."""
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 3)).eval()
+    x = torch.randn(4, 8)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,))
+    rewritten = normfuse.rewrite(program)
+    assert rewritten.report.after == {"rms_norm": 1}
+    assert rewritten.program.graph_signature.user_inputs == program.graph_signature.user_inputs == ("input",)
+    path = rewritten.save(tmp_path / "out.pt2")
+    assert normfuse.verify(model, load_program(path), (x,)).ok
