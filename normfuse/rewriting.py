@@ -21,7 +21,7 @@ from normfuse.folding.weight_map import WeightMap
 from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.passes.pipeline import check_expectation, run_pipeline
-from normfuse.pt2 import save_program
+from normfuse.pt2 import load_program, save_program
 from normfuse.report import Report
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ class Rewritten:
     def module(self) -> torch.nn.Module:
         """The program as a module with the signature of the original."""
         return self.program.module()
+
+    @property
+    def unmapped(self) -> str:
+        """Why there is no ``weight_map``; empty when there is one."""
+        return str(self._changes) if isinstance(self._changes, InputError) else ""
 
     @property
     def weight_map(self) -> WeightMap:
@@ -77,7 +82,7 @@ class Rewritten:
 
 
 def rewrite(
-    model_or_exported_program: torch.nn.Module | ExportedProgram,
+    model_or_exported_program: torch.nn.Module | ExportedProgram | str | Path,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -88,7 +93,8 @@ def rewrite(
     """The same function with every norm in its cheapest proven form; the input stays untouched.
 
     Args:
-        model_or_exported_program: a module in evaluation mode, or the result of ``torch.export``.
+        model_or_exported_program: a module in evaluation mode, the result of ``torch.export``, or the
+            path of a ``.pt2`` file.
         args, kwargs: example inputs, for a module.
         target: ``"rms_norm"``, or ``"layer_norm"`` to recognise only.
         dynamic_shapes: as in ``torch.export.export``, for a module.
@@ -136,12 +142,14 @@ def as_program(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
 ) -> ExportedProgram:
-    """A module, exported with these inputs; or the program that is given.
+    """A module, exported with these inputs; or the program that is given, also as the path of its file.
 
     Raises:
         InputError: for a model that is compiled already or in training mode.
         CaptureError: when the model cannot be exported.
     """
+    if isinstance(model, (str, Path)):
+        return load_program(model)
     if isinstance(model, ExportedProgram):
         return model
     check_module(model)

@@ -8,6 +8,7 @@ import itertools
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from normfuse.backends.compile import rewrite_graph
 from normfuse.errors import CaptureError, NormfuseError
 from normfuse.options import Options
 from normfuse.report import Report
-from normfuse.rewriting import check_module, explain_program
+from normfuse.rewriting import as_program, check_module, explain_program
 
 __all__ = ["explain", "explain_with"]
 
@@ -26,13 +27,13 @@ _numbers = itertools.count()
 
 
 def explain(
-    model: torch.nn.Module | Callable[..., Any] | ExportedProgram, *args: Any, **kwargs: Any
+    model: torch.nn.Module | Callable[..., Any] | ExportedProgram | str | Path, *args: Any, **kwargs: Any
 ) -> Report:
     """Which norms ``torch.compile(model, backend="normfuse")`` would find, and what would become of them.
 
     The model runs once on the given inputs, eagerly; nothing is compiled and the model is left as
     it is. A module in evaluation mode is explained as it would be compiled for inference, an exported
-    program as :func:`normfuse.rewrite` would rewrite it.
+    program (or its file) as :func:`normfuse.rewrite` would rewrite it.
 
     Raises:
         InputError: for a model that is compiled already.
@@ -43,13 +44,13 @@ def explain(
 
 def explain_with(
     options: Options,
-    model: torch.nn.Module | Callable[..., Any] | ExportedProgram,
+    model: torch.nn.Module | Callable[..., Any] | ExportedProgram | str | Path,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
 ) -> Report:
     """:func:`explain` under other options than the default ones."""
-    if isinstance(model, ExportedProgram):
-        return explain_program(model, options)
+    if isinstance(model, (str, Path, ExportedProgram)):
+        return explain_program(as_program(model), options)
     if isinstance(model, torch.nn.Module):
         check_module(model)
     report = Report(target=options.target)

@@ -46,7 +46,7 @@ def _changed(one: Folded, name: str, sources: Sequence[str], state: Mapping[str,
     recipe = one.recipe
     try:
         steps = tuple(encode_recipe(recipe))
-    except TypeError as error:
+    except InputError as error:
         raise InputError(f"the weight {name} has no map that could be written: {error}") from error
     how = _formula(recipe.body, dict(zip(_placeholders(recipe.body), sources, strict=True)))
     return ChangedTensor(name, name not in state, dtype_name(recipe.dtype), tuple(sources), how, steps)

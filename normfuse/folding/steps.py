@@ -29,7 +29,11 @@ _GETITEM = "getitem"
 
 
 def encode_recipe(recipe: Recipe) -> list[dict[str, Plain]]:
-    """The steps of a recipe, in order; the last one's value is the folded weight."""
+    """The steps of a recipe, in order; the last one's value is the folded weight.
+
+    Raises:
+        InputError: for an operator that is not PyTorch's own.
+    """
     steps = []
     for node in recipe.body.nodes:
         if node.op == "get_attr":
@@ -43,13 +47,13 @@ def encode_recipe(recipe: Recipe) -> list[dict[str, Plain]]:
 
 
 def _step(node: Node) -> dict[str, Plain]:
-    if node.target is not operator.getitem and not isinstance(node.target, OpOverload):
-        raise TypeError(f"a recipe cannot hold {node.target}")
+    name = _GETITEM if node.target is operator.getitem else str(node.target)
+    _operator(name)
     args = [_encode(a) for a in node.args]
     kwargs = {k: _encode(v) for k, v in node.kwargs.items()}
     return {
         "name": node.name,
-        "operator": _GETITEM if node.target is operator.getitem else str(node.target),
+        "operator": name,
         "args": args,
         "kwargs": kwargs,
         "exact": FOLD in node.meta,
@@ -69,7 +73,7 @@ def _encode(value: Any) -> Plain:
         return {"float": repr(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"a recipe cannot hold {value!r}")
+    raise InputError(f"a recipe cannot hold {value!r}")
 
 
 def decode_recipe(steps: Plain, sources: int, dtype: torch.dtype, label: str) -> Recipe:
@@ -112,7 +116,7 @@ def _operator(name: Plain) -> Callable[..., Any]:
     packet, _, overload = rest.partition(".")
     found = getattr(getattr(torch.ops.aten, packet, None), overload, None) if namespace == "aten" else None
     if not isinstance(found, OpOverload):
-        raise InputError(f"there is no operator {name!r} in this PyTorch")
+        raise InputError(f"{name!r} is no operator of this PyTorch")
     takes_tensor = any("Tensor" in str(a.type) for a in found._schema.arguments)
     if found._schema.is_mutable or not (takes_tensor or packet in _FACTORIES):
         raise InputError(f"the operator {name!r} has no place in a weight's recipe")

@@ -139,8 +139,8 @@ def with_operator(name):
         (damaged(changed=3), "is damaged"),
         (with_operator("aten.from_file.default"), "has no place in a weight's recipe"),
         (with_operator("aten.add_.Tensor"), "has no place in a weight's recipe"),
-        (with_operator("aten.nothing.default"), "there is no operator"),
-        (with_operator("os.system"), "there is no operator"),
+        (with_operator("aten.nothing.default"), "is no operator of this PyTorch"),
+        (with_operator("os.system"), "is no operator of this PyTorch"),
     ],
 )
 def test_a_damaged_or_hostile_map_is_refused(change, message, tmp_path):
@@ -152,3 +152,34 @@ def test_a_damaged_or_hostile_map_is_refused(change, message, tmp_path):
     path.write_text("{")
     with pytest.raises(normfuse.InputError, match="not JSON"):
         WeightMap.load(path)
+
+
+class OwnOperator(nn.Module):
+    """Its weight comes out of an operator that is not PyTorch's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = prenorm()
+
+    def forward(self, x):
+        weight = torch.ops.normfuse_test.doubled(self.inner.embed.weight)
+        y = torch.nn.functional.linear(x, weight, self.inner.embed.bias)
+        return self.inner.head(self.inner.norm(y + self.inner.blocks[0](y)))
+
+
+@pytest.fixture
+def doubled():
+    with torch.library._scoped_library("normfuse_test", "DEF") as library:
+        library.define("doubled(Tensor x) -> Tensor")
+        library.impl("doubled", lambda x: 2 * x, "CompositeExplicitAutograd")
+        torch.library.register_fake("normfuse_test::doubled", lambda x: torch.empty_like(x), lib=library)
+        yield
+
+
+def test_a_map_that_cannot_be_written_does_not_stop_the_program(doubled, tmp_path):
+    result = normfuse.rewrite(OwnOperator().eval(), (example(),))
+    assert result.report.after == {"rms_norm": 2}
+    assert "'normfuse_test.doubled.default' is no operator of this PyTorch" in result.unmapped
+    with pytest.raises(normfuse.InputError, match="has no map that could be written"):
+        _ = result.weight_map
+    assert result.save(tmp_path / "out.pt2").exists()

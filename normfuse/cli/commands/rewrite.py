@@ -151,7 +151,7 @@ def _write(result: Rewritten, destination: Path, json_file: Path | None) -> None
         if json_file is not None:
             unfinished = stack.enter_context(replacing(json_file))
             unfinished.write_text(json.dumps(_record(result), indent=2), encoding="utf-8")
-        result.save(destination, map_path=map_beside(destination))
+        result.save(destination, map_path=None if result.unmapped else map_beside(destination))
 
 
 def _record(result: Rewritten) -> dict[str, Any]:
@@ -166,4 +166,7 @@ def _show(result: Rewritten, destination: Path) -> None:
             f"verified on the example inputs: {result.equivalence.error_ratio:.3g} times the original's own "
             "distance from float64"
         )
-    typer.echo(f"wrote {destination} and {map_beside(destination)}")
+    if result.unmapped:
+        typer.echo(f"wrote {destination}, without a map for other checkpoints: {result.unmapped}")
+    else:
+        typer.echo(f"wrote {destination} and {map_beside(destination)}")
