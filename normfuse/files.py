@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import io
+import json
+import math
 import os
 import shutil
 import tempfile
@@ -14,7 +16,7 @@ from typing import Any
 
 from normfuse.errors import InputError
 
-__all__ = ["Sink", "check_writable", "replacing", "write_text"]
+__all__ = ["Sink", "check_writable", "json_text", "replacing", "write_text"]
 
 
 def check_writable(target: str | Path) -> Path:
@@ -105,3 +107,16 @@ def write_text(target: str | Path, text: str) -> Path:
     with replacing(target) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
     return Path(target)
+
+
+def json_text(value: Any) -> str:
+    """Plain values as JSON; what is not finite, which JSON does not know, as ``"inf"`` or ``"nan"``."""
+    return json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(held) for key, held in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(held) for held in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

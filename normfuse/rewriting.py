@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from torch.export import ExportedProgram
 from normfuse.capture.exported import export_model, program_of, with_folded_weights
 from normfuse.capture.weight_map import weight_map
 from normfuse.errors import InputError, VerificationError
-from normfuse.files import replacing
+from normfuse.files import json_text, replacing
 from normfuse.folding import Folded
 from normfuse.folding.weight_map import WeightMap
 from normfuse.ir.program import Program
@@ -77,7 +76,7 @@ class Rewritten:
             return save_program(self.program, path)
         changes = self.weight_map
         with replacing(map_path) as unfinished:
-            unfinished.write_text(json.dumps(changes.to_dict(), indent=1), encoding="utf-8")
+            unfinished.write_text(json_text(changes.to_dict()), encoding="utf-8")
             return save_program(self.program, path)
 
 

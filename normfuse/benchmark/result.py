@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.table import Table
 from normfuse.benchmark.measure import Cost
 from normfuse.benchmark.settings import BASELINE, Settings
 from normfuse.benchmark.timing import AGAIN, Ratio, Rounds, median_interval, merge
-from normfuse.files import write_text
+from normfuse.files import json_text, write_text
 
 __all__ = ["BatchResult", "BenchResult", "Figure"]
 
@@ -114,7 +113,7 @@ class BenchResult:
 
     def save(self, path: str | Path) -> Path:
         """Write the figures as JSON; an existing file is replaced as a whole."""
-        return write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
+        return write_text(path, json_text(self.to_dict()))
 
     def plot(self, path: str | Path) -> Path:
         """Draw the ratios to a ``.png`` or ``.svg`` file; needs ``pip install 'normfuse[bench]'``."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from normfuse.errors import InputError
-from normfuse.files import write_text
+from normfuse.files import json_text, write_text
 from normfuse.folding.steps import decode_recipe, decode_tensor, dtype_name
 
 __all__ = ["ChangedTensor", "TensorFacts", "WeightMap"]
@@ -110,7 +110,7 @@ class WeightMap:
 
     def save(self, path: str | Path) -> Path:
         """Write the map as JSON; an existing file is replaced as a whole."""
-        return write_text(path, json.dumps(self.to_dict(), indent=1))
+        return write_text(path, json_text(self.to_dict()))
 
     @classmethod
     def load(cls, path: str | Path) -> WeightMap:

@@ -62,7 +62,8 @@ def _leaf(argument: Any, nodes: dict[str, Node], example: Any) -> Leaf:
     if isinstance(argument, TensorArgument):
         node = nodes[argument.name]
         value = node.meta["val"]
-        bound = None if value.is_floating_point() else index_bound(node)
+        indexes = value.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+        bound = index_bound(node) if indexes else None
         return Leaf(argument.name, tuple(value.shape), value.dtype, value.device, example, bound)
     if isinstance(argument, SymIntArgument):
         return Leaf(argument.name, None, example=example)

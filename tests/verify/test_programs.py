@@ -9,6 +9,7 @@ import torch
 from torch.export import Dim
 
 import normfuse
+from normfuse.files import json_text
 from normfuse.pt2 import save_program
 from normfuse.verify.index_bounds import index_bound
 from normfuse.verify.programs import cases_of, compare_programs
@@ -175,3 +176,21 @@ def test_files_need_no_inputs_but_models_do(tmp_path):
     with pytest.raises(normfuse.InputError, match="both reference and candidate"):
         normfuse.verify(tmp_path / "a.pt2", prenorm())
     assert normfuse.verify(tmp_path / "a.pt2", tmp_path / "a.pt2", (example(3, torch.float32),)).ok
+
+
+def test_a_boolean_mask_is_no_index():
+    class Masked(torch.nn.Module):
+        def forward(self, x, mask):
+            return x[mask]
+
+    program = torch.export.export(Masked(), (torch.randn(3, 4), torch.tensor([True, False, True])))
+    assert [leaf.bound for leaf in leaves_of(program)] == [None, None]
+
+
+def test_figures_that_are_not_finite_are_valid_json():
+    def refuse(text):
+        raise AssertionError(text)
+
+    text = json_text({"error_ratio": float("inf"), "leaves": [{"max_abs_error": float("nan"), "ok": False}]})
+    held = json.loads(text, parse_constant=refuse)
+    assert held == {"error_ratio": "inf", "leaves": [{"max_abs_error": "nan", "ok": False}]}

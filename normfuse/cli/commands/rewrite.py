@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -145,12 +144,12 @@ def _rewritten(source: Source, options: dict[str, Any]) -> Rewritten:
 def _write(result: Rewritten, destination: Path, json_file: Path | None) -> None:
     from contextlib import ExitStack
 
-    from normfuse.files import replacing
+    from normfuse.files import json_text, replacing
 
     with ExitStack() as stack:
         if json_file is not None:
             unfinished = stack.enter_context(replacing(json_file))
-            unfinished.write_text(json.dumps(_record(result), indent=2), encoding="utf-8")
+            unfinished.write_text(json_text(_record(result)), encoding="utf-8")
         result.save(destination, map_path=None if result.unmapped else map_beside(destination))
 
 

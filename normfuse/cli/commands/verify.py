@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -46,7 +45,7 @@ def verify(
     ones. Exit status 0 when they are equivalent, 1 when not.
     """
     with one_line_errors(debug):
-        from normfuse.files import check_writable, write_text
+        from normfuse.files import check_writable, json_text, write_text
 
         if json_file is not None:
             check_writable(json_file)
@@ -55,7 +54,7 @@ def verify(
         if not quiet:
             _show(found)
         if json_file is not None:
-            write_text(json_file, json.dumps(found.to_dict(), indent=2))
+            write_text(json_file, json_text(found.to_dict()))
         raise typer.Exit(0 if found.ok else 1)
 
 
