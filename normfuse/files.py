@@ -12,11 +12,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from normfuse.errors import InputError
 
-__all__ = ["Sink", "check_writable", "json_text", "replacing", "write_text"]
+__all__ = ["Sink", "check_writable", "is_program_file", "json_text", "replacing", "write_text"]
+
+
+def is_program_file(value: object) -> TypeGuard[str | Path]:
+    """Whether ``value`` names a program: a path, or a text that ends in ``.pt2``."""
+    return isinstance(value, Path) or (isinstance(value, str) and value.endswith(".pt2"))
 
 
 def check_writable(target: str | Path) -> Path:

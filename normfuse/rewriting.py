@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from normfuse.capture.exported import export_model, program_of, with_folded_weights
 from normfuse.capture.weight_map import weight_map
 from normfuse.errors import InputError, VerificationError
-from normfuse.files import json_text, replacing
+from normfuse.files import is_program_file, json_text, replacing
 from normfuse.folding import Folded
 from normfuse.folding.weight_map import WeightMap
 from normfuse.ir.program import Program
@@ -147,7 +147,7 @@ def as_program(
         InputError: for a model that is compiled already or in training mode.
         CaptureError: when the model cannot be exported.
     """
-    if isinstance(model, (str, Path)):
+    if is_program_file(model):
         return load_program(model)
     if isinstance(model, ExportedProgram):
         return model

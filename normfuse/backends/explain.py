@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 
 from normfuse.backends.compile import rewrite_graph
 from normfuse.errors import CaptureError, NormfuseError
+from normfuse.files import is_program_file
 from normfuse.options import Options
 from normfuse.report import Report
 from normfuse.rewriting import as_program, check_module, explain_program
@@ -44,12 +45,12 @@ def explain(
 
 def explain_with(
     options: Options,
-    model: torch.nn.Module | Callable[..., Any] | ExportedProgram | str | Path,
+    model: Any,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
 ) -> Report:
     """:func:`explain` under other options than the default ones."""
-    if isinstance(model, (str, Path, ExportedProgram)):
+    if isinstance(model, ExportedProgram) or is_program_file(model):
         return explain_program(as_program(model), options)
     if isinstance(model, torch.nn.Module):
         check_module(model)

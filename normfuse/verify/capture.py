@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from normfuse.errors import CaptureError, InputError
+from normfuse.files import is_program_file
 from normfuse.verify.isolation import copied_inputs, preserved_rng, preserved_state
 from normfuse.verify.leaves import tensor_leaves
 
@@ -43,7 +43,7 @@ class Capture:
 
 def program_in(given: Any) -> Any:
     """The exported program that a ``.pt2`` file or an object with ``.program`` holds; else what is given."""
-    if isinstance(given, (str, Path)):
+    if is_program_file(given):
         from normfuse.pt2 import load_program
 
         return load_program(given)

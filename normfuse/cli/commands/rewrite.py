@@ -25,7 +25,7 @@ VERIFY = Annotated[
     str | None,
     typer.Option(
         metavar="LEVEL",
-        help="off, output or sites: compare with the original before anything is written. "
+        help="off, or output: compare with the original before anything is written. "
         "Without it: output where there are example inputs.",
         show_default=False,
     ),
