@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from normfuse.backends.entry import normfuse_backend
     from normfuse.backends.explain import explain
     from normfuse.backends.session import last_report
+    from normfuse.benchmark import BenchResult, bench
     from normfuse.folding import invalidate
     from normfuse.report import Refusal, Report, Site
     from normfuse.rewriting import Rewritten, rewrite
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BenchResult",
     "CaptureError",
     "Equivalence",
     "ExpectationError",
@@ -42,6 +44,7 @@ __all__ = [
     "Rewritten",
     "Site",
     "VerificationError",
+    "bench",
     "explain",
     "invalidate",
     "last_report",
@@ -51,11 +54,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BenchResult": "normfuse.benchmark",
     "Equivalence": "normfuse.verify",
     "Refusal": "normfuse.report",
     "Report": "normfuse.report",
     "Rewritten": "normfuse.rewriting",
     "Site": "normfuse.report",
+    "bench": "normfuse.benchmark",
     "explain": "normfuse.backends.explain",
     "invalidate": "normfuse.folding",
     "last_report": "normfuse.backends.session",

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from normfuse.report import Report, Site
+    from normfuse.report import Refusal, Report, Site
 
 __all__ = ["headline", "render"]
 
@@ -83,10 +83,32 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _reasons(sites: list[Site]) -> list[str]:
-    lines: dict[str, None] = {}
+    """One paragraph per reason; graph nodes that differ in their numbers only share it."""
+    groups: dict[tuple[str, str, str], dict[str, None]] = {}
     for site in sites:
         if site.refusal is not None and site.refusal.code != "already_rms_norm":
-            remedy = f" Remedy: {site.refusal.remedy}." if site.refusal.remedy else ""
-            lines[f"{site.refusal.code}: {site.refusal.message}.{remedy}"] = None
-    shown = list(lines)[:12]
-    return shown + ([f"... and {len(lines) - 12} more reasons"] if len(lines) > 12 else [])
+            groups.setdefault(_alike(site.refusal), {})[site.refusal.message] = None
+    shown = [
+        f"{code}: {next(iter(messages))}{_more(len(messages) - 1)}.{f' Remedy: {remedy}.' if remedy else ''}"
+        for (code, _, remedy), messages in groups.items()
+    ]
+    hidden = len(shown) - _PARAGRAPHS
+    return shown[:_PARAGRAPHS] + ([f"... and {hidden} more reasons"] if hidden > 0 else [])
+
+
+_PARAGRAPHS = 12
+
+
+def _alike(refusal: Refusal) -> tuple[str, str, str]:
+    """A reason without the numbers of graph nodes and layers."""
+    message = _NODE_NUMBER.sub("", _NUMBER.sub("*", refusal.message))
+    return refusal.code, message, _NODE_NUMBER.sub("", refusal.remedy)
+
+
+_NODE_NUMBER = re.compile(r"_\d+\b")
+
+
+def _more(count: int) -> str:
+    if count <= 0:
+        return ""
+    return f" (and {count} like it)"

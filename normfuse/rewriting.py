@@ -4,59 +4,84 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.export import ExportedProgram
 
 from normfuse.capture.exported import export_model, input_values, program_of, with_folded_weights
+from normfuse.capture.weight_map import weight_map
 from normfuse.errors import InputError, VerificationError
+from normfuse.files import is_program_file, json_text, replacing
 from normfuse.folding import Folded
+from normfuse.folding.weight_map import WeightMap
 from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.passes.pipeline import check_expectation, run_pipeline
+from normfuse.pt2 import load_program, save_program
 from normfuse.report import Report
 
-__all__ = ["Rewritten", "rewrite"]
+if TYPE_CHECKING:
+    from normfuse.verify import Equivalence
+
+__all__ = ["Rewritten", "as_program", "explain_program", "rewrite"]
 
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A rewritten program of ATen operators: it runs, saves and loads without normfuse.
+    """A rewritten program of ATen operators: it loads and runs without normfuse.
 
     Attributes:
         program: the exported program, with folded weights in its state dict.
         report: what was found and what became of it.
+        equivalence: how it compares with the original, when ``verify`` was asked for.
     """
 
     program: ExportedProgram
     report: Report
+    _changes: WeightMap | InputError
+    equivalence: Equivalence | None = None
 
     def module(self) -> torch.nn.Module:
         """The program as a module with the signature of the original."""
         return self.program.module()
 
-    def save(self, path: str | Path) -> Path:
-        """Write a ``.pt2`` file: to a temporary name first, then moved into place.
+    @property
+    def unmapped(self) -> str:
+        """Why there is no ``weight_map``; empty when there is one."""
+        return str(self._changes) if isinstance(self._changes, InputError) else ""
+
+    @property
+    def weight_map(self) -> WeightMap:
+        """Which tensors changed and how, by original name; ``weight_map.fold`` does it to another checkpoint.
 
         Raises:
-            InputError: when the folder does not exist.
+            InputError: when a weight is computed by an operator that is not PyTorch's own.
         """
-        target = Path(path)
-        if not target.parent.is_dir():
-            raise InputError(f"cannot write {target}: the folder {target.parent} does not exist")
-        unfinished = target.with_name(f".{target.stem}.part.pt2")
-        try:
-            torch.export.save(self.program, unfinished)
-            return unfinished.replace(target)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        if isinstance(self._changes, InputError):
+            raise self._changes
+        return self._changes
+
+    def save(self, path: str | Path, map_path: str | Path | None = None) -> Path:
+        """Write a ``.pt2`` file, and the weight map as JSON when ``map_path`` is given.
+
+        Each is written to a temporary place first, then moved to its own.
+
+        Raises:
+            InputError: when a folder does not exist or a file cannot be written.
+        """
+        if map_path is None:
+            return save_program(self.program, path)
+        changes = self.weight_map
+        with replacing(map_path) as unfinished:
+            unfinished.write_text(json_text(changes.to_dict()), encoding="utf-8")
+            return save_program(self.program, path)
 
 
 def rewrite(
-    model_or_exported_program: torch.nn.Module | ExportedProgram,
+    model_or_exported_program: torch.nn.Module | ExportedProgram | str | Path,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -67,7 +92,8 @@ def rewrite(
     """The same function with every norm in its cheapest proven form; the input stays untouched.
 
     Args:
-        model_or_exported_program: a module in evaluation mode, or the result of ``torch.export``.
+        model_or_exported_program: a module in evaluation mode, the result of ``torch.export``, or the
+            path of a ``.pt2`` file.
         args, kwargs: example inputs, for a module.
         target: ``"rms_norm"``, or ``"layer_norm"`` to recognise only.
         dynamic_shapes: as in ``torch.export.export``, for a module.
@@ -80,18 +106,18 @@ def rewrite(
         CaptureError: when the model cannot be exported.
         OptionError: for an unknown option, target or rule.
         ExpectationError: when ``expect`` is not met.
-        VerificationError: when ``verify="output"`` finds a difference beyond the error budget.
+        VerificationError: when ``verify="output"`` finds a difference beyond the error budget. The
+            inputs are the example inputs of the program.
     """
     started = time.perf_counter()
     checked = Options.checked({"target": target, "verify": "sites", **options}, prefix="")
-    exported = _exported(model_or_exported_program, args, kwargs, dynamic_shapes)
+    exported = as_program(model_or_exported_program, args, kwargs, dynamic_shapes)
     program, report, folded = _rewritten(exported, checked)
     check_expectation(report, checked)
-    result = Rewritten(with_folded_weights(exported, program, folded), report)
+    made, names = with_folded_weights(exported, program, folded)
+    result = Rewritten(made, report, _changes(exported, program, folded, names))
     report.seconds = time.perf_counter() - started
-    if checked.verify == "output":
-        _verify(exported, result)
-    return result
+    return replace(result, equivalence=_verify(exported, result)) if checked.verify == "output" else result
 
 
 def _rewritten(exported: ExportedProgram, options: Options) -> tuple[Program, Report, list[Folded]]:
@@ -112,9 +138,35 @@ def _rewritten(exported: ExportedProgram, options: Options) -> tuple[Program, Re
     return program, report, folded
 
 
-def _exported(
-    model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, dynamic_shapes: Any
+def _changes(
+    exported: ExportedProgram, program: Program, folded: Sequence[Folded], names: Sequence[str]
+) -> WeightMap | InputError:
+    try:
+        return weight_map(exported, program, folded, names)
+    except InputError as error:
+        return error  # raised when somebody asks for the map; the program is right without one
+
+
+def explain_program(exported: ExportedProgram, options: Options) -> Report:
+    """What :func:`rewrite` would do to a program; no weight is folded and the program stays as it is."""
+    report, _ = run_pipeline(program_of(exported), options)
+    return report
+
+
+def as_program(
+    model: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
 ) -> ExportedProgram:
+    """A module, exported with these inputs; or the program that is given, also as the path of its file.
+
+    Raises:
+        InputError: for a model that is compiled already or in training mode.
+        CaptureError: when the model cannot be exported.
+    """
+    if is_program_file(model):
+        return load_program(model)
     if isinstance(model, ExportedProgram):
         return model
     check_module(model)
@@ -138,14 +190,15 @@ def check_module(model: Any) -> None:
         raise InputError("the model is compiled already; pass the module that was given to torch.compile")
 
 
-def _verify(exported: ExportedProgram, result: Rewritten) -> None:
+def _verify(exported: ExportedProgram, result: Rewritten) -> Equivalence:
     from normfuse.verify import verify
 
     if exported.example_inputs is None:
-        raise VerificationError("verify='output' needs example inputs, and the exported program holds none")
+        raise InputError("verify='output' needs example inputs, and the exported program holds none")
     args, kwargs = exported.example_inputs
     found = verify(exported, result, args, kwargs)
     if not found.ok:
         raise VerificationError(
             f"the rewritten program differs from the original: error ratio {found.error_ratio:.3g}"
         )
+    return found

@@ -14,6 +14,7 @@ import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.schema_check_mode import SchemaCheckMode
+from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -25,7 +26,10 @@ __all__ = [
     "enable_python_dispatcher",
     "fake_storage_id",
     "is_transformed",
+    "keep_guards",
     "outside_tracing",
+    "schema_major",
+    "size_functions",
     "size_hint",
     "statically_known_true",
     "storage_is_abandoned",
@@ -47,6 +51,20 @@ def autocast_off() -> AbstractContextManager[None]:
     """No operator runs in other types than its operands have, on any device."""
     guard: AbstractContextManager[None] = torch._C._DisableAutocast()
     return guard
+
+
+def schema_major() -> int:
+    """The version of program files that this PyTorch reads."""
+    from torch._export.serde.schema import SCHEMA_VERSION
+
+    return int(SCHEMA_VERSION[0])
+
+
+def size_functions() -> frozenset[str]:
+    """Functions of symbolic sizes, by the names that program files use."""
+    from torch.utils._sympy import functions
+
+    return frozenset(functions.__all__)
 
 
 @contextmanager
@@ -78,6 +96,14 @@ def fake_storage_id(value: torch.Tensor) -> int | None:
 def is_transformed(value: Any) -> bool:
     """Whether a tensor stands for another one inside of ``vmap``, ``grad`` or the like."""
     return isinstance(value, torch.Tensor) and bool(torch._C._functorch.is_functorch_wrapped_tensor(value))
+
+
+def keep_guards(original: ExportedProgram, rewritten: ExportedProgram) -> None:
+    """Give a rewritten program the conditions on input sizes of the original, no more and no fewer.
+
+    A program that was read from a file has them as text only, and tracing new operators may add some.
+    """
+    rewritten._guards_code = list(original._guards_code)
 
 
 def storage_is_abandoned(storage: Any) -> bool:

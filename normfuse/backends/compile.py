@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +31,7 @@ from normfuse.report import Report
 from normfuse.torch_compat import FakeTensorMode, autocast_off
 from normfuse.verify import widen
 from normfuse.verify.sites import rewrite_verified
+from normfuse.warn import warn_user
 
 __all__ = ["RewrittenGraph", "compile_graph", "rewrite_graph"]
 
@@ -147,9 +147,8 @@ def _explain_fallback(error: Exception, report: Report) -> None:
     lines = str(error).strip().splitlines()
     cause = f"{type(error).__name__}: {lines[0] if lines else ''}"
     report.notes.append(f"this graph was not analysed and is left to Inductor: {cause}")
-    warnings.warn(
+    warn_user(
         f"normfuse left this graph to Inductor, whose result is used: {cause}. "
-        "Set NORMFUSE_STRICT=1 to see where it comes from.",
-        stacklevel=2,
+        "Set NORMFUSE_STRICT=1 to see where it comes from."
     )
     log.info("fallback", exc_info=error)

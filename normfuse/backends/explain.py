@@ -7,39 +7,57 @@ import functools
 import itertools
 import re
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from normfuse.backends.compile import rewrite_graph
 from normfuse.errors import CaptureError, NormfuseError
+from normfuse.files import is_program_file
 from normfuse.options import Options
 from normfuse.report import Report
-from normfuse.rewriting import check_module
+from normfuse.rewriting import as_program, check_module, explain_program
 
-__all__ = ["explain"]
+__all__ = ["explain", "explain_with"]
 
 _numbers = itertools.count()
 
 
-def explain(model: torch.nn.Module | Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
+def explain(
+    model: torch.nn.Module | Callable[..., Any] | ExportedProgram | str | Path, *args: Any, **kwargs: Any
+) -> Report:
     """Which norms ``torch.compile(model, backend="normfuse")`` would find, and what would become of them.
 
     The model runs once on the given inputs, eagerly; nothing is compiled and the model is left as
-    it is. A module in evaluation mode is explained as it would be compiled for inference.
+    it is. A module in evaluation mode is explained as it would be compiled for inference, an exported
+    program (or its file) as :func:`normfuse.rewrite` would rewrite it.
 
     Raises:
         InputError: for a model that is compiled already.
         CaptureError: when Dynamo cannot trace the model with these inputs.
     """
+    return explain_with(Options(), model, args, kwargs)
+
+
+def explain_with(
+    options: Options,
+    model: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> Report:
+    """:func:`explain` under other options than the default ones."""
+    if isinstance(model, ExportedProgram) or is_program_file(model):
+        return explain_program(as_program(model), options)
     if isinstance(model, torch.nn.Module):
         check_module(model)
-    report = Report()
+    report = Report(target=options.target)
     inference = isinstance(model, torch.nn.Module) and not model.training
     with torch.no_grad() if inference else contextlib.nullcontext():
-        _run(model, functools.partial(_collect, report), args, kwargs)
+        _run(model, functools.partial(_collect, report, options), args, dict(kwargs or {}))
     return report
 
 
@@ -63,8 +81,10 @@ def _cause(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
-def _collect(report: Report, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-    report.merge(rewrite_graph(gm, example_inputs, Options()).report)
+def _collect(
+    report: Report, options: Options, gm: GraphModule, example_inputs: Sequence[Any]
+) -> Callable[..., Any]:
+    report.merge(rewrite_graph(gm, example_inputs, options).report)
     run: Callable[..., Any] = gm.forward
     return run
 

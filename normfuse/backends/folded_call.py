@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch.fx import GraphModule
 
 from normfuse.folding import Slots
+from normfuse.warn import warn_user
 
 __all__ = ["FoldedCall", "is_strict"]
 
@@ -55,8 +55,6 @@ class FoldedCall:
             raise error
         if not self._warned:
             self._warned = True
-            warnings.warn(
-                f"normfuse could not fold a weight ({error}); the original graph runs instead", stacklevel=2
-            )
+            warn_user(f"normfuse could not fold a weight ({error}); the original graph runs instead")
             log.exception("refolding failed")
         return self._original(*inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,13 +17,14 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 from torch.fx import Graph, GraphModule, Node
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from normfuse.errors import CaptureError, InputError
 from normfuse.folding import Folded
 from normfuse.ir.program import Input, Program, Role
+from normfuse.torch_compat import keep_guards
 
-__all__ = ["export_model", "input_values", "program_of", "with_folded_weights"]
+__all__ = ["export_model", "input_values", "open_sizes", "program_of", "with_folded_weights"]
 
 _ROLES = {
     InputKind.PARAMETER: Role.PARAMETER,
@@ -57,6 +59,29 @@ def export_model(
         ) from error
 
 
+def open_sizes(
+    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """``dynamic_shapes`` that leave every size of every tensor open that the model does not fix itself.
+
+    Raises:
+        InputError: when the model does not take these inputs.
+    """
+
+    def leave_open(leaf: Any) -> Any:
+        return (
+            dict.fromkeys(range(leaf.dim()), torch.export.Dim.AUTO)
+            if isinstance(leaf, torch.Tensor)
+            else None
+        )
+
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **(kwargs or {}))
+    except TypeError as error:
+        raise InputError(f"{type(model).__name__} does not take these inputs: {error}") from error
+    return {name: tree_map(leave_open, value) for name, value in bound.arguments.items()}
+
+
 def program_of(exported: ExportedProgram) -> Program:
     """A program over a copy of the exported graph; the original stays as it is."""
     gm = _copied(exported.graph_module)
@@ -77,10 +102,17 @@ def input_values(exported: ExportedProgram, program: Program) -> list[Any] | Non
 
 
 def _copied(gm: GraphModule) -> GraphModule:
-    """The same nodes in a new graph; fake values are shared, so what aliases what stays known."""
+    """The same nodes in a new graph; fake values are shared, so what aliases what stays known.
+
+    Names stay as well, which copying would change where they are Python's own, like ``input``: the
+    signature refers to them.
+    """
     graph = Graph()
-    result = graph.graph_copy(gm.graph, {})
+    copies: dict[Node, Node] = {}
+    result = graph.graph_copy(gm.graph, copies)
     graph.output(result)
+    for original, copy in copies.items():
+        copy.name = original.name
     old, new = gm.graph.output_node(), graph.output_node()
     new.meta = dict(old.meta)
     made = GraphModule(gm, graph)
@@ -100,20 +132,19 @@ def _input(spec: InputSpec, nodes: dict[str, Node], exported: ExportedProgram) -
 
 def with_folded_weights(
     exported: ExportedProgram, program: Program, folded: Sequence[Folded]
-) -> ExportedProgram:
-    """A new exported program: the rewritten graph with the folded weights as parameters.
+) -> tuple[ExportedProgram, list[str]]:
+    """A new exported program: the rewritten graph with the folded weights as parameters; and their names.
 
     A folded weight takes the place of its source where nothing else reads the source; otherwise it
     is added beside it, as ``<source>_folded``.
     """
     state = dict(exported.state_dict)
     specs = list(exported.graph_signature.input_specs)
-    for one in folded:
-        _install(one, program, specs, state)
+    names = [_install(one, program, specs, state) for one in folded]
     kept = _weights_first(specs)
     _order_placeholders(program, kept)
     signature = ExportGraphSignature(kept, _renamed_outputs(exported, program))
-    return ExportedProgram(
+    made = ExportedProgram(
         root=program.gm,
         graph=program.gm.graph,
         graph_signature=signature,
@@ -124,6 +155,8 @@ def with_folded_weights(
         constants=dict(exported.constants),
         verifiers=exported.verifiers,
     )
+    keep_guards(exported, made)
+    return made, names
 
 
 def _renamed_outputs(exported: ExportedProgram, program: Program) -> list[OutputSpec]:
@@ -137,7 +170,7 @@ def _renamed_outputs(exported: ExportedProgram, program: Program) -> list[Output
     ]
 
 
-def _install(one: Folded, program: Program, specs: list[InputSpec], state: dict[str, Any]) -> None:
+def _install(one: Folded, program: Program, specs: list[InputSpec], state: dict[str, Any]) -> str:
     weights = program.weights
     values = [weights[s].value for s in one.sources]
     tensor = torch.nn.Parameter(one.recipe.compute(values), requires_grad=False)
@@ -146,10 +179,11 @@ def _install(one: Folded, program: Program, specs: list[InputSpec], state: dict[
         one.node.replace_all_uses_with(host.node)
         program.gm.graph.erase_node(one.node)
         state[host.name] = tensor if host.role is Role.PARAMETER else tensor.data
-        return
+        return host.name
     name = _free_name(f"{weights[one.sources[0]].name}_folded", state)
     state[name] = tensor
     specs.append(InputSpec(InputKind.PARAMETER, TensorArgument(one.node.name), name))
+    return name
 
 
 def _replaceable(one: Folded, program: Program, state: Mapping[str, Any]) -> Input | None:

@@ -1,1 +1,1 @@
-"""The command line: ``normfuse demo``."""
+"""The command line: what a person types, and what a person sees."""

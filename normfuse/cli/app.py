@@ -2,59 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
+
+from normfuse.cli.commands.bench import bench
+from normfuse.cli.commands.demo import demo
+from normfuse.cli.commands.explain import explain
+from normfuse.cli.commands.fold import fold
+from normfuse.cli.commands.rewrite import rewrite
+from normfuse.cli.commands.verify import verify
+from normfuse.cli.outcome import OneLineErrors
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
+    cls=OneLineErrors,
     help="Replace every normalization of a PyTorch model by the cheapest provably equal form.",
+    epilog="Exit status: 0 done, 1 refused or not equal, 2 bad use. `normfuse COMMAND --help` says more.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-@app.callback()
-def _commands() -> None:
-    """Keeps ``demo`` a command of its own while it is the only one."""
-
-
-@app.command()
-def demo(
-    seconds: Annotated[float, typer.Option(min=1.0, help="Time for training the vision transformer.")] = 30.0,
-    quick: Annotated[bool, typer.Option(help="Small models and few rounds: seconds, not minutes.")] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to FILE.")
-    ] = None,
-    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
-) -> None:
-    """Train a small transformer on handwritten digits, compile it, and compare with Inductor.
-
-    Exit status 0 when no prediction differs and both models are verified, else 1.
-    """
-    try:
-        from normfuse.cli.demo import run_demo
-
-        agreed = run_demo(seconds=seconds, quick=quick, json_file=json_file)
-    except Exception as error:
-        if debug:
-            raise
-        typer.echo(f"normfuse: {_one_line(error)}", err=True)
-        raise typer.Exit(1) from None
-    raise typer.Exit(0 if agreed else 1)
-
-
-def _one_line(error: Exception) -> str:
-    from normfuse.errors import NormfuseError
-
-    first = next(iter(str(error).strip().splitlines()), "")
-    if isinstance(error, NormfuseError):
-        return first
-    kind = type(error).__name__
-    return f"{kind}: {first} (--debug shows where)" if first else f"{kind} (--debug shows where)"
+for _command in (explain, rewrite, fold, verify, bench, demo):
+    app.command()(_command)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import normfuse
-from normfuse.cli.timing import AGAIN, Ratio, Schedule, ratios, run_rounds
+from normfuse.benchmark.timing import AGAIN, Ratio, Schedule, ratios, run_rounds
 
 if TYPE_CHECKING:
     from normfuse import Equivalence, Report

@@ -15,10 +15,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from normfuse.benchmark.timing import Schedule
 from normfuse.cli.comparison import BACKENDS, Comparison, compare, latency_table, verification_table
 from normfuse.cli.decoder import GPT2_SMALL, DecoderSize, DecoderStep, decode_inputs
 from normfuse.cli.digits import Digits, DigitTransformer, accuracy, load_digits, train
-from normfuse.cli.timing import Schedule
+from normfuse.files import write_text
 
 __all__ = ["Scale", "run_demo"]
 
@@ -83,7 +84,7 @@ def _run(scale: Scale, console: Console, json_file: Path | None) -> bool:
     console.print(f"\n[bold]{verdict}[/]")
     if json_file is not None:
         result = {"agreed": agreed, "digits": digits.to_dict(), "decoder": decoder.to_dict()}
-        json_file.write_text(json.dumps(result, indent=2), encoding="utf-8")
+        write_text(json_file, json.dumps(result, indent=2))
     return agreed
 
 

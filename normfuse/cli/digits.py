@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from torch import Tensor, nn
 
-from normfuse.errors import InputError
+from normfuse.errors import NormfuseError
 
 __all__ = ["DigitTransformer", "Digits", "accuracy", "load_digits", "train"]
 
@@ -41,7 +41,7 @@ def load_digits(seed: int = 0) -> Digits:
     try:
         from sklearn import datasets
     except ImportError:
-        raise InputError(
+        raise NormfuseError(
             "the demo needs scikit-learn for its digits: pip install 'normfuse[models]'"
         ) from None
     images, labels = datasets.load_digits(return_X_y=True)

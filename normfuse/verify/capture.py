@@ -24,10 +24,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from normfuse.errors import CaptureError, InputError
+from normfuse.files import is_program_file
 from normfuse.verify.isolation import copied_inputs, preserved_rng, preserved_state
 from normfuse.verify.leaves import tensor_leaves
 
-__all__ = ["Capture", "capture_reference", "runnable"]
+__all__ = ["Capture", "capture_reference", "program_in", "runnable"]
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,27 @@ class Capture:
     paths: tuple[str, ...]
 
 
+def program_in(given: Any) -> Any:
+    """The exported program that a ``.pt2`` file or an object with ``.program`` holds; else what is given."""
+    if is_program_file(given):
+        from normfuse.pt2 import load_program
+
+        return load_program(given)
+    held = getattr(given, "program", None)
+    return held if isinstance(held, ExportedProgram) else given
+
+
 def runnable(program: Any) -> Callable[..., Any]:
-    """What to call: the module of an exported program or of an object with ``.program``, else itself."""
-    held = getattr(program, "program", None)
-    exported = held if isinstance(held, ExportedProgram) else program
-    if isinstance(exported, ExportedProgram):
-        module: nn.Module = exported.module()
+    """What to call: the module of an exported program, or the callable itself."""
+    found = program_in(program)
+    if isinstance(found, ExportedProgram):
+        module: nn.Module = found.module()
         return module
-    if not callable(program):
+    if not callable(found):
         raise InputError(
             f"Cannot run a {type(program).__name__}; pass a module, a callable or an exported program."
         )
-    return program  # type: ignore[no-any-return]
+    return found  # type: ignore[no-any-return]
 
 
 def capture_reference(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Capture:

@@ -8,18 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from normfuse.errors import InputError, VerificationError
-from normfuse.verify.capture import capture_reference, runnable
+from normfuse.verify.capture import capture_reference, program_in, runnable
 from normfuse.verify.equivalence import Equivalence, LeafError
 from normfuse.verify.gradients import oracle_run, parameter_gradients, trainable_parameters
 from normfuse.verify.isolation import copied_inputs, preserved_rng, preserved_state
 from normfuse.verify.judge import judge
 from normfuse.verify.leaves import named_leaves
 from normfuse.verify.oracle import run_wide
+from normfuse.verify.programs import compare_programs
 from normfuse.verify.widen import widen
 
-__all__ = ["verify"]
+__all__ = ["compare", "verify"]
 
 
 def verify(
@@ -42,6 +44,9 @@ def verify(
     the gradients of a fixed random projection of the outputs with respect to every trainable parameter are
     leaves too, called ``grad:<name>``; parameters are matched by name.
 
+    Two programs (exported ones, or paths of ``.pt2`` files) and no inputs: they are compared on the stored
+    inputs of the reference, on random ones and on hostile ones, and the result also has ``cases``.
+
     Raises ``VerificationError`` when outputs or parameters do not correspond, or the reference has no float64
     oracle; ``CaptureError`` when it cannot be traced; ``InputError`` for something that cannot be run.
     """
@@ -49,6 +54,18 @@ def verify(
     if isinstance(given, Tensor):
         raise InputError("args takes a tuple of inputs; write (x,) for one tensor")
     kwargs = kwargs or {}
+    reference, candidate = program_in(reference), program_in(candidate)
+    if not (args or kwargs or grads) and isinstance(reference, ExportedProgram):
+        if not isinstance(candidate, ExportedProgram):
+            raise InputError("without inputs, both reference and candidate have to be exported programs")
+        return compare_programs(reference, candidate, compare)
+    return compare(reference, candidate, args, kwargs, grads=grads)
+
+
+def compare(
+    reference: Any, candidate: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, grads: bool = False
+) -> Equivalence:
+    """What :func:`verify` does on one input."""
     with torch.inference_mode(False), torch.set_grad_enabled(grads):
         original = _run(runnable(reference), args, kwargs, grads, "reference")
         rewritten = _run(runnable(candidate), args, kwargs, grads, "candidate")

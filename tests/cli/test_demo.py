@@ -94,18 +94,18 @@ def test_the_number_of_threads_is_given_back(tiny):
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"]])
+@pytest.mark.parametrize("arguments", [[], ["demo"], ["bench"], ["rewrite"]])
 def test_help_imports_nothing_heavy(arguments):
     script = (
         "import sys\n"
         "from normfuse.cli.app import app\n"
-        f"app({arguments!r}, standalone_mode=False)\n"
+        f"app({[*arguments, '--help']!r}, standalone_mode=False)\n"
         "heavy = {'torch', 'sklearn', 'numpy', 'transformers'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "demo" in done.stdout
+    assert (arguments or ["demo"])[0] in done.stdout
 
 
 @pytest.mark.slow
@@ -125,3 +125,19 @@ def test_the_quick_demo_as_it_is(tmp_path):
     for part in ("digits", "decoder"):
         assert written[part]["report"]["found"] == {"layer_norm": 5}
         assert written[part]["report"]["after"] == {"rms_norm": 5}
+
+
+def test_a_missing_folder_is_found_before_the_training(monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "run_demo", lambda **options: pytest.fail("the demo ran"))
+    folder = tmp_path / "none"
+    result = run("--json", str(folder / "out.json"))
+    assert result.exit_code == 2
+    assert result.stderr == f"normfuse: cannot write {folder}/out.json: the folder {folder} does not exist\n"
+
+
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "normfuse", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("explain", "rewrite", "fold", "verify", "bench", "demo"):
+        assert command in done.stdout

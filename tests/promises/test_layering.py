@@ -13,7 +13,7 @@ import normfuse
 
 PACKAGE = Path(normfuse.__file__).parent
 
-BASE = {"errors", "torch_compat", "report", "report_table", "options"}
+BASE = {"errors", "files", "torch_compat", "report", "report_table", "options", "warn"}
 #: What each part may import besides itself and the base.
 MAY_IMPORT = {
     "ir": set(),
@@ -22,10 +22,13 @@ MAY_IMPORT = {
     "folding": {"ir"},
     "capture": {"ir", "folding"},
     "passes": {"ir", "patterns", "analysis", "folding"},
-    "verify": {"ir", "folding", "passes"},
-    "rewriting": {"ir", "folding", "capture", "passes", "verify"},
+    "pt2": set(),
+    "verify": {"ir", "folding", "passes", "pt2"},
+    "rewriting": {"ir", "folding", "capture", "passes", "pt2", "verify"},
     "backends": {"ir", "folding", "capture", "passes", "verify", "rewriting"},
-    "cli": {"ir", "backends", "verify", "rewriting"},
+    "sources": {"pt2"},
+    "benchmark": {"ir", "capture", "passes", "pt2", "verify", "rewriting", "backends", "sources"},
+    "cli": {"folding", "capture", "pt2", "verify", "rewriting", "sources", "backends", "benchmark"},
 }
 FRAMEWORKS = ("torch._dynamo", "torch._inductor", "triton")
 

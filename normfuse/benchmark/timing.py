@@ -12,7 +12,6 @@ from __future__ import annotations
 import gc
 import json
 import math
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +28,6 @@ __all__ = [
     "quiet_collector",
     "ratios",
     "run_rounds",
-    "run_rounds_in_processes",
 ]
 
 #: Suffix of the baseline's second copy.
@@ -194,12 +192,3 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
         below += math.comb(n, k) * 0.5**n
         k += 1
     return ordered[k - 1], ordered[n - k]
-
-
-def run_rounds_in_processes(command: Sequence[str], processes: int) -> list[Rounds]:
-    """Run ``command`` in fresh processes; each prints its :class:`Rounds` as JSON on its last line."""
-    collected = []
-    for _ in range(processes):
-        done = subprocess.run(list(command), check=True, stdout=subprocess.PIPE, text=True)
-        collected.append(Rounds.from_json(done.stdout.strip().splitlines()[-1]))
-    return collected

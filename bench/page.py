@@ -1,0 +1,59 @@
+"""The page of the stored latency figures: where normfuse wins, ties and loses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from normfuse.files import write_text
+
+__all__ = ["render", "write_page"]
+
+_TEMPLATE = Path(__file__).with_name("page.md.jinja")
+_OURS, _NONE, _AGAIN = "normfuse", "norms deleted", "inductor (again)"
+
+
+def write_page(results: Path, target: Path) -> Path:
+    """Render every ``*.json`` in ``results`` to the page ``target``."""
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
+    return write_text(target, render(runs))
+
+
+def render(runs: list[dict[str, Any]]) -> str:
+    """The page of these figures, as Markdown."""
+    environment = Environment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        autoescape=False,
+        keep_trailing_newline=True,
+    )
+    rows = [_row(run, batch) for run in runs for batch in run["batches"]]
+    groups = {v: [row for row in rows if row["verdict"] == v] for v in ("faster", "tie", "slower")}
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    commands = [run["command"] for run in runs]
+    machines = list({json.dumps(run["machine"], sort_keys=True): run["machine"] for run in runs}.values())
+    return template.render(groups=groups, rows=rows, commands=commands, machines=machines)
+
+
+def _row(run: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
+    ratios = batch["time_over_inductor"]
+    name = run["settings"]["source"].rpartition(":")[2]
+    return {
+        "name": name,
+        "batch": batch["batch_size"] if batch["batch_size"] is not None else "",
+        "verdict": batch["verdicts"][_OURS],
+        "ours": _interval(ratios[_OURS]),
+        "none": _interval(ratios[_NONE]) if _NONE in ratios else "",
+        "eager": _interval(ratios["eager"]) if "eager" in ratios else "",
+        "noise": f"{100 * batch['noise_floor']:.1f} %",
+        "ms": f"{1e3 * batch['seconds']['inductor']['median']:.2f}",
+        "slow": ratios[_OURS]["median"] > 1 / 0.98 and batch["verdicts"][_OURS] == "slower",
+    }
+
+
+def _interval(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.3f} ({ratio['low']:.3f} .. {ratio['high']:.3f})"

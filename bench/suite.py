@@ -1,0 +1,67 @@
+"""The whole latency suite, and the page that says where normfuse wins, ties and loses.
+
+    python -m bench.suite --results bench/results/latency --page docs/benchmarks.md
+
+One file per model is written as soon as it is measured, so an interrupted run can go on with ``--missing``.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from bench.page import write_page
+from bench.subjects import SUBJECTS
+from normfuse.benchmark.run import bench
+
+__all__ = ["measure"]
+
+
+def measure(name: str, results: Path, *, training: bool, **options: Any) -> None:
+    """Measure one model at its batch sizes and store the figures with the command that makes them."""
+    sizes = SUBJECTS[name]
+    source = f"bench.subjects:{name}"
+    options = {**options, "threads": 1}
+    found = bench(source, batch_sizes=sizes, training=training, progress=_say, **options)
+    words = ["normfuse", "bench", source]
+    words += [word for size in sizes for word in ("--batch", str(size))]
+    words += [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    command = shlex.join(words + (["--training"] if training else []))
+    results.mkdir(parents=True, exist_ok=True)
+    replace(found, command=command).save(results / f"{name}.json")
+    Console().print(str(found), highlight=False, markup=False, emoji=False)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True).print(f"  {text}", highlight=False)
+
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="All without any.")] = None,
+    results: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("bench/results/latency"),
+    page: Annotated[Path | None, typer.Option(help="Write the page of all stored figures here.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Fresh processes per model and batch size.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time of one process.")] = 10.0,
+    cost_runs: Annotated[int, typer.Option(min=0, help="For compile time and memory.")] = 1,
+    training: Annotated[bool, typer.Option("--training")] = False,
+    device: Annotated[str, typer.Option()] = "cpu",
+    missing: Annotated[bool, typer.Option("--missing", help="Leave out models that have a file.")] = False,
+) -> None:
+    """Measure the named models, store their figures, and write the page."""
+    for name in names if names is not None else SUBJECTS:
+        if missing and (results / f"{name}.json").exists():
+            continue
+        _say(name)
+        options = {"processes": processes, "seconds": seconds, "cost_runs": cost_runs, "device": device}
+        measure(name, results, training=training, **options)
+    if page is not None:
+        write_page(results, page)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,56 @@
+"""``normfuse explain``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from normfuse.cli.options import DEBUG, DTYPE, JSON, ONLY, QUIET, SKIP, SOURCE, TARGET, as_list
+from normfuse.cli.outcome import one_line_errors
+from normfuse.cli.progress import steps
+
+if TYPE_CHECKING:
+    from normfuse.report import Report
+
+__all__ = ["explain"]
+
+
+def explain(
+    source: SOURCE,
+    target: TARGET = "rms_norm",
+    only: ONLY = None,
+    skip: SKIP = None,
+    dtype: DTYPE = None,
+    json_file: JSON = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page to FILE.")] = None,
+    quiet: QUIET = False,
+    debug: DEBUG = False,
+) -> None:
+    """List every norm of SRC, what it would become, and why not where it stays. Nothing is changed."""
+    with one_line_errors(debug):
+        from normfuse.files import check_writable, write_text
+
+        for file in (json_file, html):
+            if file is not None:
+                check_writable(file)
+        with steps(quiet) as say:
+            say(f"loading {source}")
+            report = _report(source, dtype, {"target": target, "only": as_list(only), "skip": skip or []})
+        if not quiet:
+            typer.echo(str(report))
+        if json_file is not None:
+            write_text(json_file, report.to_json())
+        if html is not None:
+            report.to_html(html)
+
+
+def _report(text: str, dtype: str | None, options: dict[str, object]) -> Report:
+    from normfuse.backends.explain import explain_with
+    from normfuse.options import Options
+    from normfuse.sources import load_source
+
+    checked = Options.checked(options, prefix="")
+    source = load_source(text).with_dtype(dtype)
+    return explain_with(checked, source.model, source.args, source.kwargs)

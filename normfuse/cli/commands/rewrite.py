@@ -1,0 +1,171 @@
+"""``normfuse rewrite``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from normfuse.cli.options import DEBUG, DTYPE, JSON, ONLY, QUIET, SKIP, SOURCE, TARGET, as_list
+from normfuse.cli.outcome import one_line_errors
+from normfuse.cli.progress import steps
+
+if TYPE_CHECKING:
+    from normfuse.rewriting import Rewritten
+    from normfuse.sources import Source
+
+__all__ = ["map_beside", "rewrite"]
+
+DESTINATION = Annotated[
+    Path, typer.Option("--output", "-o", metavar="DST", help="The .pt2 file to write.", show_default=False)
+]
+VERIFY = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LEVEL",
+        help="off, or output: compare with the original before anything is written. "
+        "Without it: output where there are example inputs.",
+        show_default=False,
+    ),
+]
+EXPECT = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KIND=N", help="Fail unless N norms of this kind remain; repeatable."),
+]
+
+
+def rewrite(
+    source: SOURCE,
+    destination: DESTINATION,
+    target: TARGET = "rms_norm",
+    only: ONLY = None,
+    skip: SKIP = None,
+    dtype: DTYPE = None,
+    verify: VERIFY = None,
+    expect: EXPECT = None,
+    dynamic: Annotated[
+        bool,
+        typer.Option("--dynamic", help="Keep every size of a Python model's inputs open where possible."),
+    ] = False,
+    json_file: JSON = None,
+    quiet: QUIET = False,
+    debug: DEBUG = False,
+) -> None:
+    """Write SRC with every norm in its cheapest proven form to DST, a .pt2 program.
+
+    DST loads with torch.export.load, also where normfuse is not installed. Beside it stands a map (JSON) of
+    the tensors that changed, which `normfuse fold` applies to other checkpoints of the model.
+    """
+    with one_line_errors(debug):
+        _check_outputs(source, destination, json_file)
+        options = {
+            "target": target, "only": as_list(only), "skip": skip or [], "verify": verify or "off",
+            "expect": _counts(expect),
+        }  # fmt: skip
+        with steps(quiet) as say:
+            say(f"loading {source}")
+            loaded = _loaded(source, dtype, dynamic, options)
+            if verify is None and _has_inputs(loaded):
+                options["verify"] = "output"
+            say("rewriting" if options["verify"] == "off" else "rewriting and verifying")
+            result = _rewritten(loaded, options)
+            say(f"writing {destination}")
+            _write(result, destination, json_file)
+        if not quiet:
+            _show(result, destination)
+
+
+def map_beside(destination: Path) -> Path:
+    """``out.map.json`` for ``out.pt2``."""
+    return destination.with_suffix(".map.json")
+
+
+def _check_outputs(source: str, destination: Path, json_file: Path | None) -> None:
+    from normfuse.errors import InputError
+    from normfuse.files import check_writable
+
+    if destination.suffix != ".pt2":
+        raise InputError(f"the output has to be a .pt2 file, not {destination}")
+    if destination.exists() and Path(source).exists() and destination.samefile(source):
+        raise InputError(f"{destination} is the input; choose another file for the output")
+    for file in (destination, json_file):
+        if file is not None:
+            check_writable(file)
+    if json_file is not None and json_file.resolve() in (
+        destination.resolve(),
+        map_beside(destination).resolve(),
+    ):
+        raise InputError(f"{json_file} would be written twice; choose another file for --json")
+
+
+def _counts(expect: list[str] | None) -> dict[str, int] | None:
+    from normfuse.errors import OptionError
+
+    counts = {}
+    for text in expect or ():
+        kind, _, count = text.partition("=")
+        if not count.isdecimal():
+            raise OptionError(f"--expect takes KIND=N, e.g. rms_norm=25, not {text!r}")
+        counts[kind] = int(count)
+    return counts or None
+
+
+def _loaded(text: str, dtype: str | None, dynamic: bool, options: dict[str, Any]) -> Source:
+    from torch.export import ExportedProgram
+
+    from normfuse.capture.exported import open_sizes
+    from normfuse.errors import InputError
+    from normfuse.options import Options
+    from normfuse.sources import load_source
+
+    Options.checked(options, prefix="")
+    source = load_source(text).with_dtype(dtype)
+    if not dynamic:
+        return source
+    if isinstance(source.model, ExportedProgram):
+        raise InputError(f"{text} is a program: which of its sizes are open was decided when it was exported")
+    return replace(source, dynamic_shapes=open_sizes(source.model, source.args, source.kwargs))
+
+
+def _has_inputs(source: Source) -> bool:
+    return not source.is_program or getattr(source.model, "example_inputs", None) is not None
+
+
+def _rewritten(source: Source, options: dict[str, Any]) -> Rewritten:
+    from normfuse.rewriting import rewrite as rewrite_model
+
+    return rewrite_model(
+        source.model, source.args, source.kwargs, dynamic_shapes=source.dynamic_shapes, **options
+    )
+
+
+def _write(result: Rewritten, destination: Path, json_file: Path | None) -> None:
+    from contextlib import ExitStack
+
+    from normfuse.files import json_text, replacing
+
+    with ExitStack() as stack:
+        if json_file is not None:
+            unfinished = stack.enter_context(replacing(json_file))
+            unfinished.write_text(json_text(_record(result)), encoding="utf-8")
+        result.save(destination, map_path=None if result.unmapped else map_beside(destination))
+
+
+def _record(result: Rewritten) -> dict[str, Any]:
+    found = result.equivalence
+    return {**result.report.to_dict(), "verification": None if found is None else found.to_dict()}
+
+
+def _show(result: Rewritten, destination: Path) -> None:
+    typer.echo(str(result.report))
+    if result.equivalence is not None:
+        typer.echo(
+            f"verified on the example inputs: {result.equivalence.error_ratio:.3g} times the original's own "
+            "distance from float64"
+        )
+    if result.unmapped:
+        typer.echo(f"wrote {destination}, without a map for other checkpoints: {result.unmapped}")
+    else:
+        typer.echo(f"wrote {destination} and {map_beside(destination)}")

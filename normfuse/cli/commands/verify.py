@@ -1,0 +1,118 @@
+"""``normfuse verify``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from normfuse.cli.options import DEBUG, JSON, QUIET
+from normfuse.cli.outcome import one_line_errors
+from normfuse.cli.progress import steps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from normfuse.verify.equivalence import Equivalence
+    from normfuse.verify.programs import CaseOutcome, ProgramEquivalence
+
+__all__ = ["verify"]
+
+REFERENCE = Annotated[
+    str,
+    typer.Argument(
+        metavar="A", help="The original: a .pt2 program or module.path:factory.", show_default=False
+    ),
+]
+CANDIDATE = Annotated[
+    str, typer.Argument(metavar="B", help="What should be the same function.", show_default=False)
+]
+
+
+def verify(
+    reference: REFERENCE,
+    candidate: CANDIDATE,
+    random: Annotated[int, typer.Option(min=0, help="How many random inputs.")] = 4,
+    hostile: Annotated[bool, typer.Option(help="Also inputs that norms suffer from.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of the random inputs.")] = 0,
+    json_file: JSON = None,
+    quiet: QUIET = False,
+    debug: DEBUG = False,
+) -> None:
+    """Is B as close to A in float64 as A itself is? From the files alone.
+
+    Compared on the inputs stored in A, on random ones (also of other sizes where A allows it) and on hostile
+    ones. Exit status 0 when they are equivalent, 1 when not.
+    """
+    with one_line_errors(debug):
+        from normfuse.files import check_writable, json_text, write_text
+
+        if json_file is not None:
+            check_writable(json_file)
+        with steps(quiet) as say:
+            found = _compared(reference, candidate, (random, hostile, seed), say)
+        if not quiet:
+            _show(found)
+        if json_file is not None:
+            write_text(json_file, json_text(found.to_dict()))
+        raise typer.Exit(0 if found.ok else 1)
+
+
+def _compared(
+    reference: str, candidate: str, chosen: tuple[int, bool, int], say: Callable[[str], None]
+) -> ProgramEquivalence:
+    from normfuse.errors import InputError
+    from normfuse.rewriting import as_program
+    from normfuse.sources import load_source
+    from normfuse.verify.programs import cases_of, compare_programs
+    from normfuse.verify.verify import compare
+
+    programs = []
+    for text in (reference, candidate):
+        say(f"loading {text}")
+        source = load_source(text)
+        programs.append(as_program(source.model, source.args, source.kwargs, source.dynamic_shapes))
+    random, hostile, seed = chosen
+    cases = cases_of(programs[0], random, hostile, seed)
+    if not cases:
+        raise InputError(
+            f"{reference} holds no example inputs, and without --random there is nothing to run it on"
+        )
+    return compare_programs(programs[0], programs[1], compare, cases, lambda name: say(f"comparing: {name}"))
+
+
+def _show(found: ProgramEquivalence) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("inputs", "error / original's", "largest error", "relative", "verdict")
+    for case in found.cases:
+        one = case.equivalence
+        figures = ("", "", "") if one is None else _figures(one)
+        table.add_row(case.name, *figures, _verdict(case))
+    console = Console(
+        width=None if Console().is_terminal else 110, highlight=False, markup=False, emoji=False
+    )
+    console.print(table)
+    verdict = "equivalent" if found.ok else "NOT equivalent"
+    console.print(f"{verdict}: worst error ratio {found.error_ratio:.3g} (1.5 is allowed)")
+    for case in found.cases:
+        for leaf in () if case.equivalence is None else case.equivalence.leaves:
+            if not leaf.ok:
+                console.print(
+                    f"  {case.name}: {leaf.path} has error ratio {leaf.error_ratio:.3g}", soft_wrap=True
+                )
+        if case.note:
+            console.print(f"  {case.name}: {case.note}", soft_wrap=True)
+
+
+def _figures(found: Equivalence) -> tuple[str, str, str]:
+    return f"{found.error_ratio:.3f}", f"{found.max_abs_error:.2e}", f"{found.max_rel_error:.2e}"
+
+
+def _verdict(case: CaseOutcome) -> str:
+    if not case.ok:
+        return "NOT equivalent"
+    if case.equivalence is None:
+        return "not run"
+    return "equivalent" if any(leaf.judged for leaf in case.equivalence.leaves) else "not judged"

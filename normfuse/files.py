@@ -1,0 +1,127 @@
+"""Writing files so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from normfuse.errors import InputError
+
+__all__ = ["Sink", "check_writable", "is_program_file", "json_text", "replacing", "write_text"]
+
+
+def is_program_file(value: object) -> TypeGuard[str | Path]:
+    """Whether ``value`` names a program: a path, or a text that ends in ``.pt2``."""
+    return isinstance(value, Path) or (isinstance(value, str) and value.endswith(".pt2"))
+
+
+def check_writable(target: str | Path) -> Path:
+    """``target`` as a path whose folder exists and can be written to.
+
+    Raises:
+        InputError: naming the folder, before any work was done.
+    """
+    path = Path(target)
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write {path}: the folder {path.parent} is read-only")
+    return path
+
+
+@contextmanager
+def replacing(target: str | Path) -> Iterator[Path]:
+    """A path to write to, with the name of ``target``; it takes the target's place when the block succeeds.
+
+    After an error the target is what it was, and nothing is left beside it.
+
+    Raises:
+        InputError: when the folder does not exist or takes no files.
+    """
+    path = check_writable(target)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".normfuse-", dir=path.parent))
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        unfinished = folder / path.name
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Sink(io.RawIOBase):
+    """A file for PyTorch's writer, which ends the whole process when a disk is full.
+
+    An error of writing is kept, what follows is dropped, and closing raises it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = path.open("wb")
+        self._error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        try:
+            if self._error is None and self._file.write(data) != size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self._error = error
+        return size
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.tell() if self._error is not None else self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Raises the error of an earlier write."""
+        if self.closed:
+            return
+        super().close()
+        try:
+            self._file.close()
+        except OSError as error:
+            self._error = self._error or error
+        if self._error is not None:
+            raise self._error
+
+
+def write_text(target: str | Path, text: str) -> Path:
+    """Write ``text`` as UTF-8; an existing file is replaced as a whole."""
+    with replacing(target) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+    return Path(target)
+
+
+def json_text(value: Any) -> str:
+    """Plain values as JSON; what is not finite, which JSON does not know, as ``"inf"`` or ``"nan"``."""
+    return json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(held) for key, held in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(held) for held in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

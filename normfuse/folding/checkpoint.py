@@ -1,0 +1,98 @@
+"""Weights in files: safetensors, or a state dict of ``torch.save``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from normfuse.errors import InputError
+from normfuse.files import Sink, replacing
+
+__all__ = ["load_checkpoint", "save_checkpoint"]
+
+SAFETENSORS = ".safetensors"
+
+
+def load_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, str] | None]:
+    """The tensors by name, on the CPU, and the metadata of a safetensors file. No code in the file is run.
+
+    Raises:
+        InputError: when there is no such file, or it is no checkpoint.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"{file} is a folder" if file.is_dir() else f"{file} does not exist")
+    try:
+        found = _load_safetensors(file) if file.suffix == SAFETENSORS else (_load_state_dict(file), None)
+    except InputError:
+        raise
+    except Exception as error:
+        cause = (str(error).strip().splitlines() or [""])[0].split(". ")[0]
+        raise InputError(
+            f"{file} is no checkpoint that can be read: {type(error).__name__}: {cause}"
+        ) from error
+    return found
+
+
+def _load_safetensors(file: Path) -> tuple[dict[str, Any], dict[str, str] | None]:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+
+
+def _load_state_dict(file: Path) -> dict[str, Any]:
+    found = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(found, Mapping):
+        raise InputError(f"{file} holds a {type(found).__name__}, not a state dict")
+    if not any(isinstance(value, torch.Tensor) for value in found.values()):
+        inner = [str(k) for k, v in found.items() if isinstance(v, Mapping)]
+        hint = f"; save its entry {inner[0]!r} alone" if inner else ""
+        raise InputError(f"{file} holds no tensors by name{hint}")
+    return dict(found)
+
+
+def save_checkpoint(
+    tensors: Mapping[str, Any], path: str | Path, metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write tensors by name, as safetensors where the suffix says so; an existing file is replaced whole.
+
+    Raises:
+        InputError: when the file cannot be written, or safetensors cannot hold an entry.
+    """
+    file = Path(path)
+    with replacing(file) as unfinished:
+        try:
+            if file.suffix == SAFETENSORS:
+                _save_safetensors(tensors, unfinished, metadata)
+            else:
+                with Sink(unfinished) as sink:
+                    torch.save(dict(tensors), sink)  # type: ignore[arg-type]
+        except (OSError, RuntimeError, SafetensorError) as error:
+            cause = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+            raise InputError(f"cannot write {file}: {cause}") from error
+    return file
+
+
+def _save_safetensors(tensors: Mapping[str, Any], file: Path, metadata: Mapping[str, str] | None) -> None:
+    from safetensors.torch import save_file
+
+    others = [name for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise InputError(f"safetensors holds tensors only, and {others[0]} is none; name the output .pt")
+    save_file(_separate(tensors), file, metadata=dict(metadata) if metadata else None)
+
+
+def _separate(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous tensors with memory of their own, which is all that safetensors knows."""
+    seen: set[int] = set()
+    made = {}
+    for name, value in tensors.items():
+        memory = value.untyped_storage().data_ptr()
+        made[name] = value.clone() if memory in seen else value.contiguous()
+        seen.add(memory)
+    return made

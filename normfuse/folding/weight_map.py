@@ -1,0 +1,173 @@
+"""Which tensors of a model a rewrite changed and how, by their original names.
+
+With it a new checkpoint of the same model is folded without the model: the result fits the
+rewritten program.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from normfuse.errors import InputError
+from normfuse.files import json_text, write_text
+from normfuse.folding.steps import decode_recipe, decode_tensor, dtype_name
+
+__all__ = ["ChangedTensor", "TensorFacts", "WeightMap"]
+
+_FORMAT = "normfuse weight map"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """What a tensor of a checkpoint has to look like."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, value: torch.Tensor) -> TensorFacts:
+        return cls(dtype_name(value.dtype), tuple(value.shape))
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {'x'.join(map(str, self.shape)) or 'scalar'}"
+
+
+@dataclass(frozen=True)
+class ChangedTensor:
+    """One folded tensor.
+
+    ``name`` is its name in the rewritten program: that of a tensor it takes the place of, or a new one
+    (``is_new``). ``sources`` are names of the model; ``steps`` computes it from them, in order.
+    """
+
+    name: str
+    is_new: bool
+    dtype: str
+    sources: tuple[str, ...]
+    how: str
+    steps: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """Every change, and what a checkpoint must hold for it.
+
+    ``needed`` are the sources by name; ``constants`` those among them that no checkpoint holds, with their
+    values. ``same`` lists names that are one tensor in the model, of which a checkpoint may hold any.
+    """
+
+    changed: tuple[ChangedTensor, ...]
+    needed: Mapping[str, TensorFacts]
+    constants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    same: tuple[tuple[str, ...], ...] = ()
+
+    def fold(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """A new state dict: the checkpoint with every changed tensor computed from its own tensors.
+
+        Computed in float64 where a map is applied and cast once; entries that nothing changes are the
+        checkpoint's own. The checkpoint stays as it is.
+
+        Raises:
+            InputError: when a tensor is missing or has another shape or dtype than the model's.
+        """
+        found = {name: self._find(name, checkpoint) for name in self.needed}
+        result = dict(checkpoint)
+        for one in self.changed:
+            result[one.name] = _fold_one(one, [found[s] for s in one.sources])
+        return result
+
+    def _find(self, name: str, checkpoint: Mapping[str, Any]) -> torch.Tensor:
+        if name in self.constants:
+            return decode_tensor(self.constants[name])
+        names = next((group for group in self.same if name in group), (name,))
+        held = next((checkpoint[n] for n in (name, *names) if n in checkpoint), None)
+        if not isinstance(held, torch.Tensor):
+            near = difflib.get_close_matches(name, checkpoint, n=1, cutoff=0.5)
+            hint = f"; it has {near[0]}" if near else ""
+            raise InputError(f"the map does not fit: the checkpoint holds no tensor {name}{hint}")
+        facts = TensorFacts.of(held)
+        if facts != self.needed[name]:
+            expected = self.needed[name]
+            raise InputError(
+                f"the map does not fit: {name} is {facts} in the checkpoint and {expected} in the model"
+            )
+        return held
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; what :meth:`save` writes."""
+        from normfuse import __version__
+
+        versions = {"normfuse": __version__, "torch": torch.__version__}
+        return {"format": _FORMAT, "version": _VERSION, "written_by": versions, **asdict(self)}
+
+    def save(self, path: str | Path) -> Path:
+        """Write the map as JSON; an existing file is replaced as a whole."""
+        return write_text(path, json_text(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> WeightMap:
+        """The map that :meth:`save` wrote.
+
+        Raises:
+            InputError: when there is no such file, or it is no map of this version.
+        """
+        file = Path(path)
+        try:
+            held = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"cannot read {file}: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{file} is no weight map: it is not JSON") from error
+        if not isinstance(held, dict) or held.get("format") != _FORMAT:
+            raise InputError(f"{file} is no weight map of normfuse")
+        version = held.get("version")
+        if version != _VERSION:
+            raise InputError(
+                f"{file} is a weight map of version {version!r}, and this normfuse reads {_VERSION}"
+            )
+        try:
+            return cls._of(held)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{file} is damaged: {type(error).__name__}: {error}") from error
+
+    @classmethod
+    def _of(cls, held: Mapping[str, Any]) -> WeightMap:
+        names = {f.name for f in fields(ChangedTensor)}
+        changed = [ChangedTensor(**_only(names, one)) for one in held["changed"]]
+        needed = {str(k): TensorFacts(v["dtype"], tuple(v["shape"])) for k, v in held["needed"].items()}
+        constants = dict(held["constants"])
+        for one in changed:
+            for source in one.sources:
+                if source not in needed:
+                    raise KeyError(source)
+            decode_recipe(one.steps, len(one.sources), _dtype(one.dtype), one.name)
+        return cls(tuple(changed), needed, constants, tuple(tuple(group) for group in held["same"]))
+
+
+def _only(names: set[str], one: Mapping[str, Any]) -> dict[str, Any]:
+    values = {name: one[name] for name in names}
+    return values | {"sources": tuple(one["sources"]), "steps": tuple(one["steps"])}
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name)
+    if not isinstance(found, torch.dtype):
+        raise TypeError(f"{name} is no dtype")
+    return found
+
+
+def _fold_one(one: ChangedTensor, sources: Sequence[torch.Tensor]) -> torch.Tensor:
+    recipe = decode_recipe(one.steps, len(sources), _dtype(one.dtype), one.name)
+    try:
+        return recipe.compute(sources)
+    except Exception as error:
+        cause = (str(error).strip().splitlines() or [""])[0]
+        raise InputError(f"{one.name} cannot be folded: {type(error).__name__}: {cause}") from error

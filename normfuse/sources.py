@@ -1,0 +1,146 @@
+"""Where a model comes from: a ``.pt2`` program, or ``module.path:factory`` for Python code."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from normfuse.errors import InputError
+from normfuse.pt2 import load_program
+
+__all__ = ["Source", "load_source"]
+
+_DTYPES = {d: getattr(torch, d) for d in ("float16", "bfloat16", "float32", "float64")}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model, or an exported program, with example inputs.
+
+    ``dynamic_shapes`` is what a factory returned for ``torch.export``, or None.
+    """
+
+    name: str
+    model: torch.nn.Module | ExportedProgram
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    dynamic_shapes: Any = None
+
+    @property
+    def is_program(self) -> bool:
+        return isinstance(self.model, ExportedProgram)
+
+    def module(self) -> torch.nn.Module:
+        """The model, or the program as a module."""
+        return self.model.module() if isinstance(self.model, ExportedProgram) else self.model
+
+    def with_dtype(self, name: str | None) -> Source:
+        """The same model and inputs with every floating tensor in this dtype.
+
+        Raises:
+            InputError: for an unknown dtype, and for a program, whose types are part of its graph.
+        """
+        if name is None:
+            return self
+        if name not in _DTYPES:
+            raise InputError(f"there is no dtype {name!r} here; choose one of {', '.join(_DTYPES)}")
+        if isinstance(self.model, ExportedProgram):
+            raise InputError(
+                f"{self.name} is a program, whose types are part of its graph; export the model in {name}"
+            )
+        dtype = _DTYPES[name]
+
+        def cast(leaf: Any) -> Any:
+            return leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
+
+        args, kwargs = pytree.tree_map(cast, (self.args, dict(self.kwargs)))
+        return replace(self, model=self.model.to(dtype), args=args, kwargs=kwargs)
+
+
+def load_source(text: str, **arguments: Any) -> Source:
+    """The model that ``text`` names; ``arguments`` go to a factory that takes them.
+
+    Raises:
+        InputError: when there is no such file or factory, or the factory does not return a model and inputs.
+    """
+    if text.endswith(".pt2") or Path(text).exists():
+        return _program(text)
+    module, colon, factory = text.partition(":")
+    if not colon or not module or not factory:
+        raise InputError(f"{text!r} is neither a .pt2 file that exists nor module.path:factory")
+    return _made(text, _factory(module, factory), arguments)
+
+
+def _program(text: str) -> Source:
+    program = load_program(text)
+    args, kwargs = program.example_inputs or ((), {})
+    return Source(text, program, tuple(args), dict(kwargs))
+
+
+def _factory(module: str, name: str) -> Callable[..., Any]:
+    here = os.getcwd()  # noqa: PTH109
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        raise InputError(f"cannot import {module}: {_cause(error)}") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise InputError(f"{module} has no {name}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise InputError(f"{module}:{name} is a {type(found).__name__}, not a function that makes a model")
+    factory: Callable[..., Any] = found
+    return factory
+
+
+def _made(text: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Source:
+    try:
+        made = factory(**_accepted(factory, arguments))
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{text} raised {_cause(error)}") from error
+    if isinstance(made, ExportedProgram):
+        args, kwargs = made.example_inputs or ((), {})
+        return Source(text, made, tuple(args), dict(kwargs))
+    if not isinstance(made, tuple) or not 2 <= len(made) <= 4 or not isinstance(made[0], torch.nn.Module):
+        raise InputError(
+            f"{text} has to return (model, args), (model, args, kwargs) or "
+            f"(model, args, kwargs, dynamic_shapes), not {_kind(made)}"
+        )
+    model, args, kwargs, shapes = (*made, {}, None)[:4] if len(made) == 2 else (*made, None)[:4]
+    if isinstance(args, torch.Tensor):
+        args = (args,)
+    if not isinstance(args, (tuple, list)) or not isinstance(kwargs or {}, Mapping):
+        raise InputError(f"{text} returns arguments of type {type(args).__name__}; a tuple is expected")
+    return Source(text, model, tuple(args), dict(kwargs or {}), shapes)
+
+
+def _accepted(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that the factory has parameters for."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {k: v for k, v in arguments.items() if k in parameters}
+
+
+def _kind(made: Any) -> str:
+    if isinstance(made, tuple):
+        return f"({', '.join(type(part).__name__ for part in made)})"
+    return f"a {type(made).__name__}"
+
+
+def _cause(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

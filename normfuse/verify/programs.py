@@ -1,0 +1,176 @@
+"""Two programs compared on inputs that are found in the reference itself: stored, random and hostile ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from normfuse.errors import VerificationError
+from normfuse.verify.equivalence import Equivalence, LeafError
+from normfuse.verify.hostile_hook import hostile_values
+from normfuse.verify.random_inputs import random_values
+from normfuse.verify.signature import Leaf, arguments, leaves_of
+from normfuse.verify.sizes import other_sizes, stored_sizes
+
+__all__ = ["Case", "CaseOutcome", "ProgramEquivalence", "cases_of", "compare_programs"]
+
+Compare = Callable[..., Equivalence]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of a program; ``kind`` is ``stored``, ``random`` or ``hostile``."""
+
+    kind: str
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CaseOutcome:
+    """What became of one case; without ``equivalence`` the ``note`` says why it could not be judged."""
+
+    kind: str
+    name: str
+    ok: bool
+    equivalence: Equivalence | None = None
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        found = None if self.equivalence is None else self.equivalence.to_dict()
+        return {"kind": self.kind, "name": self.name, "ok": self.ok, "note": self.note, "equivalence": found}
+
+
+@dataclass(frozen=True)
+class ProgramEquivalence(Equivalence):
+    """The outcome over all cases; its leaves are those of every case, named ``case: leaf``."""
+
+    cases: tuple[CaseOutcome, ...] = ()
+
+    @classmethod
+    def over(cls, cases: Sequence[CaseOutcome]) -> ProgramEquivalence:
+        """Sum up ``cases``; programs that could not be judged on any input are not equivalent."""
+        total = Equivalence.of([leaf for case in cases for leaf in _named(case)])
+        judged = any(leaf.judged for leaf in total.leaves)
+        return cls(
+            ok=judged and all(case.ok for case in cases),
+            max_abs_error=total.max_abs_error,
+            max_rel_error=total.max_rel_error,
+            error_ratio=total.error_ratio,
+            leaves=total.leaves,
+            cases=tuple(cases),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        summary = super().to_dict()
+        del summary["leaves"]
+        return {**summary, "cases": [case.to_dict() for case in self.cases]}
+
+
+def _named(case: CaseOutcome) -> list[LeafError]:
+    leaves = case.equivalence.leaves if case.equivalence is not None else ()
+    return [replace(leaf, path=f"{case.name}: {leaf.path}") for leaf in leaves]
+
+
+def cases_of(exported: ExportedProgram, random: int = 2, hostile: bool = True, seed: int = 0) -> list[Case]:
+    """Calls that the program should take.
+
+    The stored inputs; ``random`` times random ones, every other time of other sizes; and hostile ones.
+    """
+    leaves = leaves_of(exported)
+    made = [Case("stored", "stored", *_stored(exported))] if exported.example_inputs is not None else []
+    return [*made, *(_case(exported, *one) for one in _generated(exported, leaves, random, hostile, seed))]
+
+
+def _stored(exported: ExportedProgram) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    args, kwargs = exported.example_inputs
+    return tuple(args), dict(kwargs)
+
+
+def _case(exported: ExportedProgram, kind: str, name: str, values: list[Any]) -> Case:
+    return Case(kind, name, *arguments(exported, values))
+
+
+def _generated(
+    exported: ExportedProgram, leaves: list[Leaf], random: int, hostile: bool, seed: int
+) -> Iterator[tuple[str, str, list[Any]]]:
+    if all(leaf.shape is None for leaf in leaves):
+        return
+    sizes = stored_sizes(exported, leaves)
+    others = other_sizes(exported, sizes)
+    for number in range(random):
+        differ = number % 2 == 1 and others != sizes
+        name = f"random {number + 1}" + (f", {_brief(others)}" if differ else "")
+        yield "random", name, random_values(leaves, others if differ else sizes, seed + number)
+    if hostile:
+        for name, values in hostile_values(leaves, sizes, seed + random):
+            yield "hostile", name, values
+
+
+def _brief(sizes: dict[Any, int]) -> str:
+    return ", ".join(f"{symbol}={size}" for symbol, size in sizes.items())
+
+
+def compare_programs(
+    reference: ExportedProgram,
+    candidate: ExportedProgram,
+    compare: Compare,
+    cases: Sequence[Case] | None = None,
+    progress: Callable[[str], None] = lambda name: None,
+) -> ProgramEquivalence:
+    """Judge ``candidate`` on each case; ``compare`` is :func:`normfuse.verify`.
+
+    A case that the reference itself cannot run is left out of the judgement and says so.
+
+    Raises:
+        VerificationError: when the programs do not take the same inputs.
+    """
+    _require_same_inputs(reference, candidate)
+    original, rewritten = reference.module(), candidate.module()
+    outcomes = []
+    for case in cases_of(reference) if cases is None else cases:
+        progress(case.name)
+        outcomes.append(_outcome(case, original, rewritten, compare))
+    return ProgramEquivalence.over(outcomes)
+
+
+def _require_same_inputs(reference: ExportedProgram, candidate: ExportedProgram) -> None:
+    expected, found = ([leaf.name for leaf in leaves_of(p)] for p in (reference, candidate))
+    if expected != found or reference.call_spec.in_spec != candidate.call_spec.in_spec:
+        raise VerificationError(
+            f"the reference takes ({', '.join(expected)}), the candidate ({', '.join(found)}): "
+            "they are not versions of one program"
+        )
+
+
+def _outcome(case: Case, original: Any, rewritten: Any, compare: Compare) -> CaseOutcome:
+    problem = _trial(original, case)
+    if problem is not None:
+        return CaseOutcome(case.kind, case.name, True, note=f"the reference does not take it: {problem}")
+    problem = _trial(rewritten, case)
+    if problem is not None:
+        return CaseOutcome(case.kind, case.name, False, note=f"the candidate does not take it: {problem}")
+    try:
+        found = compare(original, rewritten, case.args, case.kwargs)
+    except VerificationError as error:
+        return CaseOutcome(case.kind, case.name, False, note=str(error).splitlines()[0])
+    return CaseOutcome(case.kind, case.name, found.ok, found)
+
+
+def _trial(module: Any, case: Case) -> str | None:
+    """Why a program cannot run a case, or None."""
+    from normfuse.verify.isolation import copied_inputs, preserved_rng, preserved_state
+
+    args, kwargs = copied_inputs(case.args, case.kwargs)
+    try:
+        with torch.no_grad(), preserved_rng(), preserved_state(module):
+            module(*args, **kwargs)
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return None

@@ -1,0 +1,74 @@
+"""The suite stores what it measures with the command that makes it, and the page says what the files say."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from bench import suite
+from bench.page import render, write_page
+from bench.subjects import SUBJECTS
+from normfuse.benchmark import run
+from normfuse.benchmark.result import BatchResult, BenchResult
+from normfuse.benchmark.settings import Settings
+from normfuse.benchmark.timing import AGAIN, Rounds
+from normfuse.cli.app import app
+
+
+def rounds(ours):
+    times = {"eager": 2.0, "inductor": 1.0, "normfuse": ours, "norms deleted": 0.5, "inductor" + AGAIN: 1.0}
+    return Rounds("inductor", {name: [price] * 3 for name, price in times.items()})
+
+
+def stored(name, ours):
+    batch = BatchResult.of(4, [rounds(ours)] * 3, {})
+    machine = {"processor": "P", "cores": 2, "system": "S", "python": "3", "packages": {"torch": "2"}}
+    settings = Settings(f"bench.subjects:{name}")
+    return BenchResult(settings, 3, machine, (batch,), f"normfuse bench {name}").to_dict()
+
+
+def test_the_page_sorts_models_by_verdict_and_marks_those_below_98_percent():
+    page = render([stored("won", 0.9), stored("tied", 1.0), stored("lost", 1.1), stored("near", 1.01)])
+    faster, rest = page.split("### No difference")
+    tie, slower = rest.split("### Slower")
+    assert "| won | 4 | 0.900 (0.900 .. 0.900) |" in faster
+    assert "| tied | 4 |" in tie
+    assert "| lost (!) | 4 |" in slower
+    assert "| near | 4 |" in slower
+    assert page.count("P, 2 cores") == 1
+    assert "    normfuse bench lost\n" in page
+
+
+def test_without_figures_the_page_says_how_to_make_them(tmp_path):
+    text = write_page(tmp_path, tmp_path / "page.md").read_text()
+    assert "No figures are stored yet" in text
+
+
+def test_the_suite_stores_a_command_that_is_understood(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "run_child", lambda settings, *names, **more: (
+        '{"first_call": 1.0, "peak_bytes": null}' if names else rounds(0.9).to_json()))  # fmt: skip
+    monkeypatch.setattr(run, "load_source", lambda *a, **k: None)
+    suite.measure("vit_base", tmp_path, processes=2, seconds=0.5, cost_runs=1, training=True, device="cpu")
+    written = json.loads((tmp_path / "vit_base.json").read_text())
+    assert [batch["batch_size"] for batch in written["batches"]] == list(SUBJECTS["vit_base"])
+    _, command, *arguments = written["command"].split()
+    assert command == "bench"
+    found = CliRunner().invoke(app, ["bench", *arguments, "--json", str(tmp_path / "again.json")])
+    assert found.exit_code == 0, found.output
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["settings"] == written["settings"]
+
+
+@pytest.mark.slow
+@pytest.mark.models
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_every_subject_runs(name):
+    import torch
+
+    from bench import subjects
+
+    model, args, kwargs = getattr(subjects, name)(1)
+    with torch.no_grad():
+        assert model(*args, **kwargs) is not None

@@ -1,0 +1,262 @@
+"""The commands explain, rewrite, fold and verify: what they write, how they end, and bad input."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import normfuse
+from normfuse.cli import progress
+from normfuse.cli.app import app
+from normfuse.pt2 import load_program, save_program
+from tests.backends.networks import prenorm
+from tests.programs.models import small_program
+
+MODELS = "tests.programs.models"
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    path = tmp_path_factory.mktemp("original") / "in.pt2"
+    return save_program(small_program(), path)
+
+
+def left_in(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_rewrite_writes_program_map_and_report(original, tmp_path):
+    before = original.read_bytes()
+    result = run("rewrite", original, "-o", tmp_path / "out.pt2", "--json", tmp_path / "r.json")
+    assert result.exit_code == 0, result.output
+    assert "found 3 layer_norm; now 3 rms_norm" in result.output
+    assert left_in(tmp_path) == ["out.map.json", "out.pt2", "r.json"]
+    assert original.read_bytes() == before
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert written["after"] == {"rms_norm": 3}
+    assert written["verification"]["ok"] is True
+    verified = run("verify", original, tmp_path / "out.pt2", "--random", 2, "--no-hostile")
+    assert verified.exit_code == 0, verified.output
+    assert "equivalent: worst error ratio" in verified.output
+
+
+def test_rewrite_of_python_code(tmp_path):
+    options = ["--dynamic", "--dtype", "float64", "--expect", "rms_norm=3", "--quiet"]
+    result = run("rewrite", f"{MODELS}:factory", "-o", tmp_path / "out.pt2", *options)
+    assert (result.exit_code, result.output) == (0, "")
+    program = load_program(tmp_path / "out.pt2")
+    assert {t.dtype for t in program.state_dict.values()} == {torch.float64}
+    assert program.range_constraints
+
+
+def test_a_factory_may_return_one_tensor(tmp_path):
+    assert run("rewrite", f"{MODELS}:lone_tensor", "-o", tmp_path / "out.pt2").exit_code == 0
+
+
+def test_skipped_rules_and_other_targets_change_nothing(original, tmp_path):
+    for options in (["--skip", "recentre"], ["--target", "layer_norm"]):
+        result = run("rewrite", original, "-o", tmp_path / "out.pt2", "--verify", "off", *options)
+        assert result.exit_code == 0
+        assert "now 3 layer_norm" in result.output
+
+
+@pytest.mark.parametrize("source", ["program", "code"])
+def test_explain_writes_nothing_but_what_it_is_asked_for(source, original, tmp_path):
+    text = original if source == "program" else f"{MODELS}:factory"
+    result = run("explain", text, "--json", tmp_path / "r.json", "--html", tmp_path / "r.html")
+    assert result.exit_code == 0, result.output
+    assert "now 3 rms_norm" in result.output
+    assert left_in(tmp_path) == ["r.html", "r.json"]
+    assert "now 3 layer_norm" in run("explain", text, "--target", "layer_norm").output
+
+
+def test_verify_ends_with_1_and_names_the_leaf(original, tmp_path):
+    program = load_program(original)
+    with torch.no_grad():
+        program.state_dict["head.weight"].mul_(1.001)
+    save_program(program, tmp_path / "b.pt2")
+    options = ["--random", 1, "--no-hostile", "--json", tmp_path / "v.json"]
+    result = run("verify", original, tmp_path / "b.pt2", *options)
+    assert result.exit_code == 1
+    assert "NOT equivalent" in result.output
+    assert "stored: output has error ratio" in result.output
+    written = json.loads((tmp_path / "v.json").read_text())
+    assert written["ok"] is False
+    assert written["error_ratio"] > 1.5
+    assert [case["kind"] for case in written["cases"]] == ["stored", "random"]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_fold_gives_the_weights_of_another_rewrite(suffix, original, tmp_path):
+    assert run("rewrite", original, "-o", tmp_path / "out.pt2").exit_code == 0
+    other = prenorm(seed=5, dtype=torch.float32)
+    given, made = tmp_path / f"given{suffix}", tmp_path / f"made{suffix}"
+    if suffix == ".pt":
+        torch.save(other.state_dict(), given)
+    else:
+        save_file(other.state_dict(), given, metadata={"format": "pt"})
+    before = given.read_bytes()
+    result = run("fold", tmp_path / "out.map.json", given, "-o", made)
+    assert result.exit_code == 0, result.output
+    assert "6 folded in place, 0 added" in result.output
+    assert given.read_bytes() == before
+    folded = torch.load(made) if suffix == ".pt" else load_file(made)
+    module = load_program(tmp_path / "out.pt2").module()
+    module.load_state_dict(folded)
+    assert normfuse.verify(other, module, load_program(original).example_inputs[0]).ok
+
+
+BAD_USE = [
+    (["rewrite", "{in}"], "Missing option '--output'"),
+    (["rewrite", "none.pt2", "-o", "{out}"], "none.pt2 does not exist"),
+    (["rewrite", "neither", "-o", "{out}"], "is neither a .pt2 file that exists nor module.path:factory"),
+    (["rewrite", "{junk}", "-o", "{out}"], "is not a .pt2 program, or is truncated"),
+    (["rewrite", "{in}", "-o", "{in}"], "is the input; choose another file"),
+    (["rewrite", "{in}", "-o", "{dir}/none/x.pt2"], "none does not exist"),
+    (["rewrite", "{in}", "-o", "{dir}/x.onnx"], "has to be a .pt2 file"),
+    (["rewrite", "{in}", "-o", "{out}", "--json", "{out}"], "would be written twice"),
+    (["rewrite", "{in}", "-o", "{out}", "--json", "{dir}/none/r.json"], "none does not exist"),
+    (["rewrite", "{in}", "-o", "{out}", "--target", "rms_nrm"], "did you mean 'rms_norm'?"),
+    (["rewrite", "{in}", "-o", "{out}", "--only", "recentr"], "unknown rule recentr; did you mean recentre?"),
+    (["rewrite", "{in}", "-o", "{out}", "--verify", "maybe"], "does not take 'maybe'"),
+    (
+        ["rewrite", "{in}", "-o", "{out}", "--dtype", "float64"],
+        "is a program, whose types are part of its graph",
+    ),
+    (["rewrite", "{in}", "-o", "{out}", "--dynamic"], "which of its sizes are open was decided"),
+    (["rewrite", "{in}", "-o", "{out}", "--expect", "rms_norm"], "--expect takes KIND=N"),
+    (["rewrite", f"{MODELS}:factory", "-o", "{out}", "--dtype", "int8"], "there is no dtype 'int8' here"),
+    (["rewrite", f"{MODELS}:nothing", "-o", "{out}"], "has no nothing"),
+    (["rewrite", f"{MODELS}:raises", "-o", "{out}"], "raised ValueError: first line"),
+    (["rewrite", f"{MODELS}:leaves", "-o", "{out}"], "raised SystemExit: 3"),
+    (["rewrite", f"{MODELS}:returns_a_number", "-o", "{out}"], "has to return (model, args)"),
+    (["rewrite", f"{MODELS}:not_callable", "-o", "{out}"], "is a int, not a function"),
+    (["rewrite", f"{MODELS}:in_training", "-o", "{out}"], "is in training mode; call .eval()"),
+    (["rewrite", "no.such.module:f", "-o", "{out}"], "cannot import no.such.module"),
+    (["explain", "{in}", "--html", "{dir}/none/r.html"], "none does not exist"),
+    (["verify", "{in}"], "Missing argument 'B'"),
+    (["verify", "{in}", "{junk}"], "is not a .pt2 program, or is truncated"),
+    (["fold", "{map}", "{junk}", "-o", "{out}"], "is no checkpoint that can be read"),
+    (["fold", "{map}", "none.pt", "-o", "{out}"], "none.pt does not exist"),
+    (["fold", "{map}", "{other}", "-o", "{out}"], "the map does not fit: the checkpoint holds no tensor"),
+    (["fold", "{map}", "{nested}", "-o", "{out}"], "save its entry 'model' alone"),
+    (["fold", "{map}", "{other}", "-o", "{other}"], "is an input; choose another file"),
+    (["fold", "{junk}", "{other}", "-o", "{out}"], "is no weight map: it is not JSON"),
+    (["fold", "none.json", "{other}", "-o", "{out}"], "cannot read none.json"),
+    (["frobnicate"], "No such command 'frobnicate'"),
+]
+
+
+@pytest.fixture(scope="module")
+def files(original, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    assert run("rewrite", original, "-o", folder / "made.pt2", "--verify", "off").exit_code == 0
+    (folder / "junk.pt2").write_bytes(b"junk" * 50)
+    torch.save({"another": torch.zeros(2)}, folder / "other.pt")
+    torch.save({"model": {"embed.weight": torch.zeros(2)}}, folder / "nested.pt")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), BAD_USE, ids=lambda v: "-".join(v)[:60] if isinstance(v, list) else ""
+)
+def test_bad_use_is_one_line_with_status_2_and_leaves_nothing(arguments, message, original, files, tmp_path):
+    names = {
+        "in": original, "out": tmp_path / "out.pt2", "dir": tmp_path, "junk": files / "junk.pt2",
+        "map": files / "made.map.json", "other": files / "other.pt", "nested": files / "nested.pt",
+    }  # fmt: skip
+    before = original.read_bytes(), (files / "other.pt").read_bytes()
+    result = run(*(a.format(**names) if "{" in a else a for a in arguments))
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert result.stderr.startswith("normfuse: ")
+    assert result.stderr.count("\n") == 1
+    assert left_in(tmp_path) == []
+    assert (original.read_bytes(), (files / "other.pt").read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rewrite", "{in}", "-o", "{out}", "--expect", "rms_norm=4"], "expected 4 rms_norm"),
+        (["verify", "{in}", f"{MODELS}:other_signature"], "they are not versions of one program"),
+    ],
+)
+def test_refusals_are_one_line_with_status_1_and_leave_nothing(arguments, message, original, tmp_path):
+    names = {"in": original, "out": tmp_path / "out.pt2"}
+    result = run(*(a.format(**names) if "{" in a else a for a in arguments))
+    assert result.exit_code == 1, result.output
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert left_in(tmp_path) == []
+
+
+def test_debug_raises(original, tmp_path):
+    with pytest.raises(normfuse.OptionError):
+        CliRunner().invoke(
+            app,
+            ["rewrite", str(original), "-o", str(tmp_path / "o.pt2"), "--target", "x", "--debug"],
+            catch_exceptions=False,
+        )
+
+
+def test_a_full_disk_leaves_nothing(original, tmp_path):
+    """A limit on the size of files stands for a disk that is full."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    assert original.stat().st_size > 20_000
+    command = [sys.executable, "-m", "normfuse", "rewrite", str(original), "-o", str(tmp_path / "o.pt2")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("normfuse: cannot write")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert left_in(tmp_path) == []
+
+
+def test_progress_is_silent_without_a_terminal(capsys):
+    with progress.steps(quiet=False) as say:
+        say("loading")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "Console", lambda **options: _Terminal())
+    with progress.steps(quiet=False) as say:
+        say("loading")
+    assert "loading ..." in _Terminal.shown
+    _Terminal.shown.clear()
+    with progress.steps(quiet=True) as say:
+        say("loading")
+    assert _Terminal.shown == []
+
+
+class _Terminal:
+    """As much of a console as the progress needs."""
+
+    shown: list[str] = []  # noqa: RUF012
+    is_terminal = True
+
+    def status(self, text):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def update(self, text):
+        self.shown.append(text)
