@@ -37,7 +37,11 @@ class Refusal:
 
 @dataclass
 class Site:
-    """One norm of the model: what it is, where it is, and what became of it."""
+    """One norm of the model: what it is, where it is, and what became of it.
+
+    ``modulation`` says what the model does to the result as a function of its input: ``"gate"``,
+    ``"scale"``, ``"shift"`` or ``"scale and shift"``.
+    """
 
     kind: str
     spec: Mapping[str, Any]
@@ -48,6 +52,7 @@ class Site:
     becomes: str = ""
     refusal: Refusal | None = None
     graph: int = 0
+    modulation: str = ""
 
     @classmethod
     def of(cls, spec: NormSpec, module: str, source: str, spelling: str) -> Site:
