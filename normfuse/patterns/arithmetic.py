@@ -20,6 +20,7 @@ from normfuse.ir.sizes import same, shape_of
 from normfuse.patterns import roots
 from normfuse.patterns.algebra import HALF, divided_by_count, dtype_of, number, power, stays, times
 from normfuse.patterns.facts import Fact, Facts, Stage, transfer
+from normfuse.patterns.masked import CODE
 from normfuse.patterns.operands import is_stored, spans, varying_dims
 from normfuse.patterns.statistics import square
 
@@ -36,7 +37,8 @@ def centre(node: Node, facts: Facts) -> Fact | None:
         return None
     if not divided_by_count(right) or not _aligned(right):
         return None
-    return stays(node, replace(left, centred=True, dims=right.dims)) if _keeps_shape(node, left) else None
+    made = replace(left, centred=True, dims=right.dims, flaw=left.flaw or right.flaw)
+    return stays(node, made) if _keeps_shape(node, left) else None
 
 
 def _aligned(statistic: Fact) -> bool:
@@ -150,6 +152,9 @@ def divide(node: Node, facts: Facts) -> Fact | None:
     below = number(denominator)
     if below is not None:
         return _times_number(node, numerator, 1 / below, facts)
+    total = facts.at(numerator, Stage.STATISTIC, Stage.MEAN)
+    if total is not None and total.flaw == CODE:
+        return total
     statistic = facts.at(denominator, Stage.STATISTIC)
     inverse = None if statistic is None or statistic.factor_dtype else power(statistic, -1)
     if inverse is None:

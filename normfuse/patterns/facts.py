@@ -33,6 +33,7 @@ class Stage(Enum):
     STATISTIC = auto()
     NORMED = auto()
     FACTOR = auto()
+    MASKED = auto()
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class Fact:
         factor * max(sqrt(S / divisor), eps) ** (2 exponent)        eps_mode "clamp"
 
     A MEAN is ``factor * sum / divisor``. NORMED is the source times such a statistic; SCALED is the
-    source times the weight ``scale``, and FACTOR a linear image of the source times the statistic
-    ``root``, so that the norm is the factor alone.
+    source times the weight ``scale``, FACTOR a linear image of the source times the statistic ``root``,
+    so that the norm is the factor alone, and MASKED the source or square ``root`` where a mask allows it.
 
     Attributes:
         divisor: None for the number of elements.

@@ -19,6 +19,10 @@ _SENTENCES = {
         "mark this dimension static, e.g. with torch._dynamo.mark_static",
     ),
     "empty_input": ("the norm is over a tensor without elements", "give an example input with elements"),
+    "masked_statistics": (
+        "a mask chooses the elements that the statistics are made of",
+        "call the model without a mask where nothing is masked",
+    ),
     "updates_statistics": (
         "the norm updates its running statistics when it runs",
         "call .eval() on the norm",

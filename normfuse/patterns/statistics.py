@@ -15,6 +15,7 @@ from normfuse.ir.dtypes import opmath
 from normfuse.ir.sizes import shape_of
 from normfuse.patterns.algebra import HALF, count, dtype_of, power, stays, trailing
 from normfuse.patterns.facts import Fact, Facts, Stage, transfer
+from normfuse.patterns.masked import CODE, masked
 
 __all__ = ["square"]
 
@@ -32,13 +33,15 @@ def _reduced(fact: Fact | None, stage: Stage, dim: Any, keepdim: Any, **changes:
 
 
 def _summed(node: Node, facts: Facts, divisor: float | None) -> Fact | None:
-    """The sum or mean of the source or of its square."""
+    """The sum or mean of the source or of its square; what divides a masked sum is not looked at."""
     bound = bind(node)
-    fact = facts.at(bound["self"], Stage.SOURCE, Stage.SQUARE)
+    fact = facts.at(bound["self"], Stage.SQUARE) or masked(bound["self"], facts)
+    fact = fact or facts.at(bound["self"], Stage.SOURCE)
     if fact is None or (fact.stage is Stage.SOURCE and fact.centred):
         return None
     stage = Stage.MEAN if fact.stage is Stage.SOURCE else Stage.STATISTIC
-    return stays(node, _reduced(fact, stage, bound["dim"], bound["keepdim"], divisor=divisor))
+    by = None if fact.flaw == CODE else divisor
+    return stays(node, _reduced(fact, stage, bound["dim"], bound["keepdim"], divisor=by))
 
 
 @transfer(aten.mean.dim)

@@ -208,6 +208,40 @@ def test_bad_input_has_a_reason(code: str) -> None:
     assert norms_in(work.program.gm) == []
 
 
+def test_masked_statistics_are_refused_by_name() -> None:
+    def function(x, mask):
+        mean = torch.masked.mean(x, mask=mask > 0, dim=(2, 3), keepdim=True)
+        var = torch.masked.var(x, mask=mask > 0, dim=(2, 3), keepdim=True, unbiased=False)
+        return (x - mean) / torch.sqrt(var + 1e-5)
+
+    work = lifted(function, (torch.randn(2, 2, 4, 6), torch.ones(2, 2, 4, 6)))
+    (site,) = work.report.sites
+    assert site.refusal is not None
+    assert site.refusal.code == "masked_statistics"
+    assert norms_in(work.program.gm) == []
+
+
+def test_a_norm_of_masked_values_is_a_norm() -> None:
+    def function(x, mask):
+        h = torch.where(mask > 0, x, 0.0)
+        return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+    (site,) = lifted(function, (torch.randn(2, 8), torch.ones(2, 8))).report.sites
+    assert site.refusal is None
+
+
+@pytest.mark.parametrize("name", ["multiply", "divide"])
+def test_other_names_of_operators(name: str) -> None:
+    def function(x, w, b):
+        root = torch.sqrt(torch.multiply(x, x).mean(-1, True) + 1e-6)
+        h = torch.divide(x, root) if name == "divide" else torch.multiply(x, torch.reciprocal(root))
+        return torch.multiply(h, w)
+
+    ((_, expected),) = norms_in(lifted(spellings.RMS_SPELLINGS["pow"], operands(torch.float32)).program.gm)
+    ((_, found),) = norms_in(lifted(function, operands(torch.float32)).program.gm)
+    assert found.spec == expected.spec
+
+
 def test_a_symbolic_axis_has_a_reason() -> None:
     """And a symbolic batch has none: the norm is lifted, with the sizes that its spelling reads."""
     model = Symbolic()
