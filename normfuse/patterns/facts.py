@@ -11,9 +11,10 @@ stage SQUARE, and whatever comes after needs to know nothing about them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch.fx import Graph, Node
@@ -75,6 +76,12 @@ class Fact:
     scale: Node | None = None
     root: Node | None = None
     flaw: str = ""
+
+    def reduced(self, stage: Stage, dims: tuple[int, ...], **changes: Any) -> Fact | None:
+        """A statistic over ``dims``; a centred source has statistics over its own dims only."""
+        if self.centred and dims != self.dims:
+            return None
+        return replace(self, stage=stage, dims=dims, **changes)
 
     @property
     def subject(self) -> tuple[Node, bool]:

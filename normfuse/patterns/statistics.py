@@ -26,10 +26,7 @@ def _reduced(fact: Fact | None, stage: Stage, dim: Any, keepdim: Any, **changes:
     if fact is None or shape is None or dim is None or dim == []:
         return None
     dims = trailing(dim, len(shape))
-    if fact.centred and dims != fact.dims:
-        return None
-    missing = () if keepdim else dims
-    return replace(fact, stage=stage, dims=dims, missing=missing, **changes)
+    return fact.reduced(stage, dims, missing=() if keepdim else dims, **changes)
 
 
 def _summed(node: Node, facts: Facts, divisor: float | None) -> Fact | None:
