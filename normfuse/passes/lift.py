@@ -6,16 +6,17 @@ passes see a norm.
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 
 from normfuse.ir.calls import readers
 from normfuse.ir.effects import Effects
 from normfuse.ir.location import module_path, source_line
 from normfuse.ir.region import NormRegion
+from normfuse.passes.bodies import Bodies
 from normfuse.passes.work import Work
 from normfuse.patterns import (
     Candidate,
@@ -34,60 +35,66 @@ __all__ = ["lift"]
 def lift(work: Work) -> None:
     """Lift all norms of the program and record a site for each."""
     gm = work.program.gm
-    effects = Effects(gm.graph)
     facts = find_facts(gm.graph)
     order = {node: i for i, node in enumerate(gm.graph.nodes)}
-    weights = work.program.weights
     cores = [*native_norms(gm.graph, facts), *handwritten_norms(facts)]
-    lifted: dict[Node, Node] = {}
+    lifting = _Lifting(work, Effects(gm.graph), order)
     for core in sorted(cores, key=lambda c: order[c.root]):
-        norm = of_weight(absorb(_following(core, lifted)), weights)
+        norm = of_weight(absorb(lifting.followed(core)), work.program.weights)
+        lifting.lift(norm, module_path(core.root), source_line(core.root))
+
+
+@dataclass
+class _Lifting:
+    """The graph as it is being lifted; ``lifted`` maps the ends of norms to the nodes that replaced them."""
+
+    work: Work
+    effects: Effects
+    order: dict[Node, int]
+    lifted: dict[Node, Node] = field(default_factory=dict)
+    bodies: Bodies = field(default_factory=Bodies)
+
+    def followed(self, norm: Candidate) -> Candidate:
+        """The candidate with operands that were lifted in the meantime replaced by their lifted nodes."""
+        held = {f.name: getattr(norm.operands, f.name) for f in fields(norm.operands)}
+        moved: dict[str, Any] = {
+            role: self.lifted[n] for role, n in held.items() if isinstance(n, Node) and n in self.lifted
+        }
+        return replace(norm, operands=replace(norm.operands, **moved)) if moved else norm
+
+    def lift(self, norm: Candidate, module: str, source: str) -> None:
         nodes = _between(norm)
-        sizes = sorted((n for n in nodes if not _is_tensor(n)), key=lambda n: order.get(n, -1))
-        norm = replace(norm, operands=replace(norm.operands, sizes=tuple(sizes)))
-        interior = sorted(_between(norm), key=lambda n: order.get(n, -1))
-        _lift_one(work, norm, core.root, interior, effects, lifted, order)
+        sizes = tuple(sorted((n for n in nodes if not _is_tensor(n)), key=self._place))
+        if sizes:
+            norm = replace(norm, operands=replace(norm.operands, sizes=sizes))
+            nodes = _between(norm)
+        interior = sorted(nodes, key=self._place)
+        spelling = ", ".join(_operator(node) for node in interior)
+        site = Site.of(norm.spec, module, source, spelling)
+        site.modulation = modulation(norm.root)
+        refusal = norm.refusal or self._obstacle(norm, interior)
+        if refusal is not None:
+            site.refuse(refusal)
+            self.work.report.sites.append(site)
+            return
+        body = self.bodies.of(norm.operands.as_args(), interior, norm.root)
+        region = NormRegion(norm.spec, body, spelling)
+        made = _replace(self.work.program.gm, norm, interior, region, len(self.lifted))
+        self.lifted[norm.root] = made
+        self.work.record(made, site)
 
+    def _place(self, node: Node) -> int:
+        return self.order.get(node, -1)
 
-def _following(norm: Candidate, lifted: dict[Node, Node]) -> Candidate:
-    """The candidate with operands that were lifted in the meantime replaced by their lifted nodes."""
-    held = {f.name: getattr(norm.operands, f.name) for f in fields(norm.operands)}
-    moved: dict[str, Any] = {role: lifted.get(n, n) for role, n in held.items() if isinstance(n, Node)}
-    return replace(norm, operands=replace(norm.operands, **moved))
-
-
-def _lift_one(
-    work: Work,
-    norm: Candidate,
-    core: Node,
-    interior: list[Node],
-    effects: Effects,
-    lifted: dict[Node, Node],
-    order: dict[Node, int],
-) -> None:
-    spelling = ", ".join(_operator(node) for node in interior)
-    site = Site.of(norm.spec, module_path(core), source_line(core), spelling)
-    site.modulation = modulation(norm.root)
-    refusal = norm.refusal or _obstacle(norm, interior, effects, order)
-    if refusal is not None:
-        site.refuse(refusal)
-        work.report.sites.append(site)
-        return
-    lifted[norm.root] = _replace(work.program.gm, norm, interior, spelling, len(lifted))
-    work.record(lifted[norm.root], site)
-
-
-def _obstacle(
-    norm: Candidate, interior: list[Node], effects: Effects, order: dict[Node, int]
-) -> Refusal | None:
-    touched = [n for n in (*interior, *norm.operands.as_args()) if effects.is_written(n)]
-    begins = min((order[n] for n in interior if n in order), default=-1)
-    if any(order[writer] >= begins for n in touched for writer in effects.writers(n)):
-        return _mutated(norm)
-    inner = next((n for n in interior if n.op != "call_function"), None)
-    if inner is not None:
-        return Refusal("overlap", f"{inner.name} belongs to this norm and to another one", inner.name)
-    return None
+    def _obstacle(self, norm: Candidate, interior: list[Node]) -> Refusal | None:
+        touched = [n for n in (*interior, *norm.operands.as_args()) if self.effects.is_written(n)]
+        begins = min((self.order[n] for n in interior if n in self.order), default=-1)
+        if any(self.order[w] >= begins for n in touched for w in self.effects.writers(n)):
+            return _mutated(norm)
+        inner = next((n for n in interior if n.op != "call_function"), None)
+        if inner is not None:
+            return Refusal("overlap", f"{inner.name} belongs to this norm and to another one", inner.name)
+        return None
 
 
 def _is_tensor(node: Node) -> bool:
@@ -111,8 +118,7 @@ def _operator(node: Node) -> str:
     return str(node.target).removeprefix("aten.").split(".")[0]
 
 
-def _replace(gm: GraphModule, norm: Candidate, interior: list[Node], spelling: str, number: int) -> Node:
-    region = NormRegion(norm.spec, _body(norm, interior), spelling)
+def _replace(gm: GraphModule, norm: Candidate, interior: list[Node], region: NormRegion, number: int) -> Node:
     name = f"norm_{number}"
     gm.add_submodule(name, region)
     with gm.graph.inserting_after(norm.root):
@@ -125,21 +131,6 @@ def _replace(gm: GraphModule, norm: Candidate, interior: list[Node], spelling: s
                 gm.graph.erase_node(assertion)
             gm.graph.erase_node(dead)
     return node
-
-
-def _body(norm: Candidate, interior: list[Node]) -> Graph:
-    graph = Graph()
-    copies: dict[Node, Node] = {}
-    for operand in norm.operands.as_args():
-        if operand not in copies:
-            copies[operand] = graph.placeholder(operand.name)
-            copies[operand].meta = dict(operand.meta)
-        else:
-            graph.placeholder(f"{operand.name}_again")
-    for node in interior:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output(copies[norm.root])
-    return graph
 
 
 def _mutated(norm: Candidate) -> Refusal:
