@@ -71,7 +71,7 @@ def _elements(node: object) -> int:
 def _comes_from_reduction(value: object, depth: int = 6) -> bool:
     if not isinstance(value, Node) or value.op != "call_function" or depth == 0:
         return False
-    if _name(value) in _REDUCTIONS:
+    if _name(value) in (*_REDUCTIONS, *_WHOLE_ROOTS):
         return True
     first = [a for a in value.all_input_nodes if _is_floating(a) or _name(value) == "getitem"]
     return _name(value) in _POINTWISE and any(_comes_from_reduction(a, depth - 1) for a in first)

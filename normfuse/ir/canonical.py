@@ -26,7 +26,7 @@ def is_expressible(spec: NormSpec) -> bool:
     """Whether a description has a canonical body."""
     plain = spec.kind == "rms_norm" and spec.statistics == "input" and spec.returns == "value"
     usual = spec.eps_mode == "inside" and spec.divisor is None and spec.groups == 1
-    return plain and usual and spec.factor_dtype is None and spec.statistics_dtype is None
+    return plain and usual and spec.factor_dtype is None
 
 
 def canonical_region(spec: NormSpec, operands: Operands, result: torch.Tensor) -> NormRegion:
@@ -49,13 +49,14 @@ def canonical_region(spec: NormSpec, operands: Operands, result: torch.Tensor) -
 
 
 def _body(graph: Graph, spec: NormSpec, inputs: dict[str, Node], row_major: bool) -> Node:
-    x = cast(graph, inputs["source"], spec.compute_dtype)
+    compute = spec.statistics_dtype or spec.compute_dtype
+    x = cast(graph, inputs["source"], compute)
     sizes = [static_size(inputs["source"], d) for d in spec.dims]
     scale = inputs.get("scale")
     native = row_major and _is_native(spec, sizes)
-    joins = native and spec.scale_dtype == spec.compute_dtype and shape_of(scale) == tuple(sizes)
+    joins = native and spec.scale_dtype == compute and shape_of(scale) == tuple(sizes)
     if scale is not None and joins:
-        scale = cast(graph, scale, spec.compute_dtype)
+        scale = cast(graph, scale, compute)
         value = call(graph, aten.rms_norm.default, x, sizes, scale, spec.eps)
     else:
         value = _native(graph, spec, x, sizes) if native else _arithmetic(graph, spec, x, inputs.get("eps"))

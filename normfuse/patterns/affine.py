@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from normfuse.ir.calls import CASTS, aten, bind, is_call, readers
 from normfuse.ir.dtypes import WIDER
-from normfuse.ir.sizes import same, shape_of, static_size, tensor_of
+from normfuse.ir.sizes import rank_of, same, shape_of, static_size, tensor_of
 from normfuse.patterns.algebra import number
 from normfuse.patterns.candidate import Candidate
 from normfuse.patterns.constants import Constants
@@ -65,7 +65,7 @@ def _operand(norm: Candidate, reader: Node) -> tuple[Node, tuple[int, ...]] | No
     """The other operand of a product or sum, and ``affine_dims``.
 
     It varies along the normalized dimensions, or it belongs to the model and varies along others
-    (one weight for each head, one for each channel of a group).
+    (one weight for each head, one for each channel of a group), but not along the batch, as a mask does.
     """
     left, right = reader.args[0], reader.args[1]
     other = right if left is norm.root else left
@@ -74,7 +74,7 @@ def _operand(norm: Candidate, reader: Node) -> tuple[Node, tuple[int, ...]] | No
     if spans(other, norm.root, norm.spec.dims):
         return other, ()
     dims = varying_dims(other, norm.root) if is_stored(other) else None
-    return (other, dims) if dims else None
+    return (other, dims) if dims and -rank_of(norm.root) not in dims else None
 
 
 def _floating(node: Node) -> bool:

@@ -178,6 +178,14 @@ def test_rounding_the_factor_is_another_function() -> None:
     assert len(set(specs[torch.bfloat16])) == 2
 
 
+def test_a_mask_is_no_weight() -> None:
+    def function(x, w, mask):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * mask[..., None] * w
+
+    (site,) = lifted(function, (torch.randn(2, 5, 8), torch.randn(8), torch.ones(2, 5))).report.sites
+    assert not site.spec["has_scale"]
+
+
 def test_weight_standardization() -> None:
     def function(x, w):
         mean = w.mean((1, 2, 3), keepdim=True)
