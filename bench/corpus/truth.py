@@ -27,7 +27,7 @@ _ROOTS = ("rsqrt", "sqrt")
 _WHOLE_ROOTS = ("linalg_vector_norm", "norm", "std", "frobenius_norm")
 _POINTWISE = (
     "add", "clamp", "clamp_min", "maximum", "mul", "div", "to", "_to_copy", "unsqueeze", "view", "reshape",
-    "pow", "getitem", "expand", "expand_as", "reciprocal", "sub", "type_as", "where", "masked_fill",
+    "pow", "square", "getitem", "expand", "expand_as", "reciprocal", "sub", "type_as", "where", "masked_fill",
 )  # fmt: skip
 
 
