@@ -41,6 +41,8 @@ class Site:
 
     ``errors`` holds, where the site was verified, its error against float64 over the original's, by the
     inputs it was run on. ``certificate`` says why a changed norm is the same function.
+    ``modulation`` says what the model does to the result as a function of its input: ``"gate"``,
+    ``"scale"``, ``"shift"`` or ``"scale and shift"``.
     """
 
     kind: str
@@ -54,6 +56,7 @@ class Site:
     graph: int = 0
     errors: dict[str, float] = field(default_factory=dict)
     certificate: dict[str, Any] | None = None
+    modulation: str = ""
 
     @classmethod
     def of(cls, spec: NormSpec, module: str, source: str, spelling: str) -> Site:

@@ -8,7 +8,7 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
-__all__ = ["CASTS", "aten", "bind", "is_call", "mutated_arguments", "mutates", "node_inputs"]
+__all__ = ["CASTS", "aten", "bind", "is_call", "mutated_arguments", "mutates", "node_inputs", "readers"]
 
 aten = torch.ops.aten
 
@@ -60,6 +60,11 @@ def mutated_arguments(node: Node) -> list[Node]:
 def mutates(node: Node) -> bool:
     """Whether a call writes to one of its inputs."""
     return bool(mutated_arguments(node))
+
+
+def readers(node: Node) -> list[Node]:
+    """Who reads a value; an assertion on its type does not."""
+    return [user for user in node.users if not is_call(user, aten._assert_tensor_metadata.default)]
 
 
 def node_inputs(node: Node) -> list[Node]:

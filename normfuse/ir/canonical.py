@@ -19,13 +19,20 @@ from normfuse.ir.region import NormRegion, Operands
 from normfuse.ir.sizes import is_row_major, shape_of, static_size, tensor_of
 from normfuse.ir.spec import NormSpec
 
-__all__ = ["canonical_region"]
+__all__ = ["canonical_region", "is_expressible"]
+
+
+def is_expressible(spec: NormSpec) -> bool:
+    """Whether a description has a canonical body."""
+    plain = spec.kind == "rms_norm" and spec.statistics == "input" and spec.returns == "value"
+    usual = spec.eps_mode == "inside" and spec.divisor is None and spec.groups == 1
+    return plain and usual and spec.factor_dtype is None
 
 
 def canonical_region(spec: NormSpec, operands: Operands, result: torch.Tensor) -> NormRegion:
     """A region for ``spec`` that takes operands like these and lays its result out like this one."""
-    if spec.kind != "rms_norm" or spec.eps_mode != "inside" or spec.statistics != "input":
-        raise InvariantError(f"no canonical body for {spec.kind} with eps {spec.eps_mode}")
+    if not is_expressible(spec):
+        raise InvariantError(f"no canonical body for {spec}")
     graph = Graph()
     inputs: dict[str, Node] = {}
     for role in ("source", "eps", "scale", "shift"):
@@ -42,13 +49,14 @@ def canonical_region(spec: NormSpec, operands: Operands, result: torch.Tensor) -
 
 
 def _body(graph: Graph, spec: NormSpec, inputs: dict[str, Node], row_major: bool) -> Node:
-    x = cast(graph, inputs["source"], spec.compute_dtype)
+    compute = spec.statistics_dtype or spec.compute_dtype
+    x = cast(graph, inputs["source"], compute)
     sizes = [static_size(inputs["source"], d) for d in spec.dims]
     scale = inputs.get("scale")
     native = row_major and _is_native(spec, sizes)
-    joins = native and spec.scale_dtype == spec.compute_dtype and shape_of(scale) == tuple(sizes)
+    joins = native and spec.scale_dtype == compute and shape_of(scale) == tuple(sizes)
     if scale is not None and joins:
-        scale = cast(graph, scale, spec.compute_dtype)
+        scale = cast(graph, scale, compute)
         value = call(graph, aten.rms_norm.default, x, sizes, scale, spec.eps)
     else:
         value = _native(graph, spec, x, sizes) if native else _arithmetic(graph, spec, x, inputs.get("eps"))
@@ -56,7 +64,8 @@ def _body(graph: Graph, spec: NormSpec, inputs: dict[str, Node], row_major: bool
         value = value if scale is None else call(graph, aten.mul.Tensor, value, scale)
     if "shift" in inputs:
         value = call(graph, aten.add.Tensor, value, inputs["shift"])
-    return cast(graph, value, spec.out_dtype)
+    value = cast(graph, value, spec.out_dtype)
+    return value if spec.post_factor == 1 else call(graph, aten.mul.Tensor, value, spec.post_factor)
 
 
 def _is_native(spec: NormSpec, sizes: list[int | None]) -> bool:

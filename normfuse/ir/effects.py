@@ -40,11 +40,13 @@ class Effects:
         writers = [(node, _written_by(node)) for node in graph.nodes]
         self._memory: dict[Node, set[int]] = {}
         self._written: set[int] = set()
+        self._writers: list[tuple[Node, set[int]]] = []
         if any(written for _, written in writers):
             self._find_memory(graph)
-        for _, written in writers:
+        for node, written in writers:
             for argument in written:
                 self._written |= self._memory[argument]
+                self._writers.append((node, self._memory[argument]))
 
     def _find_memory(self, graph: Graph) -> None:
         for node in graph.nodes:
@@ -67,6 +69,11 @@ class Effects:
     def is_written(self, node: Node) -> bool:
         """Whether anything in the graph writes to memory that ``node`` reads or returns."""
         return not self._written.isdisjoint(self.memory(node))
+
+    def writers(self, node: Node) -> list[Node]:
+        """The nodes that write to memory that ``node`` reads or returns, in execution order."""
+        memory = self.memory(node)
+        return [writer for writer, written in self._writers if not written.isdisjoint(memory)]
 
 
 def is_effectful(node: Node) -> bool:

@@ -2,7 +2,8 @@
 
 The node is a ``call_module`` whose target is a :class:`NormRegion`. Its arguments are, in order,
 the normalized input, the eps operand, the weight and the bias, each only where the description
-says that it exists. Calling the module runs the original operators, so lifting changes no bit.
+says that it exists, and then the sizes that the spelling reads. Calling the module runs the
+original operators, so lifting changes no bit.
 """
 
 from __future__ import annotations
@@ -20,15 +21,21 @@ __all__ = ["NormRegion", "Operands", "norm_of", "norms_in"]
 
 @dataclass(frozen=True)
 class Operands:
-    """The graph nodes a norm reads; ``scale`` and ``shift`` broadcast over the input."""
+    """The graph nodes a norm reads; ``scale`` and ``shift`` broadcast over the input.
+
+    Of ``group_norm`` and ``instance_norm`` they run along the channels, dimension 1. ``sizes`` are
+    numbers that the spelling needs and the description does not, as in ``expand_as``.
+    """
 
     source: Node
     eps: Node | None = None
     scale: Node | None = None
     shift: Node | None = None
+    sizes: tuple[Node, ...] = ()
 
     def as_args(self) -> tuple[Node, ...]:
-        return tuple(n for n in (self.source, self.eps, self.scale, self.shift) if n is not None)
+        named = (self.source, self.eps, self.scale, self.shift)
+        return (*(n for n in named if n is not None), *self.sizes)
 
 
 class NormRegion(torch.nn.Module):
@@ -51,9 +58,9 @@ class NormRegion(torch.nn.Module):
         eps = rest.pop(0) if self.spec.eps is None else None
         scale = rest.pop(0) if self.spec.has_scale else None
         shift = rest.pop(0) if self.spec.has_shift else None
-        if rest:
+        if any(isinstance(n.meta.get("val"), torch.Tensor) for n in rest):
             raise InvariantError(f"{node.name} has {len(rest)} operands more than its description")
-        return Operands(source, eps, scale, shift)
+        return Operands(source, eps, scale, shift, tuple(rest))
 
 
 def norm_of(node: Node) -> NormRegion | None:

@@ -50,6 +50,12 @@ class NormSpec:
         has_scale, has_shift: whether a weight and a bias follow.
         weight_offset: constant added to the weight, 1.0 in Gemma's convention.
         post_factor: number that multiplies the result.
+        affine_dims: dimensions along which weight and bias vary where those are not ``dims``, e.g.
+            ``(-2, -1)`` for one weight vector for each head.
+        statistics_dtype: dtype of the sums where they are rounded to ``compute_dtype`` only afterwards.
+        factor_dtype: dtype to which the inverse root is rounded before it multiplies the input.
+        returns: ``"value"``, or ``"factor"`` where the norm is the inverse root alone, which the model
+            multiplies with a linear image of the input.
     """
 
     kind: str
@@ -67,6 +73,10 @@ class NormSpec:
     groups: int = 1
     weight_offset: float = 0.0
     post_factor: float = 1.0
+    affine_dims: tuple[int, ...] = ()
+    statistics_dtype: torch.dtype | None = None
+    factor_dtype: torch.dtype | None = None
+    returns: str = "value"
 
     @property
     def centred(self) -> bool:
@@ -80,7 +90,7 @@ class NormSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for reports; dtypes as ``"float32"``."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        plain["dims"] = list(self.dims)
+        plain["dims"], plain["affine_dims"] = list(self.dims), list(self.affine_dims)
         for name, value in plain.items():
             if isinstance(value, torch.dtype):
                 plain[name] = str(value).removeprefix("torch.")

@@ -2,13 +2,15 @@
 
     to(x, x.dtype) -> x        alias(x) -> x        dropout(x, p, train=False) -> x
     dropout(x, p=0) -> x, which draws no random numbers either
-    type_as(x, y) -> to(x, y.dtype)
+    type_as(x, y) -> to(x, y.dtype)                multiply(x, y) -> mul(x, y)
 
 Bitwise neutral. Nothing is dropped where the graph writes to the memory concerned, nor what the
 graph returns, so aliasing and mutation stay what they were.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch.fx import GraphModule, Node
 
@@ -19,11 +21,22 @@ from normfuse.ir.sizes import tensor_of
 __all__ = ["canonicalize"]
 
 
+#: Operators with two names.
+_ALIASES: dict[object, Any] = {
+    aten.multiply.Tensor: aten.mul.Tensor,
+    aten.divide.Tensor: aten.div.Tensor,
+    aten.true_divide.Tensor: aten.div.Tensor,
+    aten.subtract.Tensor: aten.sub.Tensor,
+    aten.clip.default: aten.clamp.default,
+}
+
+
 def canonicalize(gm: GraphModule) -> int:
     """Remove no-op nodes; returns how many."""
     effects = Effects(gm.graph)
     removed = 0
     for node in list(gm.graph.nodes):
+        node.target = _ALIASES.get(node.target, node.target)
         if is_call(node, aten.type_as.default, aten.to.other) and not effects.is_written(node):
             _name_the_dtype(node)
         if _hands_on(node) and not effects.is_written(node) and not _is_returned(node):

@@ -6,16 +6,28 @@ passes see a norm.
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
-from torch.fx import Graph, GraphModule, Node
+import torch
+from torch.fx import GraphModule, Node
 
+from normfuse.ir.calls import readers
 from normfuse.ir.effects import Effects
 from normfuse.ir.grad_mode import gradient_regions
 from normfuse.ir.location import module_path, source_line
-from normfuse.ir.region import NormRegion, Operands
+from normfuse.ir.region import NormRegion
+from normfuse.passes.bodies import Bodies
 from normfuse.passes.work import Work
-from normfuse.patterns import Candidate, absorb, find_facts, handwritten_norms, native_norms
+from normfuse.patterns import (
+    Candidate,
+    absorb,
+    find_facts,
+    handwritten_norms,
+    modulation,
+    native_norms,
+    of_weight,
+)
 from normfuse.report import Refusal, Site
 
 __all__ = ["lift"]
@@ -24,46 +36,86 @@ __all__ = ["lift"]
 def lift(work: Work) -> None:
     """Lift all norms of the program and record a site for each."""
     gm = work.program.gm
-    effects = Effects(gm.graph)
     facts = find_facts(gm.graph)
     regions = gradient_regions(gm.graph) if work.program.grad_enabled else {}
     order = {node: i for i, node in enumerate(gm.graph.nodes)}
     cores = [*native_norms(gm.graph, facts), *handwritten_norms(facts)]
-    lifted: dict[Node, Node] = {}
+    lifting = _Lifting(work, Effects(gm.graph), order, regions)
     for core in sorted(cores, key=lambda c: order[c.root]):
-        norm = absorb(_following(core, lifted))
-        interior = sorted(_interior(norm), key=lambda n: order.get(n, -1))
-        refusal = _refusal(norm, interior, effects, regions)
-        _lift_one(work, norm, interior, refusal, lifted)
+        norm = of_weight(absorb(lifting.followed(core)), work.program.weights)
+        lifting.lift(norm, module_path(core.root), source_line(core.root))
 
 
-def _following(norm: Candidate, lifted: dict[Node, Node]) -> Candidate:
-    """The candidate with operands that were lifted in the meantime replaced by their lifted nodes."""
-    held = {f.name: getattr(norm.operands, f.name) for f in fields(norm.operands)}
-    return replace(norm, operands=Operands(**{role: lifted.get(n, n) for role, n in held.items()}))
+@dataclass
+class _Lifting:
+    """The graph as it is being lifted; ``lifted`` maps the ends of norms to the nodes that replaced them."""
+
+    work: Work
+    effects: Effects
+    order: dict[Node, int]
+    regions: dict[Node, int]
+    lifted: dict[Node, Node] = field(default_factory=dict)
+    bodies: Bodies = field(default_factory=Bodies)
+
+    def followed(self, norm: Candidate) -> Candidate:
+        """The candidate with operands that were lifted in the meantime replaced by their lifted nodes."""
+        held = {f.name: getattr(norm.operands, f.name) for f in fields(norm.operands)}
+        moved: dict[str, Any] = {
+            role: self.lifted[n] for role, n in held.items() if isinstance(n, Node) and n in self.lifted
+        }
+        return replace(norm, operands=replace(norm.operands, **moved)) if moved else norm
+
+    def lift(self, norm: Candidate, module: str, source: str) -> None:
+        nodes = _between(norm)
+        sizes = tuple(sorted((n for n in nodes if not _is_tensor(n)), key=self._place))
+        if sizes:
+            norm = replace(norm, operands=replace(norm.operands, sizes=sizes))
+            nodes = _between(norm)
+        interior = sorted(nodes, key=self._place)
+        spelling = ", ".join(_operator(node) for node in interior)
+        site = Site.of(norm.spec, module, source, spelling)
+        site.modulation = modulation(norm.root)
+        refusal = norm.refusal or self._obstacle(norm, interior)
+        if refusal is not None:
+            site.refuse(refusal)
+            self.work.report.sites.append(site)
+            return
+        body = self.bodies.of(norm.operands.as_args(), interior, norm.root)
+        region = NormRegion(norm.spec, body, spelling)
+        made = _replace(self.work.program.gm, norm, interior, region, len(self.lifted))
+        self.lifted[norm.root] = made
+        self.work.record(made, site)
+
+    def _place(self, node: Node) -> int:
+        return self.order.get(node, -1)
+
+    def _obstacle(self, norm: Candidate, interior: list[Node]) -> Refusal | None:
+        touched = [n for n in (*interior, *norm.operands.as_args()) if self.effects.is_written(n)]
+        begins = min((self.order[n] for n in interior if n in self.order), default=-1)
+        if any(self.order[w] >= begins for n in touched for w in self.effects.writers(n)):
+            return _mutated(norm)
+        inner = next((n for n in interior if n.op != "call_function"), None)
+        if inner is not None:
+            return Refusal("overlap", f"{inner.name} belongs to this norm and to another one", inner.name)
+        if len({self.regions.get(n) for n in interior}) > 1:
+            return _divided(norm)
+        return None
 
 
-def _lift_one(
-    work: Work, norm: Candidate, interior: list[Node], refusal: Refusal | None, lifted: dict[Node, Node]
-) -> None:
-    spelling = ", ".join(_operator(node) for node in interior)
-    site = Site.of(norm.spec, module_path(norm.root), source_line(norm.root), spelling)
-    if refusal is not None:
-        site.refuse(refusal)
-        work.report.sites.append(site)
-        return
-    lifted[norm.root] = _replace(work.program.gm, norm, interior, spelling)
-    work.record(lifted[norm.root], site)
+def _is_tensor(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, (torch.Tensor, tuple, list))
 
 
-def _interior(norm: Candidate) -> set[Node]:
-    """The nodes between the operands and the root."""
+def _between(norm: Candidate) -> set[Node]:
+    """The nodes between the operands and the root; a number is not looked into."""
     stop, seen, stack = set(norm.operands.as_args()), {norm.root}, [norm.root]
     while stack:
         for node in stack.pop().all_input_nodes:
             if node not in stop and node not in seen:
                 seen.add(node)
-                stack.append(node)
+                if _is_tensor(node):
+                    stack.append(node)
     return seen
 
 
@@ -71,51 +123,34 @@ def _operator(node: Node) -> str:
     return str(node.target).removeprefix("aten.").split(".")[0]
 
 
-def _replace(gm: GraphModule, norm: Candidate, interior: list[Node], spelling: str) -> Node:
-    region = NormRegion(norm.spec, _body(norm, interior), spelling)
-    name = f"norm_{sum(1 for n in gm._modules if n.startswith('norm_'))}"
+def _replace(gm: GraphModule, norm: Candidate, interior: list[Node], region: NormRegion, number: int) -> Node:
+    name = f"norm_{number}"
     gm.add_submodule(name, region)
     with gm.graph.inserting_after(norm.root):
         node = gm.graph.call_module(name, norm.operands.as_args())
     node.meta = dict(norm.root.meta)
     norm.root.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
     for dead in reversed(interior):
-        if not dead.users:
+        if not readers(dead):
+            for assertion in list(dead.users):
+                gm.graph.erase_node(assertion)
             gm.graph.erase_node(dead)
     return node
 
 
-def _body(norm: Candidate, interior: list[Node]) -> Graph:
-    graph = Graph()
-    copies: dict[Node, Node] = {}
-    for operand in norm.operands.as_args():
-        if operand not in copies:
-            copies[operand] = graph.placeholder(operand.name)
-            copies[operand].meta = dict(operand.meta)
-        else:
-            graph.placeholder(f"{operand.name}_again")
-    for node in interior:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output(copies[norm.root])
-    return graph
+def _mutated(norm: Candidate) -> Refusal:
+    return Refusal(
+        code="mutated",
+        message="the graph writes in place to memory that this norm reads, while or after it does",
+        node=norm.root.name,
+        remedy="write the update out of place, e.g. `x = x + y` for `x += y`",
+    )
 
 
-def _refusal(
-    norm: Candidate, interior: list[Node], effects: Effects, regions: dict[Node, int]
-) -> Refusal | None:
-    """Why the operators of a norm must stay where they are, if so."""
-    if any(effects.is_written(n) for n in (*interior, *norm.operands.as_args())):
-        return Refusal(
-            code="mutated",
-            message="the graph writes in place to memory that this norm reads",
-            node=norm.root.name,
-            remedy="write the update out of place, e.g. `x = x + y` for `x += y`",
-        )
-    if len({regions.get(n) for n in interior}) > 1:
-        return Refusal(
-            code="grad_mode",
-            message="a part of this norm is computed under another gradient mode than the rest",
-            node=norm.root.name,
-            remedy="compute the whole norm inside or outside of torch.no_grad()",
-        )
-    return None
+def _divided(norm: Candidate) -> Refusal:
+    return Refusal(
+        code="grad_mode",
+        message="a part of this norm is computed under another gradient mode than the rest",
+        node=norm.root.name,
+        remedy="compute the whole norm inside or outside of torch.no_grad()",
+    )

@@ -8,6 +8,8 @@ class: reassociated; the mean is removed from the weights instead of from the va
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch.fx import Node
 
 from normfuse.analysis import Centre
@@ -15,9 +17,10 @@ from normfuse.analysis.centring import Decision, decide
 from normfuse.analysis.cost import training_traffic
 from normfuse.analysis.stream import Stream, Value, explore, norm_axis
 from normfuse.analysis.weights import WeightValues
-from normfuse.ir.canonical import canonical_region
+from normfuse.ir.canonical import canonical_region, is_expressible
 from normfuse.ir.effects import Effects
 from normfuse.ir.region import norms_in
+from normfuse.ir.spec import NormSpec
 from normfuse.passes.evidence import evidence
 from normfuse.passes.place import Placement, Substitution
 from normfuse.passes.work import Work
@@ -71,15 +74,29 @@ def _substitutions(decision: Decision) -> list[Substitution]:
 
 def _refuse_in_advance(work: Work) -> None:
     for node, region in norms_in(work.program.gm):
-        site = work.sites[node]
-        if region.spec.kind == "rms_norm":
-            site.refuse(Refusal("already_rms_norm", "an RMSNorm has no mean to remove", node.name))
-        elif len(region.spec.dims) != 1:
-            message = "the norm runs over several axes, so no one weight writes its mean"
-            site.refuse(Refusal("several_axes", message, node.name))
-        elif norm_axis(node) is None:
-            message = "the norm's own weight or bias is made of the value that it normalizes"
-            site.refuse(Refusal("raw_reader", message, node.name))
+        refusal = _no_candidate(node, region.spec)
+        if refusal is not None:
+            work.sites[node].refuse(refusal)
+
+
+def _no_candidate(node: Node, spec: NormSpec) -> Refusal | None:
+    """Why a norm cannot become an RMSNorm whatever writes its input, if so."""
+    if spec.kind == "rms_norm":
+        return Refusal("already_rms_norm", "an RMSNorm has no mean to remove", node.name)
+    if spec.kind == "l2_norm":
+        return Refusal("no_mean", "an L2 norm has no mean to remove", node.name)
+    if spec.kind != "layer_norm":
+        return Refusal("no_rule", f"no rule turns a {spec.kind} into another norm yet", node.name)
+    if not is_expressible(spec.as_kind("rms_norm")):
+        message = "the norm has groups, a divisor or an eps that no plain RMSNorm has"
+        return Refusal("unusual_form", message, node.name)
+    if len(spec.dims) != 1:
+        message = "the norm runs over several axes, so no one weight writes its mean"
+        return Refusal("several_axes", message, node.name)
+    if norm_axis(node) is None:
+        message = "the norm's own weight or bias is made of the value that it normalizes"
+        return Refusal("raw_reader", message, node.name)
+    return None
 
 
 def _keep_what_does_not_pay(decision: Decision, weights: WeightValues) -> None:
@@ -127,4 +144,5 @@ def _convert(work: Work, node: Node) -> None:
     spec = region.spec.as_kind("rms_norm")  # type: ignore[operator, union-attr]
     operands = region.operands(node)  # type: ignore[operator]
     gm.add_submodule(str(node.target), canonical_region(spec, operands, node.meta["val"]))
+    node.args = replace(operands, sizes=()).as_args()
     work.sites[node].convert(spec)

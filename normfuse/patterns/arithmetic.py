@@ -1,6 +1,6 @@
-"""Transfer functions of the operators from which people write norms by hand.
+"""Transfer functions of the operators that join a source with its statistics.
 
-    normed = y * rsqrt(mean(y**2) + eps),    y = x  or  y = x - mean(x)
+    normed = y * (mean(y**2) + eps) ** -1/2,    y = x  or  y = x - mean(x)
 
 Each function maps facts about the inputs to a fact about the result, or to None when the
 operator leads away from a norm. Equal functions reach equal facts; statistics of another tensor,
@@ -9,153 +9,22 @@ over other dimensions or in another precision never meet.
 
 from __future__ import annotations
 
-import operator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch.fx import Node
 
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.dtypes import WIDER
-from normfuse.ir.sizes import same, shape_of, tensor_of
+from normfuse.ir.sizes import same, shape_of
+from normfuse.patterns import roots
+from normfuse.patterns.algebra import HALF, divided_by_count, dtype_of, number, power, stays, times
 from normfuse.patterns.facts import Fact, Facts, Stage, transfer
+from normfuse.patterns.masked import CODE
+from normfuse.patterns.operands import is_stored, spans, varying_dims
+from normfuse.patterns.statistics import square
 
-__all__ = ["trailing"]
-
-
-def trailing(dims: Any, ndim: int) -> tuple[int, ...]:
-    """Dimensions counted from the end, sorted."""
-    chosen = dims if isinstance(dims, (list, tuple)) else [dims]
-    return tuple(sorted(d - ndim if d >= 0 else d for d in chosen))
-
-
-def _dtype(node: Node) -> torch.dtype | None:
-    value = tensor_of(node)
-    return None if value is None else value.dtype
-
-
-def _stays(node: Node, fact: Fact | None) -> Fact | None:
-    """A statistic is only a statistic as long as nothing rounds it."""
-    return fact if fact is not None and _dtype(node) == fact.compute_dtype else None
-
-
-@transfer(aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten._to_copy.default)
-@transfer(aten.type_as.default)
-def cast(node: Node, facts: Facts) -> Fact | None:
-    """A widening cast of a source is the same source, computed in more precision."""
-    fact = facts.at(node.args[0], Stage.SOURCE)
-    dtype = _dtype(node)
-    if fact is None or dtype is None or fact.compute_dtype is None:
-        return None
-    if fact.centred:
-        return fact if dtype == fact.compute_dtype else None
-    widens = dtype in WIDER.get(fact.compute_dtype, ()) or dtype == fact.compute_dtype
-    return replace(fact, compute_dtype=dtype) if widens else None
-
-
-@transfer(aten.mean.dim)
-def mean(node: Node, facts: Facts) -> Fact | None:
-    bound = bind(node)
-    fact = facts.at(bound["self"], Stage.SOURCE, Stage.SQUARE)
-    shape = shape_of(bound["self"])
-    if fact is None or shape is None or not bound["dim"] or not bound["keepdim"]:
-        return None
-    dims = trailing(bound["dim"], len(shape))
-    if fact.stage is Stage.SOURCE:
-        made = replace(fact, stage=Stage.MEAN, dims=dims) if not fact.centred else None
-    else:
-        agrees = not fact.centred or dims == fact.dims
-        made = replace(fact, stage=Stage.MEAN_SQUARE, dims=dims) if agrees else None
-    return _stays(node, made)
-
-
-@transfer(aten.var.correction, aten.var.dim)
-def variance(node: Node, facts: Facts) -> Fact | None:
-    """The biased variance is the mean square of the centred source."""
-    bound = bind(node)
-    biased = bound["correction"] == 0 if "correction" in bound else bound["unbiased"] is False
-    fact = facts.at(bound["self"], Stage.SOURCE)
-    shape = shape_of(bound["self"])
-    if fact is None or fact.centred or shape is None or not (biased and bound["dim"] and bound["keepdim"]):
-        return None
-    dims = trailing(bound["dim"], len(shape))
-    return _stays(node, replace(fact, stage=Stage.MEAN_SQUARE, centred=True, dims=dims))
-
-
-@transfer(operator.getitem)
-def variance_and_mean(node: Node, facts: Facts) -> Fact | None:
-    """The parts of ``var_mean``: the biased variance, and the mean."""
-    both, part = node.args[0], node.args[1]
-    if not is_call(both, aten.var_mean.correction, aten.var_mean.dim) or not isinstance(both, Node):
-        return None
-    bound = bind(both)
-    fact, shape = facts.at(bound["self"], Stage.SOURCE), shape_of(bound["self"])
-    if fact is None or fact.centred or shape is None or not (bound["dim"] and bound["keepdim"]):
-        return None
-    dims = trailing(bound["dim"], len(shape))
-    if part == 1:
-        return _stays(node, replace(fact, stage=Stage.MEAN, dims=dims))
-    biased = bound["correction"] == 0 if "correction" in bound else bound["unbiased"] is False
-    made = replace(fact, stage=Stage.MEAN_SQUARE, centred=True, dims=dims)
-    return _stays(node, made) if biased else None
-
-
-@transfer(aten.pow.Tensor_Scalar)
-def power(node: Node, facts: Facts) -> Fact | None:
-    base, exponent = node.args[0], node.args[1]
-    if exponent == 2:
-        return square(node, facts)
-    if exponent == 0.5:
-        return root(node, facts)
-    if exponent == -0.5:
-        return inverse_root(node, facts)
-    return inverse(node, facts) if exponent == -1 and base is not None else None
-
-
-@transfer(aten.square.default)
-def square(node: Node, facts: Facts) -> Fact | None:
-    fact = facts.at(node.args[0], Stage.SOURCE)
-    return None if fact is None else _stays(node, replace(fact, stage=Stage.SQUARE))
-
-
-@transfer(aten.sqrt.default)
-def root(node: Node, facts: Facts) -> Fact | None:
-    fact = facts.at(node.args[0], Stage.PLUS_EPS)
-    return None if fact is None else _stays(node, replace(fact, stage=Stage.STD))
-
-
-@transfer(aten.rsqrt.default)
-def inverse_root(node: Node, facts: Facts) -> Fact | None:
-    fact = facts.at(node.args[0], Stage.PLUS_EPS)
-    return None if fact is None else _stays(node, replace(fact, stage=Stage.RSTD))
-
-
-@transfer(aten.reciprocal.default)
-def inverse(node: Node, facts: Facts) -> Fact | None:
-    fact = facts.at(node.args[0], Stage.STD)
-    return None if fact is None else _stays(node, replace(fact, stage=Stage.RSTD))
-
-
-def _eps_operand(value: object) -> float | Node | None:
-    """A number, or a graph value that is one (module floats under dynamic shapes)."""
-    if isinstance(value, (int, float)):
-        return float(value)
-    if isinstance(value, Node) and isinstance(value.meta.get("val"), (float, torch.SymFloat)):
-        return value
-    return None
-
-
-@transfer(aten.add.Tensor, aten.add.Scalar)
-def plus_eps(node: Node, facts: Facts) -> Fact | None:
-    if bind(node)["alpha"] != 1:
-        return None
-    for statistic, addend in (node.args[:2], node.args[1::-1]):
-        fact = facts.at(statistic, Stage.MEAN_SQUARE)
-        eps = _eps_operand(addend)
-        if fact is not None and eps is not None:
-            return _stays(node, replace(fact, stage=Stage.PLUS_EPS, eps=eps))
-    return None
+__all__ = ["divide", "multiply", "roots"]
 
 
 @transfer(aten.sub.Tensor)
@@ -166,45 +35,137 @@ def centre(node: Node, facts: Facts) -> Fact | None:
         return None
     if left.source is not right.source or left.compute_dtype != right.compute_dtype:
         return None
-    return _stays(node, replace(left, centred=True, dims=right.dims))
+    if not divided_by_count(right) or not _aligned(right):
+        return None
+    made = replace(left, centred=True, dims=right.dims, flaw=left.flaw or right.flaw)
+    return stays(node, made) if _keeps_shape(node, left) else None
+
+
+def _aligned(statistic: Fact) -> bool:
+    """Whether a statistic broadcasts over the dimensions it was made of: what is missing comes first."""
+    full = shape_of(statistic.source)
+    return full is not None and statistic.missing == tuple(
+        range(-len(full), len(statistic.missing) - len(full))
+    )
+
+
+def _keeps_shape(node: Node, fact: Fact) -> bool:
+    shape, full = shape_of(node), shape_of(fact.source)
+    if shape is None or full is None or len(shape) != len(full):
+        return False
+    return all(same(a, b) for a, b in zip(shape, full, strict=True))
 
 
 def _normed(node: Node, subject: Fact | None, statistic: Fact | None) -> Fact | None:
-    """``subject`` over the root of its own mean square, at full precision."""
+    """``subject`` times the inverse root of its own statistic, at full precision."""
     if subject is None or statistic is None or subject.subject != statistic.subject:
         return None
-    if subject.centred and subject.dims != statistic.dims:
+    if statistic.exponent != -HALF or (subject.centred and subject.dims != statistic.dims):
         return None
-    reads_raw = not subject.centred and subject.compute_dtype != statistic.compute_dtype
-    if reads_raw and statistic.compute_dtype not in WIDER.get(subject.compute_dtype or torch.int8, ()):
+    if not _same_precision(node, subject, statistic) or not _keeps_shape(node, statistic):
         return None
-    if subject.centred and subject.compute_dtype != statistic.compute_dtype:
+    scale = subject.scale or statistic.scale
+    if (subject.scale and statistic.scale) or not _aligned(statistic):
         return None
-    shape, full = shape_of(node), shape_of(statistic.source)
-    if shape is None or full is None or len(shape) != len(full):
+    if scale is not None and not spans(scale, node, statistic.dims):
         return None
-    keeps_shape = all(same(a, b) for a, b in zip(shape, full, strict=True))
-    return _stays(node, replace(statistic, stage=Stage.NORMED)) if keeps_shape else None
+    return replace(statistic, stage=Stage.NORMED, scale=scale)
 
 
-@transfer(aten.mul.Tensor)
+def _same_precision(node: Node, subject: Fact, statistic: Fact) -> bool:
+    """A source that is not centred may be read before its widening cast: the product widens it."""
+    if statistic.flaw:
+        return True
+    own, compute = subject.compute_dtype, statistic.compute_dtype
+    if own is None or compute is None:
+        return False
+    reads_raw = not subject.centred and compute in WIDER.get(own, ())
+    factor = statistic.factor_dtype or compute
+    return (own == compute or reads_raw) and dtype_of(node) == torch.promote_types(own, factor)
+
+
+@transfer(aten.mul.Tensor, aten.mul.Scalar)
 def multiply(node: Node, facts: Facts) -> Fact | None:
     left, right = node.args[0], node.args[1]
     if left is right:
-        return square(node, facts)
-    if right == 1 or left == 1:
-        return _stays(node, facts.at(left if right == 1 else right, Stage.STD, Stage.RSTD))
-    for subject, statistic in ((left, right), (right, left)):
-        fact = _normed(node, facts.at(subject, Stage.SOURCE), facts.at(statistic, Stage.RSTD))
-        if fact is not None:
-            return fact
-    return None
+        return square(node, left, facts)
+    for value, factor in ((left, right), (right, left)):
+        made = _times_number(node, value, factor, facts) or _times_statistic(node, value, factor, facts)
+        if made is not None:
+            return made
+    return _times_weight(node, left, right, facts) or _times_weight(node, right, left, facts)
 
 
-@transfer(aten.div.Tensor)
+def _times_number(node: Node, value: object, factor: object, facts: Facts) -> Fact | None:
+    known, fact = number(factor), facts.at(value, Stage.STATISTIC, Stage.MEAN)
+    return None if known is None or fact is None else stays(node, times(fact, known))
+
+
+def _times_statistic(node: Node, value: object, factor: object, facts: Facts) -> Fact | None:
+    statistic = facts.at(factor, Stage.STATISTIC)
+    if statistic is None:
+        return None
+    for stage in (Stage.SOURCE, Stage.SCALED):
+        made = _normed(node, facts.at(value, stage), statistic)
+        if made is not None:
+            return made
+    return _linear_image(value, factor, statistic, facts)
+
+
+def _linear_image(value: object, factor: object, statistic: Fact, facts: Facts) -> Fact | None:
+    """The norm of what a linear reads may be multiplied after it: ``W (x r) = (W x) r``."""
+    if not is_call(value, aten.linear.default) or not isinstance(value, Node) or statistic.exponent != -HALF:
+        return None
+    bound = bind(value)
+    source = facts.at(bound["input"], Stage.SOURCE)
+    fits = source is not None and source.source is statistic.source and not statistic.centred
+    if not fits or bound["bias"] is not None or statistic.dims != (-1,) or statistic.missing:
+        return None
+    if not isinstance(factor, Node) or statistic.scale is not None:
+        return None
+    return replace(statistic, stage=Stage.FACTOR, root=factor)
+
+
+def _times_weight(node: Node, value: object, weight: object, facts: Facts) -> Fact | None:
+    """A weight may be multiplied first, to the source or to its statistic."""
+    if not is_stored(weight) or not isinstance(weight, Node):
+        return None
+    statistic = facts.at(value, Stage.STATISTIC)
+    fact = statistic or (facts.at(value, Stage.SOURCE) if _is_smaller(weight, value, node) else None)
+    exact = (
+        fact is not None and fact.compute_dtype in (torch.float32, torch.float64) and not fact.factor_dtype
+    )
+    if fact is None or not exact or fact.scale is not None or (statistic and fact.missing):
+        return None
+    made = replace(fact, scale=weight, stage=fact.stage if statistic else Stage.SCALED)
+    return stays(node, made)
+
+
+def _is_smaller(weight: Node, value: object, result: Node) -> bool:
+    own, other = varying_dims(weight, result), varying_dims(value, result)
+    return own is not None and other is not None and len(own) < len(other)
+
+
+@transfer(aten.div.Tensor, aten.div.Scalar)
 def divide(node: Node, facts: Facts) -> Fact | None:
     numerator, denominator = node.args[0], node.args[1]
-    if numerator in (1, 1.0):
-        fact = facts.at(denominator, Stage.STD)
-        return None if fact is None else _stays(node, replace(fact, stage=Stage.RSTD))
-    return _normed(node, facts.at(numerator, Stage.SOURCE), facts.at(denominator, Stage.STD))
+    below = number(denominator)
+    if below is not None:
+        return _times_number(node, numerator, 1 / below, facts)
+    total = facts.at(numerator, Stage.STATISTIC, Stage.MEAN)
+    if total is not None and total.flaw == CODE:
+        return total
+    statistic = facts.at(denominator, Stage.STATISTIC)
+    inverse = None if statistic is None or statistic.factor_dtype else power(statistic, -1)
+    if inverse is None:
+        return None
+    above = number(numerator)
+    if above is not None:
+        return stays(node, times(inverse, above))
+    for stage in (Stage.SOURCE, Stage.SCALED):
+        made = _normed(node, facts.at(numerator, stage), inverse)
+        if made is not None:
+            return made
+    if is_stored(numerator) and isinstance(numerator, Node) and inverse.scale is None and not inverse.missing:
+        return stays(node, replace(inverse, scale=numerator))
+    return None

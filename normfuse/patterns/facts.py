@@ -5,14 +5,16 @@ it was made from and how far along the formula it is. Every operator contributes
 transfer function, so spellings add up: ``x * x``, ``x.pow(2)`` and ``square(x)`` all yield the
 stage SQUARE, and whatever comes after needs to know nothing about them.
 
-    SOURCE -> (MEAN -> SOURCE, centred) -> SQUARE -> MEAN_SQUARE -> PLUS_EPS -> STD | RSTD -> NORMED
+    SOURCE -> (MEAN -> SOURCE, centred) -> SQUARE -> STATISTIC -> NORMED
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
+from fractions import Fraction
+from typing import Any
 
 import torch
 from torch.fx import Graph, Node
@@ -26,28 +28,60 @@ class Stage(Enum):
     """How far along the formula of a norm a value is."""
 
     SOURCE = auto()
+    SCALED = auto()
     MEAN = auto()
     SQUARE = auto()
-    MEAN_SQUARE = auto()
-    PLUS_EPS = auto()
-    STD = auto()
-    RSTD = auto()
+    STATISTIC = auto()
     NORMED = auto()
+    FACTOR = auto()
+    MASKED = auto()
 
 
 @dataclass(frozen=True)
 class Fact:
     """``node`` is ``stage`` of ``source``, with the mean over ``dims`` removed when ``centred``.
 
-    ``compute_dtype`` is the dtype of the statistics; a fact does not survive a change of it.
+    A STATISTIC is a power of the sum of squares ``S`` over ``dims``, with eps where ``eps_mode`` says:
+
+        factor * (S / divisor + eps) ** exponent
+        factor * (sqrt(S / divisor) + eps) ** (2 exponent)          eps_mode "outside"
+        factor * max(sqrt(S / divisor), eps) ** (2 exponent)        eps_mode "clamp"
+
+    A MEAN is ``factor * sum / divisor``. NORMED is the source times such a statistic; SCALED is the
+    source times the weight ``scale``, FACTOR a linear image of the source times the statistic ``root``,
+    so that the norm is the factor alone, and MASKED the source or square ``root`` where a mask allows it.
+
+    Attributes:
+        divisor: None for the number of elements.
+        compute_dtype: dtype of the statistics; a fact does not survive a change of it.
+        statistics_dtype: dtype of the sums where one operator makes them in more precision.
+        factor_dtype: dtype to which a finished statistic was rounded.
+        missing: the dims of a statistic that its shape does not have.
+        flaw: why a norm made of this is recorded but not lifted.
     """
 
     stage: Stage
     source: Node
     centred: bool = False
     dims: tuple[int, ...] = ()
-    eps: float | Node | None = None
+    eps: float | Node = 0.0
+    eps_mode: str = "inside"
+    divisor: float | None = None
+    exponent: Fraction = Fraction(1)
+    factor: float = 1.0
     compute_dtype: torch.dtype | None = None
+    statistics_dtype: torch.dtype | None = None
+    factor_dtype: torch.dtype | None = None
+    missing: tuple[int, ...] = ()
+    scale: Node | None = None
+    root: Node | None = None
+    flaw: str = ""
+
+    def reduced(self, stage: Stage, dims: tuple[int, ...], **changes: Any) -> Fact | None:
+        """A statistic over ``dims``; a centred source has statistics over its own dims only."""
+        if self.centred and dims != self.dims:
+            return None
+        return replace(self, stage=stage, dims=dims, **changes)
 
     @property
     def subject(self) -> tuple[Node, bool]:
@@ -60,9 +94,16 @@ _TRANSFERS: dict[object, Transfer] = {}
 
 
 def transfer(*targets: object) -> Callable[[Transfer], Transfer]:
-    """Register what some operators make of the facts about their inputs."""
+    """Register what some operators make of the facts about their inputs.
+
+    Raises:
+        ValueError: for an operator that has a transfer function already.
+    """
 
     def register(function: Transfer) -> Transfer:
+        taken = [t for t in targets if t in _TRANSFERS]
+        if taken:
+            raise ValueError(f"{taken[0]} has a transfer function already: {_TRANSFERS[taken[0]].__name__}")
         _TRANSFERS.update(dict.fromkeys(targets, function))
         return function
 
@@ -83,7 +124,7 @@ class Facts:
     def at(self, node: object, *stages: Stage) -> Fact | None:
         """The fact about ``node`` at one of these stages.
 
-        Any floating tensor is the SOURCE of itself, whatever else it may be: the output of one
+        Any tensor of numbers is the SOURCE of itself, whatever else it may be: the output of one
         norm can be the input of the next.
         """
         if not isinstance(node, Node):
@@ -92,10 +133,16 @@ class Facts:
         if fact is not None and fact.stage in stages:
             return fact
         value = tensor_of(node)
-        if Stage.SOURCE not in stages or value is None or not value.is_floating_point():
+        if Stage.SOURCE not in stages or value is None or value.dtype == torch.bool:
             return None
-        return Fact(Stage.SOURCE, node, compute_dtype=value.dtype)
+        return Fact(Stage.SOURCE, node, compute_dtype=value.dtype, flaw=_flaw(value.dtype))
 
-    def normed(self) -> list[tuple[Node, Fact]]:
-        """Every completed core, in execution order."""
-        return [(n, f) for n, f in self._known.items() if f.stage is Stage.NORMED]
+    def ending(self, *stages: Stage) -> list[tuple[Node, Fact]]:
+        """Every value at one of these stages, in execution order."""
+        return [(n, f) for n, f in self._known.items() if f.stage in stages]
+
+
+def _flaw(dtype: torch.dtype) -> str:
+    if dtype.is_floating_point:
+        return ""
+    return "complex_input" if dtype.is_complex else "integer_input"

@@ -2,77 +2,173 @@
 
     layer_norm: y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias      (Ba et al. 2016, eq. 4)
     rms_norm:   y = x / sqrt(mean(x**2) + eps) * weight                     (Zhang, Sennrich 2019, eq. 4)
+    group_norm: layer_norm of each group of channels, over positions too    (Wu, He 2018, eq. 7)
 
-Both compute in float32 for half-precision inputs and round once.
+All compute in float32 for half-precision inputs and round once.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
 from normfuse.ir.calls import aten, bind
 from normfuse.ir.dtypes import opmath
 from normfuse.ir.region import Operands
-from normfuse.ir.sizes import tensor_of
+from normfuse.ir.sizes import same, tensor_of
 from normfuse.ir.spec import NormSpec
 from normfuse.patterns.affine import weight_offset
 from normfuse.patterns.candidate import Candidate
 from normfuse.patterns.facts import Facts, Stage
+from normfuse.patterns.flaws import flaw_of, refusal
 
-__all__ = ["native_norms"]
+__all__ = ["native_norms", "reader"]
+
+Reader = Callable[[Node, Facts], Candidate | None]
+_READERS: dict[object, Reader] = {}
+
+
+def reader(*targets: object) -> Callable[[Reader], Reader]:
+    """Register what describes a call of an operator that is a whole norm.
+
+    Raises:
+        ValueError: for an operator that has a reader already.
+    """
+
+    def register(function: Reader) -> Reader:
+        taken = [t for t in targets if t in _READERS]
+        if taken:
+            raise ValueError(f"{taken[0]} has a reader already: {_READERS[taken[0]].__name__}")
+        _READERS.update(dict.fromkeys(targets, function))
+        return function
+
+    return register
 
 
 def native_norms(graph: Graph, facts: Facts) -> list[Candidate]:
     """Every native norm of a graph, in execution order."""
-    found = (_READERS[n.target](n, facts) for n in graph.nodes if n.target in _READERS)
+    calls = (n for n in graph.nodes if n.op == "call_function" and n.target in _READERS)
+    found = (_READERS[n.target](n, facts) for n in calls)
     return [c for c in found if c is not None]
 
 
-def _layer_norm(node: Node, facts: Facts) -> Candidate | None:
-    bound = bind(node)
-    return _native("layer_norm", node, bound, facts, bound["eps"])
+@reader(aten.layer_norm.default, aten.native_layer_norm.default)
+def layer_norm(node: Node, facts: Facts) -> Candidate | None:
+    bound, root = bind(node), _result(node)
+    return None if root is None else _native("layer_norm", root, bound, facts, bound["eps"])
 
 
-def _rms_norm(node: Node, facts: Facts) -> Candidate | None:
-    bound = bind(node)
+@reader(aten.rms_norm.default, aten._fused_rms_norm.default)
+def rms_norm(node: Node, facts: Facts) -> Candidate | None:
+    bound, root = bind(node), _result(node)
     value = tensor_of(bound["input"])
     default = torch.finfo(opmath(value.dtype)).eps if value is not None and value.is_floating_point() else 0.0
-    return _native("rms_norm", node, bound, facts, default if bound["eps"] is None else bound["eps"])
+    eps = default if bound["eps"] is None else bound["eps"]
+    return None if root is None else _native("rms_norm", root, bound, facts, eps)
 
 
-def _native(kind: str, node: Node, bound: dict[str, Any], facts: Facts, eps: Any) -> Candidate | None:
+def _result(node: Node) -> Node | None:
+    """The value itself; of a call that returns statistics as well, the only part that is read."""
+    if isinstance(node.meta.get("val"), torch.Tensor):
+        return node
+    parts = list(node.users)
+    is_first = len(parts) == 1 and is_call_of_part(parts[0])
+    return parts[0] if is_first else None
+
+
+def is_call_of_part(node: Node) -> bool:
+    """Whether a node takes the first of several results."""
+    return node.target is operator.getitem and bool(node.args[1] == 0)
+
+
+def _native(kind: str, root: Node, bound: dict[str, Any], facts: Facts, eps: Any) -> Candidate | None:
     fact = facts.at(bound["input"], Stage.SOURCE)
     value = tensor_of(bound["input"])
-    result = tensor_of(node)
-    if fact is None or fact.centred or value is None or not value.is_floating_point():
+    if fact is None or fact.centred or value is None:
         return None
-    if result is None or result.dtype != value.dtype:
-        return None  # autocast chose the types
-    compute, weight = opmath(value.dtype), bound["weight"]
+    dims = tuple(range(-len(bound["normalized_shape"]), 0))
+    weight, bias = bound["weight"], bound.get("bias")
+    made = _described(kind, root, value, dims, eps, weight, bias)
     source = tensor_of(fact.source)
-    assert source is not None
+    if made is None or source is None:
+        return None
+    spec = replace(made.spec, source_dtype=source.dtype)
+    flaw = flaw_of(tuple(value.shape), dims)
+    return replace(
+        made,
+        spec=spec,
+        operands=replace(made.operands, source=fact.source),
+        refusal=refusal(flaw, root) if flaw else None,
+    )
+
+
+def _described(
+    kind: str, root: Node, value: torch.Tensor, dims: tuple[int, ...], eps: Any, weight: Any, bias: Any
+) -> Candidate | None:
+    """The description that all native norms share; None where autocast chose the types."""
+    result = tensor_of(root)
+    if result is None or result.dtype != value.dtype or not value.is_floating_point():
+        return None
+    compute = opmath(value.dtype)
     spec = NormSpec(
         kind=kind,
-        dims=tuple(range(-len(bound["normalized_shape"]), 0)),
+        dims=dims,
         eps=None if isinstance(eps, Node) else float(eps),
-        source_dtype=source.dtype,
+        source_dtype=value.dtype,
         compute_dtype=compute,
         scale_dtype=value.dtype if weight is None else compute,
         out_dtype=value.dtype,
         has_scale=weight is not None,
-        has_shift=bound.get("bias") is not None,
+        has_shift=bias is not None,
         weight_offset=weight_offset(weight),
     )
-    operands = Operands(fact.source, eps if isinstance(eps, Node) else None, weight, bound.get("bias"))
-    return Candidate(spec, node, operands)
+    operands = Operands(root, eps if isinstance(eps, Node) else None, weight, bias)
+    return Candidate(spec, root, operands)
 
 
-_READERS: dict[OpOverload, Callable[[Node, Facts], Candidate | None]] = {
-    aten.layer_norm.default: _layer_norm,
-    aten.rms_norm.default: _rms_norm,
-}
+@reader(aten.group_norm.default, aten.native_group_norm.default)
+def group_norm(node: Node, facts: Facts) -> Candidate | None:
+    """With one channel in each group it is instance norm."""
+    bound, root, value = bind(node), _result(node), tensor_of(node.args[0])
+    groups = bound.get("num_groups", bound.get("group"))
+    if value is None or root is None or not isinstance(groups, int) or value.dim() < 2:
+        return None
+    by_channel = same(value.shape[1], groups) and value.dim() > 2
+    return _over_positions("instance_norm" if by_channel else "group_norm", root, bound, value, groups)
+
+
+@reader(aten.instance_norm.default)
+def instance_norm(node: Node, facts: Facts) -> Candidate | None:
+    """With the statistics of its input; with stored ones it is batch norm."""
+    bound, value = bind(node), tensor_of(node.args[0])
+    if value is None or not bound["use_input_stats"] or value.dim() < 3:
+        return None
+    made = _over_positions("instance_norm", node, bound, value, 1)
+    updates = made is not None and bound["running_mean"] is not None
+    return replace(made, refusal=refusal("updates_statistics", node)) if made and updates else made
+
+
+def _over_positions(
+    kind: str, root: Node, bound: dict[str, Any], value: torch.Tensor, groups: int
+) -> Candidate | None:
+    """Weight and bias run along the channels, dimension 1."""
+    first = 1 if kind == "group_norm" else 2
+    dims = tuple(range(first - value.dim(), 0))
+    made = _described(kind, root, value, dims, bound["eps"], bound["weight"], bound["bias"])
+    if made is None:
+        return None
+    shared = groups if kind == "group_norm" else 1
+    spec = replace(made.spec, affine_dims=(1 - value.dim(),), groups=shared)
+    flaw = flaw_of(tuple(value.shape), dims, symbolic=True)
+    return replace(
+        made,
+        spec=spec,
+        operands=replace(made.operands, source=bound["input"]),
+        closed=True,
+        refusal=refusal(flaw, root) if flaw else None,
+    )

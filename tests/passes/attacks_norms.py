@@ -55,7 +55,7 @@ def output_viewed_in_the_order_of_its_input(s, x):
     return (c * (c.pow(2).mean(-1, keepdim=True) + EPS).rsqrt()).mT.view(D, -1)
 
 
-@attack(0)
+@attack(0, "unusual_form")
 def unbiased_variance(s, x):
     h = s.lin(x)
     return (h - h.mean(-1, keepdim=True)) / torch.sqrt(h.var(-1, keepdim=True) + EPS)
@@ -99,7 +99,7 @@ def variance_of_another_value(s, x, y):
     return (h - h.mean(-1, keepdim=True)) / torch.sqrt(g.var(-1, keepdim=True, unbiased=False) + EPS)
 
 
-@attack(0)
+@attack(0, "unusual_form")
 def eps_outside_the_root(s, x):
     h = s.lin(x)
     return (h - h.mean(-1, keepdim=True)) / (h.std(-1, keepdim=True, unbiased=False) + EPS)
@@ -112,7 +112,7 @@ def eps_twice(s, x):
     return c / (torch.sqrt((c * c).mean(-1, keepdim=True) + EPS) + EPS)
 
 
-@attack(0, extras=lambda: {"eps": torch.zeros(())})
+@attack(1, extras=lambda: {"eps": torch.zeros(())})
 def eps_from_a_buffer(s, x):
     h = s.lin(x)
     c = h - h.mean(-1, keepdim=True)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bench.corpus.formula import evaluate
+from normfuse.capture.exported import program_of
 from normfuse.ir import norms_in
+from normfuse.ir.spec import NormSpec
+from normfuse.options import Options
+from normfuse.passes.canonicalize import canonicalize
+from normfuse.passes.lift import lift
+from normfuse.passes.work import Work
 from tests.patterns import spellings
 from tests.patterns.capturing import lifted
 
@@ -73,6 +80,219 @@ def test_one_description_for_all_spellings(name: str) -> None:
     assert found.spec == expected.spec
     x, w, b = operands(torch.float32)
     assert torch.equal(other.program.gm(x, w, b), spellings.RMS_SPELLINGS[name](x, w, b))
+
+
+@pytest.mark.parametrize("name", sorted(spellings.LAYER_SPELLINGS))
+def test_one_description_for_all_spellings_of_layer_norm(name: str) -> None:
+    x, w, b = operands(torch.float32)
+    ((_, expected),) = norms_in(lifted(spellings.LAYER_SPELLINGS["native"], (x, w, b)).program.gm)
+    work = lifted(spellings.LAYER_SPELLINGS[name], (x, w, b))
+    ((_, found),) = norms_in(work.program.gm)
+    assert found.spec == expected.spec
+    assert torch.equal(work.program.gm(x, w, b), spellings.LAYER_SPELLINGS[name](x, w, b))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", sorted(spellings.FORMS))
+def test_forms(name: str, dtype: torch.dtype) -> None:
+    function, expected = spellings.FORMS[name]
+    x, w, b = operands(dtype)
+    work = lifted(function, (x, w, b))
+    (site,) = work.report.sites
+    assert site.refusal is None
+    assert {k: rounded(site.spec[k]) for k in expected} == {k: rounded(v) for k, v in expected.items()}
+    for value in (x, *hostile(dtype)):
+        assert same_bits(work.program.gm(value, w, b), function(value, w, b))
+
+
+def rounded(value: object) -> object:
+    """A number to fourteen digits."""
+    return float(f"{value:.14g}") if isinstance(value, float) else value
+
+
+EVERYTHING = {
+    **spellings.RMS_SPELLINGS,
+    **spellings.LAYER_SPELLINGS,
+    **{k: f for k, (f, _) in spellings.FORMS.items()},
+}
+
+
+@pytest.mark.parametrize("name", sorted(EVERYTHING))
+def test_the_description_is_the_function(name: str) -> None:
+    """Computed from its words in float64; 1e-12 is 4,500 ulps for sums of eight numbers."""
+    dtype = torch.float32 if "factor" in name else torch.float64
+    ((node, region),) = norms_in(lifted(EVERYTHING[name], operands(dtype)).program.gm)
+    values = [torch.randn(a.meta["val"].shape, dtype=a.meta["val"].dtype) + 2 for a in node.args]
+    spec = region.spec
+    roles = ["source", *(["scale"] if spec.has_scale else []), *(["shift"] if spec.has_shift else [])]
+    wanted = evaluate(spec, dict(zip(roles, values, strict=True)))
+    assert torch.allclose(region(*values).double(), wanted, rtol=float32_or(1e-12, spec), atol=0)
+
+
+def float32_or(tolerance: float, spec: NormSpec) -> float:
+    """A norm that computes in float32 whatever its input is: eight roundings of 6e-8."""
+    return 5e-7 if torch.float32 in (spec.compute_dtype, spec.factor_dtype) else tolerance
+
+
+def test_modulation_is_described() -> None:
+    for function, expected in (
+        (spellings.gated, "gate"),
+        (spellings.modulated, "scale and shift"),
+        (spellings.llama, ""),
+    ):
+        (site,) = lifted(function, operands(torch.bfloat16)).report.sites
+        assert site.modulation == expected
+
+
+def test_precision_that_changes_the_value() -> None:
+    """A mean that is rounded to half precision is another mean."""
+    assert lifted(spellings.mixed_precision, operands(torch.bfloat16)).report.sites == []
+    (site,) = lifted(spellings.mixed_precision, operands(torch.float32)).report.sites
+    assert site.kind == "layer_norm"
+
+
+def test_a_weight_before_the_norm_is_no_weight_of_the_norm() -> None:
+    def function(x, w, b):
+        h = (1 + w) * x
+        return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+    work = lifted(function, operands(torch.float32))
+    ((node, region),) = norms_in(work.program.gm)
+    assert not region.spec.has_scale
+    assert region.operands(node).source.target is torch.ops.aten.mul.Tensor
+
+
+def test_rounding_the_factor_is_another_function() -> None:
+    def exact(x, w, b):
+        h = x.float()
+        return (h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+    specs = {
+        dtype: [
+            norms_in(lifted(f, operands(dtype)).program.gm)[0][1].spec
+            for f in (exact, spellings.rounded_factor)
+        ]
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    assert len(set(specs[torch.float32])) == 1
+    assert len(set(specs[torch.bfloat16])) == 2
+
+
+def test_a_mask_is_no_weight() -> None:
+    def function(x, w, mask):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * mask[..., None] * w
+
+    (site,) = lifted(function, (torch.randn(2, 5, 8), torch.randn(8), torch.ones(2, 5))).report.sites
+    assert not site.spec["has_scale"]
+
+
+def test_weight_standardization() -> None:
+    def function(x, w):
+        mean = w.mean((1, 2, 3), keepdim=True)
+        std = (w.var((1, 2, 3), keepdim=True, unbiased=False) + 1e-5).sqrt()
+        return torch.nn.functional.conv2d(x, (w - mean) / std)
+
+    (site,) = lifted(function, (torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3))).report.sites
+    assert (site.kind, site.spec["dims"]) == ("weight_standardization", [-3, -2, -1])
+
+
+BAD = {
+    "complex_input": torch.randn(2, 8, dtype=torch.complex64),
+    "integer_input": torch.arange(16).reshape(2, 8),
+    "empty_input": torch.randn(0, 8),
+}
+
+
+@pytest.mark.parametrize("code", sorted(BAD))
+def test_bad_input_has_a_reason(code: str) -> None:
+    def function(x, w):
+        return x * torch.rsqrt((x * x).sum(-1, True) + 1e-6)
+
+    work = lifted(function, (BAD[code], torch.ones(8)))
+    (site,) = work.report.sites
+    assert site.refusal is not None
+    assert (site.refusal.code, site.action) == (code, "kept")
+    assert site.refusal.message
+    assert norms_in(work.program.gm) == []
+
+
+def test_masked_statistics_are_refused_by_name() -> None:
+    def function(x, mask):
+        mean = torch.masked.mean(x, mask=mask > 0, dim=(2, 3), keepdim=True)
+        var = torch.masked.var(x, mask=mask > 0, dim=(2, 3), keepdim=True, unbiased=False)
+        return (x - mean) / torch.sqrt(var + 1e-5)
+
+    work = lifted(function, (torch.randn(2, 2, 4, 6), torch.ones(2, 2, 4, 6)))
+    (site,) = work.report.sites
+    assert site.refusal is not None
+    assert site.refusal.code == "masked_statistics"
+    assert norms_in(work.program.gm) == []
+
+
+def test_a_norm_of_masked_values_is_a_norm() -> None:
+    def function(x, mask):
+        h = torch.where(mask > 0, x, 0.0)
+        return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+    (site,) = lifted(function, (torch.randn(2, 8), torch.ones(2, 8))).report.sites
+    assert site.refusal is None
+
+
+@pytest.mark.parametrize("name", ["multiply", "divide"])
+def test_other_names_of_operators(name: str) -> None:
+    def function(x, w, b):
+        root = torch.sqrt(torch.multiply(x, x).mean(-1, True) + 1e-6)
+        h = torch.divide(x, root) if name == "divide" else torch.multiply(x, torch.reciprocal(root))
+        return torch.multiply(h, w)
+
+    ((_, expected),) = norms_in(lifted(spellings.RMS_SPELLINGS["pow"], operands(torch.float32)).program.gm)
+    ((_, found),) = norms_in(lifted(function, operands(torch.float32)).program.gm)
+    assert found.spec == expected.spec
+
+
+def test_a_symbolic_axis_has_a_reason() -> None:
+    """And a symbolic batch has none: the norm is lifted, with the sizes that its spelling reads."""
+    model = Symbolic()
+    for axis, codes in ((0, []), (1, ["symbolic_axis"] * 2)):
+        shapes = ({axis: torch.export.Dim("n", min=2, max=64)},)
+        exported = torch.export.export(model, (torch.randn(4, 8),), dynamic_shapes=shapes)
+        work = Work(program_of(exported), Options())
+        canonicalize(work.program.gm)
+        lift(work)
+        assert [s.refusal.code for s in work.report.sites if s.refusal] == codes
+        assert len(work.report.sites) == 2
+        work.program.gm.recompile()
+        x = torch.randn(4, 8)
+        assert torch.equal(work.program.gm(x)[0], model(x))
+
+
+class Symbolic(torch.nn.Module):
+    def forward(self, x):
+        h = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return torch.nn.functional.normalize(h, dim=-1)
+
+
+def test_eps_as_a_graph_value() -> None:
+    def function(x, eps):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+
+    x, eps = torch.randn(2, 8), torch.tensor(1e-3, dtype=torch.float64)
+    work = lifted(function, (x, eps))
+    ((node, region),) = norms_in(work.program.gm)
+    assert region.spec.eps is None
+    assert region.operands(node).eps is not None
+    assert torch.equal(work.program.gm(x, eps), function(x, eps))
+
+
+def test_a_factor_that_also_normalizes_is_one_norm() -> None:
+    """The same root divides the source itself and a linear image of it."""
+
+    def function(x, w):
+        factor = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return x * factor, torch.nn.functional.linear(x, w) * factor
+
+    (site,) = lifted(function, (torch.randn(2, 8), torch.randn(3, 8))).report.sites
+    assert site.spec["returns"] == "value"
 
 
 def test_different_functions_have_different_descriptions() -> None:

@@ -1,0 +1,82 @@
+"""The rows of all architectures as one table, in the order of their names, so that a change is a diff."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.corpus.exceptions import cause
+
+__all__ = ["COLUMNS", "summary", "write"]
+
+COLUMNS = (
+    "architecture", "recipe", "route", "present", "lifted", "refused", "missed", "no_norms", "wrong",
+    "bitwise", "kinds", "reason",
+)  # fmt: skip
+Row = dict[str, Any]
+
+
+def write(folder: Path, to: Path) -> list[Row]:
+    """One line for each architecture and route; returns the lines."""
+    lines: list[Row] = []
+    for path in sorted(folder.glob("*.json")):
+        lines += _lines(json.loads(path.read_text(encoding="utf-8")))
+    part = to.with_suffix(".part")
+    with part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    part.replace(to)
+    return lines
+
+
+def _lines(row: Mapping[str, Any]) -> list[Row]:
+    head = {"architecture": row["architecture"], "recipe": row.get("recipe", "")}
+    routes = [r for r in ("export", "dynamo") if r in row]
+    if not routes:
+        return [head | {"route": "none", "reason": row.get("reason", "")}]
+    return [head | _line(row["architecture"], route, row[route]) for route in routes]
+
+
+def _line(architecture: str, route: str, score: Mapping[str, Any]) -> Row:
+    if "reason" in score:
+        return {"route": f"not by {route}", "reason": score["reason"]}
+    no_norms = [m for m in score["missed"] if cause(architecture, m) is not None]
+    missed = [m for m in score["missed"] if cause(architecture, m) is None]
+    return {
+        "route": route,
+        "present": score["present"] - len(no_norms),
+        "lifted": score["lifted"],
+        "refused": _counted(score["refused"]),
+        "missed": _counted(Counter(missed)),
+        "no_norms": _counted(Counter(no_norms)),
+        "wrong": _counted(Counter(score["wrong"])),
+        "bitwise": {True: "yes", False: "no", None: ""}[score["bitwise"]],
+        "kinds": _counted(score["kinds"]),
+        "reason": "",
+    }
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return "; ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+
+
+def summary(lines: Sequence[Row]) -> str:
+    """The sums, as a few sentences."""
+    text = [f"{len({line['architecture'] for line in lines})} model types"]
+    for route in ("export", "dynamo"):
+        chosen = [line for line in lines if line["route"] == route]
+        present = sum(line["present"] for line in chosen)
+        lifted = sum(line["lifted"] for line in chosen)
+        share = 100 * lifted / present if present else 0.0
+        wrong = sum(1 for line in chosen if line["wrong"])
+        differing = sum(1 for line in chosen if line["bitwise"] == "no")
+        text.append(
+            f"{route}: {len(chosen)} captured, {present} norms, {lifted} lifted ({share:.2f}%), "
+            f"{wrong} with a wrong description, {differing} not bitwise equal"
+        )
+    return "\n".join(text)

@@ -1,0 +1,103 @@
+"""One architecture, from its name to its row, in a process with a limit on memory and time."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.corpus.capturing import by_dynamo, by_export
+from bench.corpus.configs import configs_of
+from bench.corpus.inputs import inputs_of
+from bench.corpus.models import build
+from bench.corpus.truth import called_norms
+
+__all__ = ["row", "run_one", "runnable"]
+
+MEMORY = 9 << 30
+BUILDING = 15.0
+
+
+def run_one(model_type: str, routes: list[str], target: Path, seconds: int) -> None:
+    """Write the row of one architecture to ``target``; the process dies with what exceeds the limits."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    signal.alarm(20 * seconds)
+    sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    torch.set_num_threads(1)
+    known = json.loads(target.read_text()) if target.exists() else {}
+    made = row(model_type, routes, known, lambda r: _write(target, r))
+    _write(target, made)
+
+
+def _write(target: Path, made: dict[str, Any]) -> None:
+    part = target.with_suffix(".part")
+    part.write_text(json.dumps(made, indent=1))
+    part.replace(target)
+
+
+def row(
+    model_type: str, routes: list[str], known: dict[str, Any], save: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Everything that is known about one architecture; ``save`` is called after each step."""
+    made: dict[str, Any] = {**known, "architecture": model_type}
+    found = runnable(model_type)
+    if isinstance(found, str):
+        return made | {"reason": found}
+    recipe, model, inputs, calls = found
+    made |= {"recipe": recipe, "calls": [[p, c, n] for (p, c), n in sorted(calls.items())]}
+    save(made | {"reason": "the capture took too long or too much memory"})
+    for route in routes:
+        made[route] = _captured(route, model, inputs, [p for p, _ in calls])
+        save(made)
+    made.pop("reason", None)
+    return made
+
+
+def runnable(model_type: str) -> Any:
+    """The first recipe that runs, or what went wrong with the first one."""
+    started, first = time.process_time(), ""
+    for recipe, config in configs_of(model_type):
+        try:
+            model = build(config)
+        except Exception as error:
+            first = first or _sentence(error)
+            continue
+        for inputs in inputs_of(model):
+            try:
+                with torch.no_grad(), called_norms(model) as calls:
+                    model(**inputs)
+                return recipe, model, inputs, calls
+            except Exception as error:
+                first = first or _sentence(error)
+        if time.process_time() - started > BUILDING:
+            break
+    return f"no recipe runs: {first or 'no configuration can be made'}"
+
+
+def _captured(route: str, model: torch.nn.Module, inputs: dict[str, Any], norms: list[str]) -> dict[str, Any]:
+    started = time.process_time()
+    try:
+        score, modules, *rest = (by_export if route == "export" else by_dynamo)(model, inputs)
+    except Exception as error:
+        return {"reason": _sentence(error)}
+    score.silent_modules = [p for p in norms if not any(m == p or m.startswith(f"{p}.") for m in modules)]
+    graphs = {"graphs": rest[0]} if rest else {}
+    return score.to_dict() | graphs | {"seconds": round(time.process_time() - started, 1)}
+
+
+def _sentence(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:150] if lines else ''}"

@@ -1,0 +1,77 @@
+"""Which forms of LayerNorm become RMSNorm, and what happens to those that do not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import normfuse
+
+
+class Written(nn.Module):
+    """A linear, and a norm written out."""
+
+    def __init__(self, norm) -> None:
+        super().__init__()
+        self.lin = nn.Linear(8, 16)
+        self.weight = nn.Parameter(torch.rand(16) + 0.5)
+        self.norm = norm
+
+    def forward(self, x):
+        return self.norm(self.lin(x), self.weight)
+
+
+def by_variance(h, w):
+    return (h - h.mean(-1, True)) * torch.rsqrt(h.var(-1, keepdim=True, unbiased=False) + 1e-5) * w
+
+
+def scaled(h, w):
+    return torch.nn.functional.layer_norm(h, (16,), w) * 0.125
+
+
+def in_groups(h, w):
+    return torch.nn.functional.layer_norm(h.view(4, 2, 8), (8,)).view(4, 16) * w
+
+
+def unbiased(h, w):
+    return (h - h.mean(-1, True)) / (h.std(-1, keepdim=True) + 1e-5) * w
+
+
+def by_group_norm(h, w):
+    return torch.nn.functional.group_norm(h, 4, w)
+
+
+def by_length(h, w):
+    return torch.nn.functional.normalize(h, dim=-1) * w
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm", [by_variance, scaled])
+def test_converted(norm, dtype) -> None:
+    torch.manual_seed(0)
+    model, x = Written(norm).to(dtype).eval(), torch.randn(4, 8, dtype=dtype)
+    made = normfuse.rewrite(model, (x,))
+    assert made.report.after == {"rms_norm": 1}
+    verdict = normfuse.verify(model, made, (x,))
+    assert verdict.ok, str(verdict)
+
+
+@pytest.mark.parametrize(
+    ("norm", "kind", "code"),
+    [
+        (in_groups, "layer_norm", "unusual_form"),
+        (unbiased, "layer_norm", "unusual_form"),
+        (by_group_norm, "group_norm", "no_rule"),
+        (by_length, "l2_norm", "no_mean"),
+    ],
+)
+def test_kept_with_a_reason(norm, kind, code) -> None:
+    model, x = Written(norm).eval(), torch.randn(4, 8)
+    made = normfuse.rewrite(model, (x,))
+    (site,) = made.report.sites
+    assert (site.kind, site.action, site.becomes) == (kind, "kept", kind)
+    assert site.refusal is not None
+    assert site.refusal.code == code
+    assert site.refusal.message
+    assert torch.equal(made.module()(x), model(x))
