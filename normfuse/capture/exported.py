@@ -67,8 +67,11 @@ def program_of(exported: ExportedProgram) -> Program:
 def _copied(gm: GraphModule) -> GraphModule:
     """The same nodes in a new graph; fake values are shared, so what aliases what stays known."""
     graph = Graph()
-    result = graph.graph_copy(gm.graph, {})
+    copies: dict[Node, Node] = {}
+    result = graph.graph_copy(gm.graph, copies)
     graph.output(result)
+    for old in gm.graph.find_nodes(op="placeholder"):
+        copies[old].name = old.name  # a new graph avoids the names of Python's own functions, like input
     old, new = gm.graph.output_node(), graph.output_node()
     new.meta = dict(old.meta)
     made = GraphModule(gm, graph)

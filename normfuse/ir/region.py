@@ -1,13 +1,14 @@
 """A lifted norm: one graph node that carries the subgraph it was spelled with.
 
 The node is a ``call_module`` whose target is a :class:`NormRegion`. Its arguments are, in order,
-the normalized input, the eps operand, the weight and the bias, each only where the description
-says that it exists. Calling the module runs the original operators, so lifting changes no bit.
+the normalized input, the eps operand, the weight, the bias and what else the description calls
+``stored``, each only where the description says that it exists. Calling the module runs the original
+operators, so lifting changes no bit.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch.fx import Graph, GraphModule, Interpreter, Node
@@ -20,15 +21,18 @@ __all__ = ["NormRegion", "Operands", "norm_of", "norms_in"]
 
 @dataclass(frozen=True)
 class Operands:
-    """The graph nodes a norm reads; ``scale`` and ``shift`` broadcast over the input."""
+    """The graph nodes a norm reads; all but ``source`` broadcast over it."""
 
     source: Node
     eps: Node | None = None
     scale: Node | None = None
     shift: Node | None = None
+    mean: Node | None = None
+    variance: Node | None = None
+    skip: Node | None = None
 
     def as_args(self) -> tuple[Node, ...]:
-        return tuple(n for n in (self.source, self.eps, self.scale, self.shift) if n is not None)
+        return tuple(n for f in fields(self) if (n := getattr(self, f.name)) is not None)
 
 
 class NormRegion(torch.nn.Module):
@@ -51,9 +55,10 @@ class NormRegion(torch.nn.Module):
         eps = rest.pop(0) if self.spec.eps is None else None
         scale = rest.pop(0) if self.spec.has_scale else None
         shift = rest.pop(0) if self.spec.has_shift else None
+        stored = {role: rest.pop(0) for role in self.spec.stored}
         if rest:
             raise InvariantError(f"{node.name} has {len(rest)} operands more than its description")
-        return Operands(source, eps, scale, shift)
+        return Operands(source, eps, scale, shift, **stored)
 
 
 def norm_of(node: Node) -> NormRegion | None:

@@ -40,7 +40,7 @@ class NormSpec:
         eps: added to the mean square; None when it is an operand of the graph.
         eps_mode: ``"inside"`` the root, ``"outside"`` of it, or ``"clamp"``.
         divisor: what the sum of squares is divided by; None for the number of elements.
-        statistics: ``"input"``, or ``"stored"`` in buffers.
+        statistics: ``"input"``, ``"stored"`` in buffers, or ``"computed"`` elsewhere in the graph.
         groups: number of groups that share no statistics along the normalized dimension.
         source_dtype: dtype of the normalized input.
         compute_dtype: dtype of the statistics and of the division.
@@ -50,6 +50,8 @@ class NormSpec:
         has_scale, has_shift: whether a weight and a bias follow.
         weight_offset: constant added to the weight, 1.0 in Gemma's convention.
         post_factor: number that multiplies the result.
+        stored: further operands: ``"mean"``, ``"variance"``, and ``"skip"``, the factor with which the
+            input itself is added to the result.
     """
 
     kind: str
@@ -67,6 +69,7 @@ class NormSpec:
     groups: int = 1
     weight_offset: float = 0.0
     post_factor: float = 1.0
+    stored: tuple[str, ...] = ()
 
     @property
     def centred(self) -> bool:
@@ -80,7 +83,7 @@ class NormSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for reports; dtypes as ``"float32"``."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        plain["dims"] = list(self.dims)
+        plain["dims"], plain["stored"] = list(self.dims), list(self.stored)
         for name, value in plain.items():
             if isinstance(value, torch.dtype):
                 plain[name] = str(value).removeprefix("torch.")

@@ -10,11 +10,12 @@ from dataclasses import fields, replace
 
 from torch.fx import Graph, GraphModule, Node
 
+from normfuse.analysis.weights import WeightValues
 from normfuse.ir.effects import Effects
 from normfuse.ir.location import module_path, source_line
 from normfuse.ir.region import NormRegion, Operands
 from normfuse.passes.work import Work
-from normfuse.patterns import Candidate, absorb, find_facts, handwritten_norms, native_norms
+from normfuse.patterns import Candidate, absorb, find_facts, handwritten_norms, native_norms, stored_norms
 from normfuse.report import Refusal, Site
 
 __all__ = ["lift"]
@@ -27,9 +28,12 @@ def lift(work: Work) -> None:
     facts = find_facts(gm.graph)
     order = {node: i for i, node in enumerate(gm.graph.nodes)}
     cores = [*native_norms(gm.graph, facts), *handwritten_norms(facts)]
+    stored = stored_norms(gm.graph, WeightValues(work.program, effects))
     lifted: dict[Node, Node] = {}
-    for core in sorted(cores, key=lambda c: order[c.root]):
-        norm = absorb(_following(core, lifted))
+    whole = {c.root for c in stored}
+    for core in sorted([*cores, *stored], key=lambda c: order[c.root]):
+        followed = _following(core, lifted)
+        norm = followed if core.root in whole else absorb(followed)
         interior = sorted(_interior(norm), key=lambda n: order.get(n, -1))
         _lift_one(work, norm, interior, effects, lifted)
 
@@ -45,6 +49,10 @@ def _lift_one(
 ) -> None:
     spelling = ", ".join(_operator(node) for node in interior)
     site = Site.of(norm.spec, module_path(norm.root), source_line(norm.root), spelling)
+    if norm.refusal is not None:
+        site.refuse(norm.refusal)
+        work.report.sites.append(site)
+        return
     if any(effects.is_written(n) for n in (*interior, *norm.operands.as_args())):
         site.refuse(_mutated(norm))
         work.report.sites.append(site)

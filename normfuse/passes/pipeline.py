@@ -1,6 +1,6 @@
 """The pipeline: every stage, in order, on one screen.
 
-    capture -> functionalize -> canonicalize -> lift -> recentre -> [hoist] -> lower
+    capture -> functionalize -> canonicalize -> lift -> fold_affine -> recentre -> [hoist] -> lower
 
 The program is a runnable graph after each stage.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 
@@ -18,6 +19,8 @@ from normfuse.ir.effects import is_effectful
 from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.passes.canonicalize import canonicalize
+from normfuse.passes.fold_affine import NAME as FOLD_AFFINE
+from normfuse.passes.fold_affine import fold_affine
 from normfuse.passes.functionalize import functionalize
 from normfuse.passes.hoist import hoist
 from normfuse.passes.lift import lift
@@ -39,31 +42,45 @@ def run_pipeline(program: Program, options: Options) -> tuple[Report, list[Folde
         canonicalize(program.gm)
     program.gm.graph.eliminate_dead_code(is_effectful)
     lift(work)
-    refusal = _no_conversion(work)
-    if refusal is None:
-        recentre(work)
-    else:
-        for site in work.report.sites:
-            site.refuse(refusal)
-    folded = hoist(program)
+    _run(work, FOLD_AFFINE, fold_affine, _no_folding(work))
+    _run(work, RECENTRE, recentre, _no_conversion(work))
+    folded = [] if program.grad_enabled else hoist(program)
     lower(program.gm)
     work.report.folded = len(folded)
     work.report.seconds = time.perf_counter() - started
     return work.report, folded
 
 
-def _no_conversion(work: Work) -> Refusal | None:
-    """Why nothing is converted at all, if so."""
-    if work.options.target == "layer_norm":
-        return Refusal("not_asked", "the target layer_norm asks for recognition only")
-    if not work.options.runs(RECENTRE):
-        return Refusal("not_asked", f"the rule {RECENTRE} is switched off by only or skip")
+def _run(work: Work, name: str, rule: Callable[[Work], None], refusal: Refusal | None) -> None:
+    """One rule, or the reason for every norm of its kinds why it does not run."""
+    if refusal is None and not work.options.runs(name):
+        refusal = Refusal("not_asked", f"the rule {name} is switched off by only or skip")
+    if refusal is None:
+        rule(work)
+        return
+    for site in work.report.sites:
+        if (site.spec["statistics"] == "input") == (name == RECENTRE):
+            site.refuse(refusal)
+
+
+def _no_folding(work: Work) -> Refusal | None:
+    """Why no norm is folded at all, if so."""
     if _under_autocast(work.program):
         return Refusal(
             "autocast",
             "part of the graph runs under torch.autocast, which decides on types when it runs",
             remedy="enter torch.autocast around the call of the compiled model instead of inside it",
         )
+    return None
+
+
+def _no_conversion(work: Work) -> Refusal | None:
+    """Why no norm is converted at all, if so."""
+    if work.options.target == "layer_norm":
+        return Refusal("not_asked", "the target layer_norm asks for recognition only")
+    refusal = _no_folding(work)
+    if refusal is not None:
+        return refusal
     if work.program.grad_enabled:
         return Refusal(
             "grad_enabled",

@@ -49,6 +49,8 @@ def recentre(work: Work) -> None:
 
 def _refuse_in_advance(work: Work) -> None:
     for node, region in norms_in(work.program.gm):
+        if region.spec.statistics != "input" or region.spec.kind == "weight_standardization":
+            continue
         site = work.sites[node]
         if region.spec.kind == "rms_norm":
             site.refuse(Refusal("already_rms_norm", "an RMSNorm has no mean to remove", node.name))

@@ -10,6 +10,7 @@ from torch.fx import Node
 from normfuse.ir.region import Operands
 from normfuse.ir.sizes import tensor_of
 from normfuse.ir.spec import NormSpec
+from normfuse.report import Refusal
 
 __all__ = ["Candidate"]
 
@@ -19,12 +20,14 @@ class Candidate:
     """A recognised norm that ends at ``root``.
 
     ``closed`` says that its result was rounded after the affine part, so nothing more belongs to it.
+    A ``refusal`` says why the norm is recorded but not lifted.
     """
 
     spec: NormSpec
     root: Node
     operands: Operands
     closed: bool = False
+    refusal: Refusal | None = None
 
     def grown(self, root: Node, operands: Operands | None = None, **changes: object) -> Candidate:
         """The same norm with one more operator absorbed."""
