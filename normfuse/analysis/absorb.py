@@ -12,15 +12,17 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from normfuse.analysis.channel_map import ChannelMap, Diagonal
+from normfuse.analysis.channel_map import ChannelMap, Diagonal, Trait
 from normfuse.analysis.flow import Blocks, Carries, Scales, Shift, Vanishes
 from normfuse.analysis.operator_table import flow
+from normfuse.analysis.ranges import Piece, narrowed, pieces_of, read_apart, widened
 from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues
+from normfuse.ir.calls import aten
 from normfuse.ir.sizes import same, shape_of, tensor_of
 from normfuse.report import Refusal
 
-__all__ = ["Constant", "Kept", "Leaf", "Maps", "Plan", "Rebuilt", "absorb", "linear_parts"]
+__all__ = ["Constant", "Kept", "Leaf", "Maps", "Plan", "Rebuilt", "Redirected", "absorb", "linear_parts"]
 
 Maps = tuple[ChannelMap, ...]
 
@@ -64,7 +66,16 @@ class Kept:
     node: Node
 
 
-Plan = Leaf | Constant | Rebuilt | Kept
+@dataclass(frozen=True)
+class Redirected:
+    """``node`` stays, and everything that reads ``operand`` reads the planned value instead."""
+
+    node: Node
+    operand: Node
+    plan: Plan
+
+
+Plan = Leaf | Constant | Rebuilt | Kept | Redirected
 
 
 def linear_parts(maps: Maps) -> Maps:
@@ -107,7 +118,8 @@ def _absorb_weight(node: Node, axis: int, maps: Maps, weights: WeightValues) -> 
 def _absorb_operands(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Plan | Refusal:
     found = flow(node, axis)
     if isinstance(found, Blocks):
-        return found.refusal
+        pieces = pieces_of(node, axis) if all(m.admitted_by(Trait.DIAGONAL) for m in maps) else ()
+        return _absorb_pieces(node, pieces, axis, maps, weights) if pieces else found.refusal
     if isinstance(found, Vanishes):
         return Kept(node) if _is_linear(maps) else _no_shift(node)
     if isinstance(found, Scales):
@@ -121,6 +133,33 @@ def _absorb_operands(node: Node, axis: int, maps: Maps, weights: WeightValues) -
     if found.factor is not None and not _is_linear(maps):
         return _absorb_factor(node, found, found.factor, maps, weights)
     return _rebuild(node, found, maps, weights)
+
+
+def _absorb_pieces(
+    node: Node, pieces: tuple[Piece, ...], axis: int, maps: Maps, weights: WeightValues
+) -> Plan | Refusal:
+    """Into each part that is joined; or into the one value of which this is a part, for all its readers."""
+    if node.target not in (aten.cat.default, aten.concat.default):
+        return _absorb_part(node, pieces[0], axis, maps, weights)
+    if any(weights.is_written(piece.operand) for piece in pieces):
+        return Refusal("mutated", f"the graph writes in place to what {node.name} joins", node.name)
+    plans: dict[Node, Plan] = {}
+    for piece in pieces:
+        if piece.operand not in weights and len(value_readers(piece.operand)) > 1:
+            return _read_elsewhere(piece.operand)
+        plan = absorb(piece.operand, axis, narrowed(maps, piece.outer, piece.length), weights)
+        if isinstance(plan, Refusal):
+            return plan
+        plans[piece.operand] = plan
+    return Rebuilt(node, tuple(plans.items()))
+
+
+def _absorb_part(node: Node, piece: Piece, axis: int, maps: Maps, weights: WeightValues) -> Plan | Refusal:
+    whole = piece.operand
+    if whole in weights or not read_apart(whole, axis, node, piece) or weights.is_written(whole):
+        return _read_elsewhere(whole)
+    plan = absorb(whole, axis, widened(maps, piece.inner, piece.length), weights)
+    return plan if isinstance(plan, Refusal) else Redirected(node, whole, plan)
 
 
 def _no_shift(node: Node) -> Refusal:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch.fx import Graph, Node
 
-from normfuse.analysis.channel_map import ChannelMap, Trait, along, dtype_of
+from normfuse.analysis.channel_map import ChannelMap, Trait, Window, along, dtype_of, vector, within
 from normfuse.ir.calls import aten
 from normfuse.ir.dtypes import opmath
 from normfuse.ir.emit import call, cast
@@ -29,6 +29,7 @@ class Standardise(ChannelMap):
     mean: Node | None = None
     variance: Node | None = None
     skip: Node | None = None
+    window: Window | None = None
     trait = Trait.DIAGONAL
 
     @classmethod
@@ -44,6 +45,9 @@ class Standardise(ChannelMap):
     def linear_part(self) -> Standardise:
         return replace(self, mean=None, shift=None)
 
+    def narrow(self, start: int, length: int) -> Standardise:
+        return replace(self, window=within(self.window, start, length))
+
     @property
     def sources(self) -> tuple[Node, ...]:
         held = (self.scale, self.shift, self.mean, self.variance, self.skip)
@@ -51,28 +55,28 @@ class Standardise(ChannelMap):
 
     def emit(self, graph: Graph, value: Node, axis: int) -> Node:
         dtype = dtype_of(value)
-        wide = cast(graph, value, opmath(dtype))
-        made = wide
+        wide = made = cast(graph, value, opmath(dtype))
         if self.mean is not None:
-            made = call(graph, aten.sub.Tensor, made, along(graph, self.mean, value, axis))
+            made = call(graph, aten.sub.Tensor, made, self._along(graph, self.mean, value, axis))
         factor = self._factor(graph)
         if factor is not None:
             made = call(graph, aten.mul.Tensor, made, along(graph, factor, value, axis))
         if self.shift is not None:
-            made = call(graph, aten.add.Tensor, made, along(graph, self.shift, value, axis))
+            made = call(graph, aten.add.Tensor, made, self._along(graph, self.shift, value, axis))
         if self.skip is not None:
-            added = call(graph, aten.mul.Tensor, wide, along(graph, self.skip, value, axis))
+            added = call(graph, aten.mul.Tensor, wide, self._along(graph, self.skip, value, axis))
             made = call(graph, aten.add.Tensor, made, added)
         return cast(graph, made, dtype)
 
+    def _along(self, graph: Graph, entries: Node, value: Node, axis: int) -> Node:
+        return along(graph, vector(graph, entries, self.window), value, axis)
+
     def _factor(self, graph: Graph) -> Node | None:
         """``scale / sqrt(variance + eps)``, in the dtype of the statistics."""
+        scale = None if self.scale is None else vector(graph, self.scale, self.window)
         if self.variance is None:
-            return None if self.scale is None else _vector(graph, self.scale)
-        variance = _vector(graph, cast(graph, self.variance, opmath(dtype_of(self.variance))))
+            return scale
+        variance = vector(graph, self.variance, self.window)
+        variance = cast(graph, variance, opmath(dtype_of(variance)))
         root = call(graph, aten.rsqrt.default, call(graph, aten.add.Tensor, variance, self.eps))
-        return root if self.scale is None else call(graph, aten.mul.Tensor, root, _vector(graph, self.scale))
-
-
-def _vector(graph: Graph, value: Node) -> Node:
-    return call(graph, aten.reshape.default, value, [-1])
+        return root if scale is None else call(graph, aten.mul.Tensor, root, scale)

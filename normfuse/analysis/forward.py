@@ -18,6 +18,7 @@ from normfuse.analysis.absorb import Leaf, Maps, linear_parts
 from normfuse.analysis.channel_map import Diagonal
 from normfuse.analysis.flow import Carries, Shift
 from normfuse.analysis.operator_table import carried_axis, flow, operator_name
+from normfuse.analysis.ranges import SPLITS, narrowed, pieces_of, widened
 from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten, bind, is_call
@@ -86,6 +87,9 @@ def _into(user: Node, value: Node, axis: int, maps: Maps, weights: WeightValues)
     contraction = _contraction(user, value, axis)
     if contraction is not None:
         return _absorbed(user, contraction, maps, weights)
+    regrouped = _regrouped(user, value, axis, maps)
+    if regrouped is not None:
+        return _push_all(regrouped, axis, weights)
     out = carried_axis(user, value, axis)
     found = flow(user, out) if out is not None else None
     if out is None or not isinstance(found, Carries) or len(found.operands) > 1:
@@ -95,6 +99,32 @@ def _into(user: Node, value: Node, axis: int, maps: Maps, weights: WeightValues)
     if found.factor:
         return push(user, out, (Diagonal(1 / found.factor), *maps, Diagonal(found.factor)), weights)
     return Refusal("shift_blocked", f"{user.name} does not carry the shift on to what reads it", user.name)
+
+
+def _regrouped(user: Node, value: Node, axis: int, maps: Maps) -> list[tuple[Node, Maps]] | None:
+    """Where the channels go when they are split or joined, and with which maps."""
+    if is_call(user, *SPLITS):
+        parts = [(part, pieces_of(part, axis)) for part in user.users]
+        if not all(found for _, found in parts):
+            return None
+        return [(part, narrowed(maps, found[0].inner, found[0].length)) for part, found in parts]
+    pieces = [piece for piece in pieces_of(user, axis) if piece.operand is value]
+    if len(pieces) != 1:
+        return None
+    (piece,) = pieces
+    joins = is_call(user, aten.cat.default, aten.concat.default)
+    moved = widened if joins else narrowed
+    return [(user, moved(maps, piece.outer if joins else piece.inner, piece.length))]
+
+
+def _push_all(values: list[tuple[Node, Maps]], axis: int, weights: WeightValues) -> list[Read] | Refusal:
+    found: list[Read] = []
+    for value, maps in values:
+        made = push(value, axis, maps, weights)
+        if isinstance(made, Refusal):
+            return made
+        found += made
+    return found
 
 
 def _nonlinear(user: Node) -> Refusal:

@@ -13,7 +13,10 @@ _SHAPE_ONLY = (
     aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.new_empty.default,
     aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.empty_like.default,
 )  # fmt: skip
-_TYPE_OF_OTHER = (aten.to.other, aten.type_as.default)
+_TYPE_OF_OTHER = (
+    aten.to.other, aten.type_as.default, aten.reshape_as.default, aten.view_as.default,
+    aten.expand_as.default,
+)  # fmt: skip
 
 
 def reads_only_type(user: Node, node: Node) -> bool:

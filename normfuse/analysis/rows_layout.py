@@ -46,6 +46,7 @@ def _wrap(dim: int, rank: int) -> int:
 @row(
     aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
     aten.unflatten.int, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
+    aten.reshape_as.default, aten.view_as.default,
 )  # fmt: skip
 def _reshape(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     """The channels stay whole when as many elements lie before and after them as there did."""
@@ -85,7 +86,7 @@ def _movedim(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     return _carries((bound["self"], order[axis]))
 
 
-@row(aten.expand.default)
+@row(aten.expand.default, aten.expand_as.default)
 def _expand(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     source = bound["self"]
     dim = axis - rank_of(node) + rank_of(source)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch.fx import Graph, Node
 
-from normfuse.analysis.absorb import Constant, Kept, Leaf, Maps, Plan, Rebuilt
+from normfuse.analysis.absorb import Constant, Kept, Leaf, Maps, Plan, Rebuilt, Redirected
 from normfuse.analysis.channel_map import ChannelMap, dtype_of
 from normfuse.analysis.forward import Read
 from normfuse.analysis.readers import value_readers
@@ -64,6 +64,11 @@ class Placement:
             return self.fold(plan, before)
         if isinstance(plan, Constant):
             return self._constant(plan, before)
+        if isinstance(plan, Redirected):
+            made = self.make(plan.plan, plan.operand)
+            plan.operand.replace_all_uses_with(made)
+            self.erase(plan.operand)
+            return plan.node
         copies = {operand: self.make(deeper, plan.node) for operand, deeper in plan.operands}
         bias = None if plan.bias is None else (plan.bias[0], self._constant(plan.bias[1], plan.node))
         return self._rebuild(plan, copies, bias)
