@@ -18,13 +18,14 @@ from normfuse.analysis.affine_map import Standardise
 from normfuse.analysis.forward import Read, push
 from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues
+from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import aten, set_arguments
 from normfuse.ir.effects import Effects
 from normfuse.ir.emit import call
 from normfuse.ir.region import NormRegion, norm_of
 from normfuse.ir.sizes import is_row_major, rank_of, same, tensor_of
 from normfuse.passes.place import Placement
-from normfuse.passes.stored_values import refusal_of_values, watch_statistics
+from normfuse.passes.stored_values import refusal_of_cancellation, refusal_of_values, watch_statistics
 from normfuse.passes.work import Work
 from normfuse.report import Refusal
 
@@ -60,6 +61,7 @@ class _Fold:
     def __init__(self, work: Work, weights: WeightValues) -> None:
         self._work, self._weights = work, weights
         self._placement = Placement(work.program.gm.graph)
+        weights.admit(n for n in work.program.gm.graph.nodes if FOLD in n.meta)
 
     def run(self, node: Node) -> bool:
         """Whether the norm vanished; else its site has the reason of the last attempt."""
@@ -90,6 +92,9 @@ class _Fold:
         behind = push(node, axis, maps, self._weights)
         if isinstance(behind, Refusal):
             return _both(before, behind)
+        refusal = refusal_of_cancellation(node, operands, region.spec.eps, self._work.program)
+        if refusal is not None:
+            return refusal
         self._into_readers(node, operands.source, behind)
         return None
 

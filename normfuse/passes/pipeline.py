@@ -1,6 +1,7 @@
 """The pipeline: every stage, in order, on one screen.
 
-    capture -> functionalize -> canonicalize -> lift -> fold_affine -> recentre -> [hoist] -> lower
+    capture -> functionalize -> canonicalize -> lift -> fold_constants -> fold_affine -> recentre
+            -> [hoist] -> lower
 
 The program is a runnable graph after each stage.
 """
@@ -21,6 +22,8 @@ from normfuse.options import Options
 from normfuse.passes.canonicalize import canonicalize
 from normfuse.passes.fold_affine import NAME as FOLD_AFFINE
 from normfuse.passes.fold_affine import fold_affine
+from normfuse.passes.fold_constants import NAME as FOLD_CONSTANTS
+from normfuse.passes.fold_constants import fold_constants
 from normfuse.passes.functionalize import functionalize
 from normfuse.passes.hoist import hoist
 from normfuse.passes.lift import lift
@@ -28,7 +31,7 @@ from normfuse.passes.lower import lower
 from normfuse.passes.recentre import NAME as RECENTRE
 from normfuse.passes.recentre import recentre
 from normfuse.passes.work import Work
-from normfuse.report import Refusal, Report
+from normfuse.report import Refusal, Report, Site
 
 __all__ = ["check_expectation", "run_pipeline"]
 
@@ -42,9 +45,11 @@ def run_pipeline(program: Program, options: Options) -> tuple[Report, list[Folde
         canonicalize(program.gm)
     program.gm.graph.eliminate_dead_code(is_effectful)
     lift(work)
+    _run(work, FOLD_CONSTANTS, fold_constants, _no_folding(work))
     _run(work, FOLD_AFFINE, fold_affine, _no_folding(work))
     _run(work, RECENTRE, recentre, _no_conversion(work))
     folded = [] if program.grad_enabled else hoist(program)
+    program.gm.graph.eliminate_dead_code(is_effectful)
     lower(program.gm)
     work.report.folded = len(folded)
     work.report.seconds = time.perf_counter() - started
@@ -59,8 +64,15 @@ def _run(work: Work, name: str, rule: Callable[[Work], None], refusal: Refusal |
         rule(work)
         return
     for site in work.report.sites:
-        if (site.spec["statistics"] == "input") == (name == RECENTRE):
+        if site.action == "kept" and _rule_of(site) == name:
             site.refuse(refusal)
+
+
+def _rule_of(site: Site) -> str:
+    """The rule that a norm waits for."""
+    if site.kind == "weight_standardization":
+        return FOLD_CONSTANTS
+    return RECENTRE if site.spec["statistics"] == "input" else FOLD_AFFINE
 
 
 def _no_folding(work: Work) -> Refusal | None:

@@ -94,6 +94,59 @@ def test_channel_counts_that_disagree_fail_as_in_eager() -> None:
         normfuse.rewrite(model, (torch.randn(2, 3, 8, 8),))
 
 
+@pytest.mark.parametrize(("dtype", "ratio"), [(torch.float32, 3.0), (torch.bfloat16, 9.0)])
+def test_large_means_are_not_left_to_readers(dtype: torch.dtype, ratio: float) -> None:
+    """Folded, the errors would be ``sqrt(1 + ratio ** 2)`` times as large, as they are in float64."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(64), nn.Linear(64, 48)).eval()
+    model[0].running_mean.fill_(ratio)
+    x = (torch.randn(256, 64) + ratio).to(dtype)
+    report = normfuse.rewrite(model.to(dtype), (x,)).report
+    assert [s.refusal.code for s in report.sites] == ["cancellation"]
+    model[0].running_mean.fill_(ratio / 6)
+    made = normfuse.rewrite(model, (x,))
+    assert made.report.after == {}
+    assert normfuse.verify(model, made, (x - ratio * 5 / 6,)).ok
+    assert normfuse.rewrite(model.double(), (x.double(),)).report.after == {}
+
+
+class Standardised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.norm = nn.Parameter(torch.randn(5, 3, 2, 2)), nn.BatchNorm2d(5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = self.weight.reshape(1, 5, -1)
+        weight = torch.nn.functional.batch_norm(flat, None, None, training=True, eps=1e-6)
+        return self.norm(torch.nn.functional.conv2d(x, weight.reshape_as(self.weight)))
+
+
+def test_a_standardised_weight_is_computed_once() -> None:
+    model = Standardised().double().eval()
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    made = normfuse.rewrite(model, (x,))
+    assert {s.kind: s.action for s in made.report.sites} == {
+        "weight_standardization": "folded", "batch_norm": "folded",
+    }  # fmt: skip
+    with torch.no_grad():
+        assert same([made.module()(x)], [model(x)])
+    targets = [str(n.target) for n in made.program.graph.nodes if n.op == "call_function"]
+    assert targets == ["aten.conv2d.default"]
+
+
+def test_with_gradients_a_standardised_weight_stays() -> None:
+    model, reference = Standardised().double().eval(), Standardised().double().eval()
+    reference.load_state_dict(model.state_dict())
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    fast = torch.compile(model, backend=normfuse.normfuse_backend, options={"normfuse.inner": "aot_eager"})
+    for call in (fast, reference):
+        call(x).square().sum().backward()
+    found, wanted = ([p.grad for p in m.parameters()] for m in (model, reference))
+    assert same(found, wanted)
+    kept = [s.refusal.code for s in normfuse.last_report().sites if s.kind == "weight_standardization"]
+    assert kept == ["grad_enabled"]
+
+
 def test_switched_off_by_name() -> None:
     case = next(c for c in CASES if c.name == "zero_variance")
     report = normfuse.rewrite(case.model(), case.args, skip=["fold_affine"]).report
