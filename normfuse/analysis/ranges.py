@@ -18,10 +18,13 @@ from normfuse.analysis.readers import value_readers
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.sizes import rank_of, shape_of, static_size
 
-__all__ = ["SPLITS", "Piece", "narrowed", "pieces_of", "read_apart", "widened"]
+__all__ = ["RANGES", "SPLITS", "Piece", "narrowed", "pieces_of", "read_apart", "widened"]
 
 Maps = tuple[ChannelMap, ...]
 SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes, aten.chunk.default)
+
+#: Operators that split or join.
+RANGES = (*SPLITS, aten.slice.Tensor, aten.cat.default, aten.concat.default)
 
 
 @dataclass(frozen=True)
