@@ -1,8 +1,9 @@
-"""Norms with stored statistics vanish into the weights before or behind them.
+"""Norms with stored statistics vanish into the weights before, behind or beside them.
 
     A(x) = D (x - mean) + shift,    D = diag(scale / sqrt(variance + eps))
     A(W a + b) = (D W) a + A(b)                                     into the writer
     W A(x) + b = (W D) x + (b + W A(0))                             into every reader
+    A(x) + W x + b = (D + W) x + (b + A(0))                         into a weight beside it
 
 Exact for a linear or convolution with any strides, dilation and groups (Markus, 2018, and many others);
 zeros around the input of a reading convolution are not mapped, so there the norm stays. Numerics class:
@@ -15,6 +16,7 @@ from torch.fx import Node
 
 from normfuse.analysis.absorb import Plan, absorb
 from normfuse.analysis.affine_map import Standardise
+from normfuse.analysis.beside import beside
 from normfuse.analysis.forward import Read, push
 from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues
@@ -89,13 +91,17 @@ class _Fold:
         if not isinstance(before, Refusal):
             self._replace(node, operands.source, self._placement.make(before, node))
             return None
-        behind = push(node, axis, maps, self._weights)
+        sibling = beside(node, operands.source, axis, self._weights)
+        behind = push(node, axis, maps, self._weights) if sibling is None else []
         if isinstance(behind, Refusal):
             return _both(before, behind)
         refusal = refusal_of_cancellation(node, operands, region.spec.eps, self._work.program)
         if refusal is not None:
             return refusal
-        self._into_readers(node, operands.source, behind)
+        if sibling is not None:
+            self._placement.add_beside(sibling, maps[0])
+        else:
+            self._into_readers(node, operands.source, behind)
         return None
 
     def _refuse_operands(self, node: Node, region: NormRegion) -> Refusal | None:

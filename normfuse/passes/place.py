@@ -12,6 +12,7 @@ import torch
 from torch.fx import Graph, Node
 
 from normfuse.analysis.absorb import Constant, Kept, Leaf, Maps, Plan, Rebuilt, Redirected
+from normfuse.analysis.beside import Beside
 from normfuse.analysis.channel_map import ChannelMap, dtype_of
 from normfuse.analysis.forward import Read
 from normfuse.analysis.readers import value_readers
@@ -21,7 +22,7 @@ from normfuse.ir.calls import aten, bind, set_arguments
 from normfuse.ir.dtypes import opmath
 from normfuse.ir.emit import call, cast
 from normfuse.ir.sizes import shape_of
-from normfuse.passes.runs import as_it_lay, as_runs, times_shift
+from normfuse.passes.runs import as_it_lay, as_runs, plus_diagonal, times_shift
 
 __all__ = ["Placement"]
 
@@ -122,6 +123,27 @@ class Placement:
             made = cast(self._graph, made, dtype_of(leaf.node))
         self._mark(made, sources)
         return made
+
+    def add_beside(self, found: Beside, mapping: ChannelMap) -> None:
+        """Give the weight that a norm stands beside what the norm does, and the sum without the norm."""
+        bias = bind(found.reader)["bias"]
+        sources = {found.weight, *mapping.sources}
+        with self._inserting(sources, found.reader):
+            weight = plus_diagonal(self._graph, found.weight, mapping.linear_part(), found.groups)
+        self._mark(weight, sources)
+        changed = {"weight": weight}
+        if not mapping.is_linear:
+            sources = {*mapping.sources, *([bias] if isinstance(bias, Node) else [])}
+            with self._inserting(sources, found.reader):
+                width = (shape_of(found.weight) or ())[0]
+                made = self._of_zero((mapping,), width, opmath(dtype_of(found.weight)))
+                if isinstance(bias, Node):
+                    made = call(self._graph, aten.add.Tensor, made, bias)
+                changed["bias"] = cast(self._graph, made, dtype_of(found.weight))
+            self._mark(changed["bias"], sources)
+        set_arguments(found.reader, changed)
+        found.sum.replace_all_uses_with(found.rest)
+        self.erase(found.sum)
 
     def _of_zero(self, maps: Maps, width: int, dtype: torch.dtype) -> Node:
         made = call(self._graph, aten.new_zeros.default, _sources(maps)[0], [width])

@@ -203,7 +203,7 @@ SHAPES = {
     "efficientnet": Shape(efficientnet, 7, {}),
     "densenet": Shape(densenet, 9, {"raw_reader": 4}),
     "preactivation": Shape(preactivation, 5, {"raw_reader": 3}),
-    "repvgg": Shape(repvgg, 10, {"raw_reader": 2}),
+    "repvgg": Shape(repvgg, 10, {}),
     "levit": Shape(Levit, 7, {}),
     "ibn": Shape(ibn, 3, {}),
     "standardised": Shape(standardised, 1, {}),

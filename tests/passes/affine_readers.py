@@ -247,3 +247,46 @@ def frozen_arithmetic(s, x):
 @case(norm=bn(6), w=param(4, 6, 1, 1))
 def a_weight_of_two_readers(s, x):
     return F.conv2d(s.norm(x), s.w) + F.conv2d(x, s.w)
+
+
+for _groups in (1, 2, 6):
+
+    @case(norm=bn(6), conv=conv(6, 6, 3, padding=2, dilation=2, groups=_groups, bias=_groups == 2))
+    def beside_a_convolution(s, x):
+        return torch.relu(s.conv(x) + s.norm(x)) + x
+
+
+@case(norm=bn(6), one=bn(6), a=conv(6, 6, 1), b=conv(6, 6, 3, padding=1), c=bn(6))
+def beside_convolutions_with_norms(s, x):
+    return torch.relu(s.c(x) + (s.norm(s.a(x)) + s.one(s.b(x)))) * x
+
+
+@case(norm=bn1(6), lin=linear(6, 6), args=(normal(4, 6),))
+def beside_a_linear(s, x):
+    return torch.relu(s.norm(x) + s.lin(x)) - x
+
+
+@case("raw_reader", norm=bn(6), conv=conv(6, 6, 3, padding=1))
+def beside_a_convolution_that_is_read_elsewhere(s, x):
+    h = s.conv(x)
+    return torch.relu(h + s.norm(x)) + h
+
+
+@case("raw_reader", norm=bn(6), conv=conv(6, 6, 3, padding=(1, 1), stride=1))
+def beside_a_convolution_of_another_value(s, x):
+    return torch.relu(s.conv(2 * x) + s.norm(x))
+
+
+@case("raw_reader", norm=bn(6), conv=conv(6, 6, (1, 3), padding=(0, 1)), w=param(1))
+def beside_a_convolution_that_is_scaled(s, x):
+    return torch.relu(torch.add(s.norm(x), s.conv(x), alpha=2))
+
+
+@case("raw_reader", norm=bn(6), conv=conv(6, 6, 2), args=(image(6)[..., :1, :1],))
+def beside_a_convolution_of_even_size(s, x):
+    return torch.relu(s.norm(x) + s.conv(F.pad(x, (0, 1, 0, 1))))
+
+
+@case("raw_reader", norm=bn(6), conv=conv(6, 6, 3, padding=0, stride=7), args=(image(6)[..., :4, :4],))
+def beside_a_convolution_of_another_place(s, x):
+    return torch.relu(s.norm(x) + s.conv(x))
