@@ -15,7 +15,7 @@ __all__ = ["PREFIX", "RULES", "Options", "split_options", "unknown_name"]
 PREFIX = "normfuse."
 
 #: Rules by name, for ``only`` and ``skip``.
-RULES = ("recentre",)
+RULES = ("fold_affine", "fold_constants", "recentre")
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "target": ("rms_norm", "layer_norm"),

@@ -75,6 +75,10 @@ class Site:
         """Record what the norm became."""
         self.action, self.becomes, self.refusal = "converted", spec.kind, None
 
+    def fold(self) -> None:
+        """Record that weights do what the norm did."""
+        self.action, self.becomes, self.refusal = "folded", "", None
+
 
 @dataclass
 class Report:

@@ -1,6 +1,6 @@
 """Push maps from a written value down into the weights that write it.
 
-    M (s * (W x + b)) = (M diag(s) W) x + M (s * b)
+    A (s * (W x + b)) = (M diag(s) W) x + A (s * b),    A = M + t
 
 The answer is a plan: which weights take which maps, and which operators on the way are written
 anew with other operands. Nothing is changed here.
@@ -12,31 +12,51 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from normfuse.analysis.channel_map import ChannelMap, Diagonal
-from normfuse.analysis.flow import Blocks, Carries, Scales, Vanishes
+from normfuse.analysis.channel_map import ChannelMap, Diagonal, Trait
+from normfuse.analysis.flow import Blocks, Carries, Scales, Shift, Vanishes
 from normfuse.analysis.operator_table import flow
+from normfuse.analysis.ranges import Piece, narrowed, pieces_of, read_apart, widened
+from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues
+from normfuse.ir.calls import aten
 from normfuse.ir.sizes import same, shape_of, tensor_of
 from normfuse.report import Refusal
 
-__all__ = ["Kept", "Leaf", "Plan", "Rebuilt", "absorb"]
+__all__ = ["Constant", "Kept", "Leaf", "Maps", "Plan", "Rebuilt", "Redirected", "absorb", "linear_parts"]
+
+Maps = tuple[ChannelMap, ...]
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """Apply ``maps``, innermost first, to a weight value along ``axis``."""
+    """Apply ``maps``, innermost first, to a weight value along ``axis``.
+
+    With ``groups``, axis 0 is that many runs, and the channels of each continue those of the one before.
+    """
 
     node: Node
     axis: int
-    maps: tuple[ChannelMap, ...]
+    maps: Maps
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Constant:
+    """What ``maps`` make of zero: a vector with one entry per channel of ``like`` along ``axis``."""
+
+    like: Node
+    axis: int
+    maps: Maps
+    groups: int = 1
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """The same operator with some operands replaced."""
+    """The same operator with some operands replaced, and with a bias where it had none."""
 
     node: Node
     operands: tuple[tuple[Node, Plan], ...]
+    bias: tuple[str, Constant] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,10 +66,28 @@ class Kept:
     node: Node
 
 
-Plan = Leaf | Rebuilt | Kept
+@dataclass(frozen=True)
+class Redirected:
+    """``node`` stays, and everything that reads ``operand`` reads the planned value instead."""
+
+    node: Node
+    operand: Node
+    plan: Plan
 
 
-def absorb(node: Node, axis: int, maps: tuple[ChannelMap, ...], weights: WeightValues) -> Plan | Refusal:
+Plan = Leaf | Constant | Rebuilt | Kept | Redirected
+
+
+def linear_parts(maps: Maps) -> Maps:
+    """The maps without their shifts."""
+    return tuple(m.linear_part() for m in maps)
+
+
+def _is_linear(maps: Maps) -> bool:
+    return all(m.is_linear for m in maps)
+
+
+def absorb(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Plan | Refusal:
     """How ``node`` becomes ``maps`` of itself along ``axis`` by changing weights alone.
 
     ``node`` must have no reader that wants its old value, unless it is a weight value, which gets
@@ -60,9 +98,7 @@ def absorb(node: Node, axis: int, maps: tuple[ChannelMap, ...], weights: WeightV
     return _absorb_operands(node, axis, maps, weights)
 
 
-def _absorb_weight(
-    node: Node, axis: int, maps: tuple[ChannelMap, ...], weights: WeightValues
-) -> Plan | Refusal:
+def _absorb_weight(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Plan | Refusal:
     """Fold a weight where it is stored; where that fails, fold what was computed from it."""
     refusal = weights.refusal(node)
     if refusal is not None:
@@ -72,21 +108,20 @@ def _absorb_weight(
         return Refusal(
             "weight_shape", f"the size of the weight value {node.name} is not a fixed number", node.name
         )
-    if node.op != "placeholder":
+    if node.op != "placeholder" and not weights.is_folded(node):
         deeper = _absorb_operands(node, axis, maps, weights)
         if not isinstance(deeper, Refusal):
             return deeper
     return Leaf(node, axis, maps)
 
 
-def _absorb_operands(
-    node: Node, axis: int, maps: tuple[ChannelMap, ...], weights: WeightValues
-) -> Plan | Refusal:
+def _absorb_operands(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Plan | Refusal:
     found = flow(node, axis)
     if isinstance(found, Blocks):
-        return found.refusal
+        pieces = pieces_of(node, axis) if all(m.admitted_by(Trait.DIAGONAL) for m in maps) else ()
+        return _absorb_pieces(node, pieces, axis, maps, weights) if pieces else found.refusal
     if isinstance(found, Vanishes):
-        return Kept(node)
+        return Kept(node) if _is_linear(maps) else _no_shift(node)
     if isinstance(found, Scales):
         return _absorb_scale(node, found, maps, weights)
     if not all(m.admitted_by(found.needs) for m in maps):
@@ -95,43 +130,125 @@ def _absorb_operands(
         )
     if found.table and not _may_copy_table(found, weights):
         return _table_refusal(node, found, weights)
+    if found.factor is not None and not _is_linear(maps):
+        return _absorb_factor(node, found, found.factor, maps, weights)
     return _rebuild(node, found, maps, weights)
 
 
-def _rebuild(
-    node: Node, found: Carries, maps: tuple[ChannelMap, ...], weights: WeightValues
+def _absorb_pieces(
+    node: Node, pieces: tuple[Piece, ...], axis: int, maps: Maps, weights: WeightValues
 ) -> Plan | Refusal:
+    """Into each part that is joined; or into the one value of which this is a part, for all its readers."""
+    if node.target not in (aten.cat.default, aten.concat.default):
+        return _absorb_part(node, pieces[0], axis, maps, weights)
+    if any(weights.is_written(piece.operand) for piece in pieces):
+        return Refusal("mutated", f"the graph writes in place to what {node.name} joins", node.name)
+    plans: dict[Node, Plan] = {}
+    for piece in pieces:
+        if piece.operand not in weights and len(value_readers(piece.operand)) > 1:
+            return _read_elsewhere(piece.operand)
+        plan = absorb(piece.operand, axis, narrowed(maps, piece.outer, piece.length), weights)
+        if isinstance(plan, Refusal):
+            return plan
+        plans[piece.operand] = plan
+    return Rebuilt(node, tuple(plans.items()))
+
+
+def _absorb_part(node: Node, piece: Piece, axis: int, maps: Maps, weights: WeightValues) -> Plan | Refusal:
+    whole = piece.operand
+    if whole in weights or not read_apart(whole, axis, node, piece) or weights.is_written(whole):
+        return _read_elsewhere(whole)
+    plan = absorb(whole, axis, widened(maps, piece.inner, piece.length), weights)
+    return plan if isinstance(plan, Refusal) else Redirected(node, whole, plan)
+
+
+def _no_shift(node: Node) -> Refusal:
+    return Refusal("shift_blocked", f"nothing that {node.name} is made of can take a shift", node.name)
+
+
+def _rebuild(node: Node, found: Carries, maps: Maps, weights: WeightValues) -> Plan | Refusal:
     changing = next((n for n in node.all_input_nodes if weights.is_written(n)), None)
     if changing is not None:
         return Refusal("mutated", f"the graph writes in place to {changing.name}, read here", node.name)
-    plans: list[tuple[Node, Plan]] = []
-    for operand, axis in found.operands:
-        if operand not in weights and len(operand.users) > 1:
+    everywhere = _is_linear(maps) or found.shift is Shift.EVERYWHERE
+    if not everywhere and not found.adders and not found.bias:
+        return _no_shift(node)
+    plans = _plan_operands(found, maps if everywhere else linear_parts(maps), weights)
+    if isinstance(plans, Refusal) or everywhere:
+        return plans if isinstance(plans, Refusal) else Rebuilt(node, tuple(plans.items()))
+    return _add_once(node, found, plans, maps, weights)
+
+
+def _plan_operands(found: Carries, maps: Maps, weights: WeightValues) -> dict[Node, Plan] | Refusal:
+    plans: dict[Node, Plan] = {}
+    for position, (operand, axis) in enumerate(found.operands):
+        if operand not in weights and len(value_readers(operand)) > 1:
             return _read_elsewhere(operand)
-        plan = absorb(operand, axis, maps, weights)
+        groups = found.groups if position == 0 else 1
+        plan = _absorb_runs(operand, axis, maps, groups, weights)
         if isinstance(plan, Refusal):
             return plan
-        plans.append((operand, plan))
-    return Rebuilt(node, tuple(plans))
+        plans[operand] = plan
+    return plans
 
 
-def _absorb_scale(
-    node: Node, found: Scales, maps: tuple[ChannelMap, ...], weights: WeightValues
-) -> Plan | Refusal:
-    """Drop the multiplication and give its factor to the weights."""
-    if found.scale not in weights:
+def _absorb_runs(node: Node, axis: int, maps: Maps, groups: int, weights: WeightValues) -> Plan | Refusal:
+    """A weight whose first axis is several runs must be one of the model's own, to be mapped as it lies."""
+    if groups == 1:
+        return absorb(node, axis, maps, weights)
+    if node not in weights:
         return Refusal(
-            "channel_gate",
-            f"{node.name} multiplies each channel by {found.scale.name}, which depends on data", node.name,
-        )  # fmt: skip
-    refusal = weights.refusal(found.scale)
-    if refusal is not None:
-        return refusal
+            "grouped_weight", f"the weight {node.name} of a grouped operator depends on data", node.name
+        )
+    refusal = weights.refusal(node)
+    return refusal if refusal is not None else Leaf(node, axis, maps, groups)
+
+
+def _add_once(
+    node: Node, found: Carries, plans: dict[Node, Plan], maps: Maps, weights: WeightValues
+) -> Plan | Refusal:
+    """The linear part went everywhere; one operand, or a new bias, takes the shift as well."""
+    if found.bias:
+        weight, axis = found.operands[0]
+        if weight not in weights:
+            return Refusal("nonlinear_writer", f"the weight of {node.name} depends on data", node.name)
+        made = Constant(weight, axis, maps, found.groups)
+        return Rebuilt(node, tuple(plans.items()), (found.bias, made))
+    refusal = _no_shift(node)
+    for operand, axis in found.operands:
+        if operand in found.adders:
+            plan = absorb(operand, axis, maps, weights)
+            if not isinstance(plan, Refusal):
+                return Rebuilt(node, tuple((plans | {operand: plan}).items()))
+            refusal = plan
+    return refusal
+
+
+def _absorb_factor(
+    node: Node, found: Carries, factor: float, maps: Maps, weights: WeightValues
+) -> Plan | Refusal:
+    """Drop the multiplication by a number and give the number to the weights, so that a shift can follow."""
+    operand, axis = found.operands[0]
+    return _absorb_scale(node, Scales(operand, axis, factor), maps, weights)
+
+
+def _absorb_scale(node: Node, found: Scales, maps: Maps, weights: WeightValues) -> Plan | Refusal:
+    """Drop the multiplication and give its factor to the weights."""
+    if isinstance(found.scale, Node):
+        if found.scale not in weights:
+            return Refusal(
+                "channel_gate",
+                f"{node.name} multiplies each channel by {found.scale.name}, which depends on data",
+                node.name,
+            )
+        refusal = weights.refusal(found.scale)
+        if refusal is not None:
+            return refusal
     before, after = tensor_of(found.operand), tensor_of(node)
     keeps = before is not None and after is not None and before.dtype == after.dtype
     if not keeps or not _same_shape(found.operand, node):
         return Refusal("channel_gate", f"{node.name} changes the shape or dtype of what it scales", node.name)
-    if found.operand not in weights and len(found.operand.users) > 1:
+    if found.operand not in weights and len(value_readers(found.operand)) > 1:
         return _read_elsewhere(found.operand)
     return absorb(found.operand, found.axis, (Diagonal(found.scale), *maps), weights)
 
@@ -149,14 +266,14 @@ def _table_refusal(node: Node, found: Carries, weights: WeightValues) -> Refusal
     table = found.operands[0][0]
     if weights.program.copies_tables:
         return Refusal(
-            "weight_tied", f"the table {weights.label(table)} is read elsewhere, with its mean", node.name,
+            "weight_tied", f"the table {weights.label(table)} is read elsewhere, as it is", node.name,
             "untie the weights, or accept one centring after the lookup",
         )  # fmt: skip
     return Refusal(
-        "table_copy", f"centring the table {weights.label(table)} would hold it in memory twice", node.name,
+        "table_copy", f"folding the table {weights.label(table)} would hold it in memory twice", node.name,
         "rewrite the model offline, where the table is replaced",
     )  # fmt: skip
 
 
 def _read_elsewhere(node: Node) -> Refusal:
-    return Refusal("raw_reader", f"{node.name} is also read elsewhere, with its mean", node.name)
+    return Refusal("raw_reader", f"{node.name} is also read elsewhere, as it is", node.name)

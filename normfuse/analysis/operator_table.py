@@ -57,7 +57,7 @@ def flow(node: Node, axis: int) -> Flow:
     if node.op == "placeholder":
         return block(
             node, "stream_enters_graph",
-            f"the values come into the graph from outside ({node.name}), with their mean",
+            f"the values come into the graph from outside ({node.name}), as they are",
             "if this is a part of a model, compile the whole model and avoid graph breaks",
         )  # fmt: skip
     if norm_of(node) is not None:

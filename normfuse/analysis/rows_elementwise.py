@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from normfuse.analysis.flow import Carries, Flow, Scales
+from normfuse.analysis.flow import Carries, Flow, Scales, Shift
 from normfuse.analysis.operator_table import block, row
 from normfuse.ir.calls import aten, bind
 from normfuse.ir.sizes import same, shape_of, tensor_of
@@ -48,7 +48,15 @@ def _sum(node: Node, bound: dict[str, Any], axis: int) -> Flow:
             f"{node.name} adds one value to all channels, which centring would have to drop",
         )  # fmt: skip
     axes = ((t, a) for t in terms if (a := _aligned(t, node, axis)) is not None)
-    return Carries(tuple(axes))
+    return Carries(tuple(axes), shift=Shift.ONCE, adders=_unscaled(node, bound))
+
+
+def _unscaled(node: Node, bound: dict[str, Any]) -> tuple[Node, ...]:
+    """The terms that enter the sum once and as they are."""
+    left, right = bound["self"], bound["other"]
+    plain = node.target is aten.add.Tensor and bound["alpha"] == 1
+    terms = [left, right] if plain else [left]
+    return tuple(t for t in terms if isinstance(t, Node) and left is not right)
 
 
 @row(aten.mul.Tensor, aten.div.Tensor)
@@ -64,13 +72,19 @@ def _product(node: Node, bound: dict[str, Any], axis: int) -> Flow:
         if not isinstance(value, Node) or under is None or not _spans(value, node, axis):
             continue
         if _is_single(factor, node, axis):
-            return Carries(((value, under),))
+            return Carries(((value, under),), factor=_number(factor, is_quotient))
         if isinstance(factor, Node) and not is_quotient and _is_vector(factor, node, axis):
             return Scales(value, under, factor)
     return block(
         node, "channel_gate",
         f"{node.name} multiplies each channel by a factor of its own that is computed from data",
     )  # fmt: skip
+
+
+def _number(factor: object, is_quotient: bool) -> float | None:
+    if not isinstance(factor, (int, float)) or (is_quotient and factor == 0):
+        return None
+    return 1.0 / factor if is_quotient else float(factor)
 
 
 def _is_vector(factor: Node, node: Node, axis: int) -> bool:
@@ -81,10 +95,20 @@ def _is_vector(factor: Node, node: Node, axis: int) -> bool:
     return all(same(size, 1) for i, size in enumerate(shape) if i != under)
 
 
-@row(aten.mul.Scalar, aten.div.Scalar, aten.neg.default, aten.clone.default, aten.alias.default)
+@row(aten.mul.Scalar, aten.div.Scalar)
+def _times_number(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    return Carries(((bound["self"], axis),), factor=_number(bound["other"], node.target is aten.div.Scalar))
+
+
+@row(aten.neg.default)
+def _negated(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    return Carries(((bound["self"], axis),), factor=-1.0)
+
+
+@row(aten.clone.default, aten.alias.default)
 @row(aten.detach.default, aten.contiguous.default, aten.lift_fresh_copy.default)
 def _same_axes(node: Node, bound: dict[str, Any], axis: int) -> Flow:
-    return Carries(((node.args[0], axis),))  # type: ignore[arg-type]
+    return Carries(((node.args[0], axis),), shift=Shift.EVERYWHERE)  # type: ignore[arg-type]
 
 
 @row(aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten._to_copy.default)
@@ -94,14 +118,14 @@ def _cast(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     floats = before is not None and after is not None
     if not (floats and before.is_floating_point() and after.is_floating_point()):  # type: ignore[union-attr]
         return block(node, "nonlinear_writer", f"{node.name} converts to or from a type that is not floating")
-    return Carries(((node.args[0], axis),))  # type: ignore[arg-type]
+    return Carries(((node.args[0], axis),), shift=Shift.EVERYWHERE)  # type: ignore[arg-type]
 
 
 @row(aten.dropout.default, aten.feature_dropout.default)
 def _dropout(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     """Without training, dropout is the identity; in training each channel has a fate of its own."""
     if bind(node)["train"] is False:
-        return Carries(((bound["input"], axis),))
+        return Carries(((bound["input"], axis),), shift=Shift.EVERYWHERE)
     return block(
         node, "dropout",
         "element-wise dropout between a weight and the residual sum does not commute with centring",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from normfuse.analysis.flow import Blocks, Carries, Flow
+from normfuse.analysis.flow import Blocks, Carries, Flow, Shift
 from normfuse.analysis.operator_table import ROWS, block, flow, row, unknown
 from normfuse.ir.calls import aten, is_call
 from normfuse.ir.sizes import rank_of, same, same_product, shape_of, tensor_of
@@ -34,6 +34,11 @@ def _mixed(node: Node) -> Blocks:
     )  # fmt: skip
 
 
+def _carries(*operands: tuple[Node, int]) -> Carries:
+    """What moves values about moves a shift along with them."""
+    return Carries(operands, shift=Shift.EVERYWHERE)
+
+
 def _wrap(dim: int, rank: int) -> int:
     return dim + rank if dim < 0 else dim
 
@@ -41,6 +46,7 @@ def _wrap(dim: int, rank: int) -> int:
 @row(
     aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
     aten.unflatten.int, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
+    aten.reshape_as.default, aten.view_as.default,
 )  # fmt: skip
 def _reshape(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     """The channels stay whole when as many elements lie before and after them as there did."""
@@ -51,25 +57,25 @@ def _reshape(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     for dim, size in enumerate(before):
         before_it = same(size, after[axis]) and same_product(before[:dim], after[:axis])
         if before_it and same_product(before[dim + 1 :], after[axis + 1 :]):
-            return Carries(((source, dim),))
+            return _carries((source, dim))
     return _mixed(node)
 
 
 @row(aten.permute.default)
 def _permute(node: Node, bound: dict[str, Any], axis: int) -> Flow:
-    return Carries(((bound["self"], _wrap(bound["dims"][axis], rank_of(node))),))
+    return _carries((bound["self"], _wrap(bound["dims"][axis], rank_of(node))))
 
 
 @row(aten.transpose.int, aten.mT.default)
 def _transpose(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     rank = rank_of(node)
     a, b = _wrap(bound.get("dim0", -2), rank), _wrap(bound.get("dim1", -1), rank)
-    return Carries(((bound["self"], {a: b, b: a}.get(axis, axis)),))
+    return _carries((bound["self"], {a: b, b: a}.get(axis, axis)))
 
 
 @row(aten.t.default, aten.numpy_T.default)
 def _flip(node: Node, bound: dict[str, Any], axis: int) -> Flow:
-    return Carries(((bound["self"], rank_of(node) - 1 - axis),))
+    return _carries((bound["self"], rank_of(node) - 1 - axis))
 
 
 @row(aten.movedim.int)
@@ -77,28 +83,28 @@ def _movedim(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     rank = rank_of(node)
     order = [d for d in range(rank) if d != _wrap(bound["source"], rank)]
     order.insert(_wrap(bound["destination"], rank), _wrap(bound["source"], rank))
-    return Carries(((bound["self"], order[axis]),))
+    return _carries((bound["self"], order[axis]))
 
 
-@row(aten.expand.default)
+@row(aten.expand.default, aten.expand_as.default)
 def _expand(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     source = bound["self"]
     dim = axis - rank_of(node) + rank_of(source)
     if dim < 0 or not same((shape_of(source) or ())[dim], (shape_of(node) or ())[axis]):
         return _mixed(node)
-    return Carries(((source, dim),))
+    return _carries((source, dim))
 
 
 @row(aten.repeat.default)
 def _repeat(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     dim = axis - rank_of(node) + rank_of(bound["self"])
-    return Carries(((bound["self"], dim),)) if dim >= 0 and bound["repeats"][axis] == 1 else _mixed(node)
+    return _carries((bound["self"], dim)) if dim >= 0 and bound["repeats"][axis] == 1 else _mixed(node)
 
 
 @row(aten.select.int)
 def _select(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     dim = _wrap(bound["dim"], rank_of(bound["self"]))
-    return Carries(((bound["self"], axis + 1 if axis >= dim else axis),))
+    return _carries((bound["self"], axis + 1 if axis >= dim else axis))
 
 
 @row(
@@ -113,9 +119,9 @@ def _along(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     if not touched or None in touched:
         return _mixed(node)
     if axis not in [_wrap(d, rank) for d in touched]:
-        return Carries(((bound["self"], axis),))
+        return _carries((bound["self"], axis))
     whole = node.target is aten.slice.Tensor and bound["step"] == 1
-    return Carries(((bound["self"], axis),)) if whole and _keeps_axis(node, axis) else _mixed(node)
+    return _carries((bound["self"], axis)) if whole and _keeps_axis(node, axis) else _mixed(node)
 
 
 def _keeps_axis(node: Node, axis: int) -> bool:
@@ -134,19 +140,20 @@ def _cat(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     if ranks != {rank - 1 if stacked else rank}:
         return _mixed(node)
     inner = axis - 1 if stacked and axis > joined else axis
-    return Carries(tuple((p, inner) for p in parts))
+    return _carries(*((p, inner) for p in parts))
 
 
 @row(aten.pad.default, aten.constant_pad_nd.default)
 def _pad(node: Node, bound: dict[str, Any], axis: int) -> Flow:
-    """Zeros around the tokens are zero after a linear map as well."""
+    """Zeros around the tokens are zero after a linear map as well, but not after a shift."""
     padding = list(bound["pad"])
     from_end = rank_of(node) - 1 - axis
     touched = any(p != 0 for p in padding[2 * from_end : 2 * from_end + 2])
     constant = bound.get("mode", "constant") == "constant"
     if touched or (constant and bound["value"] not in (None, 0, 0.0)):
         return _mixed(node)
-    return Carries(((bound["self"], axis),))
+    adds_zeros = constant and any(not isinstance(p, int) or p > 0 for p in padding)
+    return Carries(((bound["self"], axis),)) if adds_zeros else _carries((bound["self"], axis))
 
 
 @row(aten.index.Tensor)
@@ -160,7 +167,7 @@ def _index(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     masked = any(t is None or t.dtype in _MASKS for t in map(tensor_of, indices))
     shift = rank_of(source) - rank_of(node)
     dim = axis + shift
-    return Carries(((source, dim),)) if not masked and dim >= len(indices) else _mixed(node)
+    return _carries((source, dim)) if not masked and dim >= len(indices) else _mixed(node)
 
 
 @row(*SPLITS)
@@ -168,8 +175,8 @@ def _split(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     """A list of parts, whose axes are counted as in each part."""
     dim = _wrap(bound["dim"], rank_of(bound["self"]))
     if node.target is aten.unbind.int:
-        return Carries(((bound["self"], axis + 1 if axis >= dim else axis),))
-    return _mixed(node) if axis == dim else Carries(((bound["self"], axis),))
+        return _carries((bound["self"], axis + 1 if axis >= dim else axis))
+    return _mixed(node) if axis == dim else _carries((bound["self"], axis))
 
 
 @row(operator.getitem)
@@ -178,7 +185,7 @@ def _part(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     parts = node.args[0]
     assert isinstance(parts, Node)
     split = flow(parts, axis) if is_call(parts, *SPLITS) else unknown(parts)
-    return split if isinstance(split, Blocks) else Carries(((parts, axis),))
+    return split if isinstance(split, Blocks) else _carries((parts, axis))
 
 
 #: Every operator that only moves, selects or joins values.

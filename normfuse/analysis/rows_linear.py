@@ -1,16 +1,17 @@
 """Table rows of the operators that mix channels linearly: their weights absorb the map.
 
-M (W x + b) = (M W) x + (M b)
+M (W x + b) = (M W) x + (M b), and a shift belongs to the bias.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch.fx import Node
 
 from normfuse.analysis.channel_map import Trait
-from normfuse.analysis.flow import Carries, Flow
+from normfuse.analysis.flow import Carries, Flow, Shift
 from normfuse.analysis.operator_table import block, row
 from normfuse.ir.calls import aten
 from normfuse.ir.sizes import rank_of, same, shape_of
@@ -18,16 +19,15 @@ from normfuse.ir.sizes import rank_of, same, shape_of
 __all__: list[str] = []
 
 
-def _with_bias(
-    node: Node, axis: int, weight: tuple[Node, int], bias: object, needs: Trait = Trait.LINEAR
-) -> Flow:
-    """The weight's axis and the last axis of a bias, where there is one."""
+def _with_bias(node: Node, axis: int, weight: tuple[Node, int], bias: object, adds: bool = True) -> Flow:
+    """The weight's axis and the last axis of a bias, where there is one; else a bias can be made."""
     shape, out = shape_of(bias), shape_of(node)
     if not isinstance(bias, Node) or shape is None or out is None:
-        return Carries((weight,), needs)
+        return Carries((weight,), shift=Shift.ONCE, bias="bias")
     if not shape or not same(shape[-1], out[axis]):
         return block(node, "constant_added", f"{node.name} adds one value to all channels")
-    return Carries((weight, (bias, len(shape) - 1)), needs)
+    adders = (bias,) if adds else ()
+    return Carries((weight, (bias, len(shape) - 1)), shift=Shift.ONCE, adders=adders)
 
 
 def _per_row(node: Node, what: str) -> Flow:
@@ -52,7 +52,7 @@ def _rows_of_input(node: Node, x: Node, axis: int, bias: object) -> Flow:
 def _addmm(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     if axis != 1:
         return _per_row(node, "the linear")
-    return _with_bias(node, axis, (bound["mat2"], 1), bound["self"])
+    return _with_bias(node, axis, (bound["mat2"], 1), bound["self"], adds=bound["beta"] == 1)
 
 
 @row(aten.mm.default, aten.matmul.default, aten.bmm.default)
@@ -99,23 +99,37 @@ def _einsum(node: Node, bound: dict[str, Any], axis: int) -> Flow:
 )  # fmt: skip
 def _conv(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     """Output channel ``o`` of a grouped convolution sees only its group's inputs."""
-    rank, dims = len(shape_of(node) or ()), len(shape_of(bound["weight"]) or ())
-    if axis != rank - (dims - 1):
+    if not _is_channel_axis(node, bound, axis):
         return _per_row(node, "the convolution")
-    needs = Trait.LINEAR if bound["groups"] == 1 else Trait.DIAGONAL
-    return _with_bias(node, axis, (bound["weight"], 0), bound["bias"], needs)
+    found = _with_bias(node, axis, (bound["weight"], 0), bound["bias"])
+    if bound["groups"] == 1 or not isinstance(found, Carries):
+        return found
+    return replace(found, needs=Trait.DIAGONAL)
 
 
 @row(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 def _conv_transpose(node: Node, bound: dict[str, Any], axis: int) -> Flow:
-    rank, dims = len(shape_of(node) or ()), len(shape_of(bound["weight"]) or ())
-    if axis != rank - (dims - 1) or bound["groups"] != 1:
+    """The weight is [in, out / groups, ...]: each run of inputs has outputs of its own."""
+    if not _is_channel_axis(node, bound, axis):
         return _per_row(node, "the convolution")
-    return _with_bias(node, axis, (bound["weight"], 1), bound["bias"])
+    found = _with_bias(node, axis, (bound["weight"], 1), bound["bias"])
+    if bound["groups"] == 1 or not isinstance(found, Carries):
+        return found
+    return replace(found, needs=Trait.DIAGONAL, groups=bound["groups"])
+
+
+@row(aten.convolution.default)
+def _convolution(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    """What core ATen makes of both kinds."""
+    return (_conv_transpose if bound["transposed"] else _conv)(node, bound, axis)
+
+
+def _is_channel_axis(node: Node, bound: dict[str, Any], axis: int) -> bool:
+    return axis == rank_of(node) - (rank_of(bound["weight"]) - 1)
 
 
 @row(aten.embedding.default)
 def _embedding(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     if axis != len(shape_of(node) or ()) - 1:
         return _per_row(node, "the embedding")
-    return Carries(((bound["weight"], 1),), table=True)
+    return Carries(((bound["weight"], 1),), table=True, shift=Shift.EVERYWHERE)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from normfuse.analysis.flow import Carries, Flow
+from normfuse.analysis.flow import Carries, Flow, Shift
 from normfuse.analysis.operator_table import block, row
 from normfuse.ir.calls import aten, is_call
 from normfuse.ir.sizes import rank_of, same, shape_of
@@ -26,7 +26,10 @@ def _reduce(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     dims = sorted(d + rank if d < 0 else d for d in (bound["dim"] or range(rank)))
     kept = [d for d in range(rank) if d not in dims] if not bound["keepdim"] else list(range(rank))
     inner = kept[axis]
-    return _reduces(node) if inner in dims else Carries(((source, inner),))
+    if inner in dims:
+        return _reduces(node)
+    averages = node.target is aten.mean.dim
+    return Carries(((source, inner),), shift=Shift.EVERYWHERE if averages else Shift.NOWHERE)
 
 
 _RESAMPLES_1D = (
@@ -47,7 +50,13 @@ def _resample(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     positions = 1 if is_call(node, *_RESAMPLES_1D) else 2
     if not isinstance(source, Node) or axis >= rank_of(source) - positions:
         return _reduces(node)
-    return Carries(((source, axis),))
+    return Carries(((source, axis),), shift=Shift.EVERYWHERE if _averages(bound) else Shift.NOWHERE)
+
+
+def _averages(bound: dict[str, Any]) -> bool:
+    """Whether the weights of each sum add up to one, so that a constant stays itself."""
+    counts_zeros = bound.get("count_include_pad", False) and any(p != 0 for p in bound["padding"])
+    return not counts_zeros and bound.get("divisor_override") is None
 
 
 def _per_token(mask: object, node: Node, axis: int) -> bool:
@@ -79,4 +88,6 @@ def _where(node: Node, bound: dict[str, Any], axis: int) -> Flow:
         if shape is None or under < 0 or not same(shape[under], out[axis]):
             return _reduces(node)
         operands.append((branch, under))
-    return Carries(tuple(operands)) if _per_token(bound["condition"], node, axis) else _reduces(node)
+    if not _per_token(bound["condition"], node, axis):
+        return _reduces(node)
+    return Carries(tuple(operands), shift=Shift.EVERYWHERE)

@@ -16,6 +16,7 @@ from torch.fx import Node
 
 from normfuse.analysis.flow import Blocks, Carries, Scales
 from normfuse.analysis.operator_table import carried_axis, flow, operator_name
+from normfuse.analysis.readers import reads_only_type
 from normfuse.analysis.rows_layout import LAYOUT
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten, is_call
@@ -27,13 +28,6 @@ from normfuse.report import Refusal
 __all__ = ["Stream", "Value", "explore", "norm_axis"]
 
 Value = tuple[Node, int]
-
-_SHAPE_ONLY = (
-    aten.sym_size.int, aten.sym_stride.int, aten.sym_numel.default, aten._assert_tensor_metadata.default,
-    aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.new_empty.default,
-    aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.empty_like.default,
-)  # fmt: skip
-_TYPE_OF_OTHER = (aten.to.other, aten.type_as.default)
 
 
 @dataclass
@@ -101,19 +95,13 @@ def _forward(value: Value, stream: Stream) -> list[Value]:
     for user in node.users:
         if norm_axis(user) == value:
             stream.norms.setdefault(value, []).append(user)
-        elif not _reads_only_type(user, node):
+        elif not reads_only_type(user, node):
             out = carried_axis(user, node, axis)
             if out is None:
                 stream.raw.setdefault(value, _raw_reader(user, node))
             else:
                 reached.append((user, out))
     return reached
-
-
-def _reads_only_type(user: Node, node: Node) -> bool:
-    if is_call(user, *_TYPE_OF_OTHER):
-        return user.args[0] is not node
-    return is_call(user, *_SHAPE_ONLY)
 
 
 def _spread_rawness(stream: Stream) -> None:

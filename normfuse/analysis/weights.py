@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 
 import torch
 from torch._ops import OpOverload
@@ -29,12 +30,21 @@ class WeightValues:
         self._inputs = program.weights
         self._effects = effects
         self._known: set[Node] = set()
+        self._folded: set[Node] = set()
         for node in program.gm.graph.nodes:
             if self._is_weight(node):
                 self._known.add(node)
 
-    def __contains__(self, node: Node) -> bool:
+    def __contains__(self, node: object) -> bool:
         return node in self._known
+
+    def admit(self, nodes: Iterable[Node]) -> None:
+        """Folded weights that were put into the graph: they may be folded again, as a whole."""
+        self._known.update(nodes)
+        self._folded.update(nodes)
+
+    def is_folded(self, node: Node) -> bool:
+        return node in self._folded
 
     def _is_weight(self, node: Node) -> bool:
         if node.op == "placeholder":

@@ -133,7 +133,10 @@ def _rewrite_and_compile(
 def _slot(one: Folded, program: Program) -> Slot:
     positions = {i.node: p for p, i in enumerate(program.inputs)}
     owners = [program.inputs[positions[s]].owner for s in one.sources]
-    return Slot(one.recipe, [positions[s] for s in one.sources], [o for o in owners if o is not None])
+    watched = {i: owners[i] for i, s in enumerate(one.sources) if s in program.statistics}
+    return Slot(
+        one.recipe, [positions[s] for s in one.sources], [o for o in owners if o is not None], watched
+    )
 
 
 def _fake(tensor: Any, fake_mode: FakeTensorMode) -> Any:

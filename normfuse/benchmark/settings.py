@@ -12,9 +12,10 @@ __all__ = ["BASELINE", "CONTENDERS", "NO_NORMS", "Settings"]
 
 BASELINE = "inductor"
 NO_NORMS = "norms deleted"
+FROZEN = "inductor, frozen"
 ONNX = "onnxruntime"
 #: In this order in tables. The baseline is always among them.
-CONTENDERS = ("eager", BASELINE, "normfuse", NO_NORMS, ONNX)
+CONTENDERS = ("eager", BASELINE, "normfuse", NO_NORMS, FROZEN, ONNX)
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class Settings:
             raise InputError(f"there is no contender {unknown[0]!r}; there is {', '.join(CONTENDERS)}")
         if BASELINE not in self.contenders:
             raise InputError(f"the contenders need {BASELINE}, which the others are compared with")
-        if self.training and ONNX in self.contenders:
-            raise InputError(f"{ONNX} does not train")
+        for name in (FROZEN, ONNX) if self.training else ():
+            if name in self.contenders:
+                raise InputError(f"{name} does not train")
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"a batch holds at least one example, not {self.batch_size}")
         if self.seconds <= 0:

@@ -3,5 +3,6 @@
 from normfuse.folding.recipe import Folded, Recipe
 from normfuse.folding.slot import Slot, Slots
 from normfuse.folding.store import FoldedWeight, invalidate
+from normfuse.folding.watch import Watch, can_watch
 
-__all__ = ["Folded", "FoldedWeight", "Recipe", "Slot", "Slots", "invalidate"]
+__all__ = ["Folded", "FoldedWeight", "Recipe", "Slot", "Slots", "Watch", "can_watch", "invalidate"]

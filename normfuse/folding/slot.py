@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -11,12 +11,13 @@ import torch
 from normfuse.folding import store
 from normfuse.folding.recipe import Recipe
 from normfuse.folding.store import LOCK, FoldedWeight, Owner
+from normfuse.folding.watch import Watch
 
 __all__ = ["Slot", "Slots"]
 
 _Identity = tuple[Any, ...]
 _Check = tuple[int, int, int, torch.dtype, torch.Size, torch.device]
-_Known = tuple[int, list[_Check], tuple[torch.Tensor, ...]]
+_Known = tuple[int, list[_Check], list[Watch], tuple[torch.Tensor, ...]]
 _shared: WeakValueDictionary[tuple[str, _Identity], FoldedWeight] = WeakValueDictionary()
 
 
@@ -31,8 +32,15 @@ class Slot:
     folded tensor of its own, kept as long as its sources live.
     """
 
-    def __init__(self, recipe: Recipe, positions: Sequence[int], owners: Sequence[Owner] = ()) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        positions: Sequence[int],
+        owners: Sequence[Owner] = (),
+        watched: Mapping[int, Owner | None] | None = None,
+    ) -> None:
         self.recipe = recipe
+        self._watched = dict(watched or {})
         self.positions = tuple(positions)
         self._owners = tuple(owners)
         self._known: dict[_Identity, FoldedWeight] = {}
@@ -44,11 +52,14 @@ class Slot:
             identity = _identity(sources)
             found = self._known.get(identity) or _shared.get((self.recipe.key, identity))
             if found is None or found.is_released:
-                found = self._adopt(sources) or FoldedWeight(self.recipe, sources, self._take_owners())
+                found = self._adopt(sources) or self._make(sources)
             elif not found.is_current(sources):
                 found.refold(sources)
             self._known[identity] = _shared[self.recipe.key, identity] = found
             return found
+
+    def _make(self, sources: Sequence[torch.Tensor]) -> FoldedWeight:
+        return FoldedWeight(self.recipe, sources, self._take_owners(), self._watched)
 
     def _take_owners(self) -> tuple[Owner, ...]:
         """The modules of the weights that the graph was compiled with: they own the first folded tensor."""
@@ -72,7 +83,7 @@ class Slots:
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         self._slots = tuple(slots)
-        self._known: _Known = (-1, [], ())
+        self._known: _Known = (-1, [], [], ())
 
     def tensors(self, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
         """The folded tensors for the weights among these graph inputs.
@@ -80,7 +91,7 @@ class Slots:
         The comparison is spelled out because it runs for every weight at every call. What is known
         is read once, as a whole, since other threads may replace it.
         """
-        epoch, checks, tensors = self._known
+        epoch, checks, watches, tensors = self._known
         if epoch != store.epoch:
             return self._look_up(inputs)
         for position, version, address, dtype, shape, device in checks:
@@ -88,6 +99,9 @@ class Slots:
             if source._version != version or source.data_ptr() != address:
                 return self._look_up(inputs)
             if source.dtype is not dtype or source.shape != shape or source.device != device:
+                return self._look_up(inputs)
+        for watch in watches:
+            if watch.has_changed():
                 return self._look_up(inputs)
         return tensors
 
@@ -99,6 +113,12 @@ class Slots:
                 for slot, folded in zip(self._slots, found, strict=True)
                 for position, stamp in zip(slot.positions, folded.stamps, strict=True)
             ]
+            watches = {
+                (slot.positions[i], watch.known): watch
+                for slot, folded in zip(self._slots, found, strict=True)
+                for i, watch in folded.watches.items()
+            }
             tensors = tuple(folded.tensor for folded in found)
-            self._known = (store.epoch, checks, tensors)
+            distinct = list(dict.fromkeys(checks))
+            self._known = (store.epoch, distinct, list(watches.values()), tensors)
             return tensors

@@ -1,14 +1,15 @@
 """Folded weights that are never stale.
 
 When a source changed, the folded tensor is computed again *into the same memory*, so compiled code
-and CUDA graphs that hold its address stay right. Writes through ``.data`` leave no trace in a
-version counter and need :func:`invalidate`.
+and CUDA graphs that hold its address stay right. Running statistics are watched by their entries
+(:mod:`normfuse.folding.watch`). Writes of other tensors through ``.data`` leave no trace in a version
+counter and need :func:`invalidate`.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from threading import RLock
 from typing import NamedTuple
 from weakref import WeakSet
@@ -18,6 +19,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from normfuse.errors import InputError
 from normfuse.folding.recipe import Recipe
+from normfuse.folding.watch import Watch
 from normfuse.torch_compat import outside_tracing, storage_is_abandoned
 
 __all__ = ["LOCK", "FoldedWeight", "Owner", "invalidate", "living"]
@@ -48,11 +50,20 @@ class _Stamp(NamedTuple):
 class FoldedWeight:
     """One folded tensor and the state of the sources it was made of.
 
-    It is released when one of ``owners`` goes, the modules that hold the sources.
+    It is released when one of ``owners`` goes, the modules that hold the sources. ``watched`` are the
+    sources, by number, that kernels write without a trace, with their owners.
     """
 
-    def __init__(self, recipe: Recipe, sources: Sequence[torch.Tensor], owners: Sequence[Owner] = ()) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        sources: Sequence[torch.Tensor],
+        owners: Sequence[Owner] = (),
+        watched: Mapping[int, Owner | None] | None = None,
+    ) -> None:
         self.recipe = recipe
+        self._watched = dict(watched or {})
+        self.watches: dict[int, Watch] = {}
         self.refolds = 0
         self.tensor = recipe.compute(sources)
         self.stamps: list[_Stamp] = []
@@ -66,12 +77,15 @@ class FoldedWeight:
     def _note(self, sources: Sequence[torch.Tensor]) -> None:
         """Remember the sources; their memory is held, so an address is never reused by another tensor."""
         self.stamps[:] = [_Stamp.of(s) for s in sources]
+        self.watches = {i: Watch(sources[i], owner) for i, owner in self._watched.items()}
         self._storages[:] = [s.untyped_storage() for s in sources]
         _advance()
 
     def is_current(self, sources: Sequence[torch.Tensor]) -> bool:
         """Whether the sources are the ones that were folded, unchanged."""
-        return self.stamps == [_Stamp.of(s) for s in sources]
+        if self.stamps != [_Stamp.of(s) for s in sources]:
+            return False
+        return not any(watch.has_changed() for watch in self.watches.values())
 
     def refold(self, sources: Sequence[torch.Tensor]) -> None:
         """Compute the tensor again, into the same memory."""
@@ -90,6 +104,7 @@ class FoldedWeight:
         """Give the memory back: the model is gone."""
         self.tensor = torch.empty(0)
         self.stamps.clear()
+        self.watches = {}
         self._storages.clear()
         _advance()
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
-__all__ = ["CASTS", "aten", "bind", "is_call", "mutated_arguments", "mutates", "node_inputs", "readers"]
+__all__ = [
+    "CASTS",
+    "aten",
+    "bind",
+    "is_call",
+    "mutated_arguments",
+    "mutates",
+    "node_inputs",
+    "readers",
+    "set_arguments",
+]
 
 aten = torch.ops.aten
 
@@ -38,6 +49,16 @@ def bind(node: Node) -> dict[str, Any]:
         else:
             bound[argument.name] = argument.default_value
     return bound
+
+
+def set_arguments(node: Node, values: Mapping[str, Any]) -> None:
+    """Give arguments of an operator call new values, by their schema names."""
+    assert isinstance(node.target, OpOverload)
+    positional = [a for a in node.target._schema.arguments if not a.kwarg_only]
+    bound = bind(node) | dict(values)
+    last = max(len(node.args), *(i + 1 for i, a in enumerate(positional) if a.name in values))
+    node.args = tuple(bound[a.name] for a in positional[:last])
+    node.kwargs = {k: v for k, v in node.kwargs.items() if k not in [a.name for a in positional[:last]]}
 
 
 def mutated_arguments(node: Node) -> list[Node]:

@@ -51,7 +51,8 @@ class Program:
     """A pre-dispatch ATen graph with flat inputs and outputs.
 
     ``inputs`` follow the placeholders. ``copies_tables`` says whether folding may copy an
-    embedding table: an offline rewrite replaces it, a compiled model would hold it twice.
+    embedding table: an offline rewrite replaces it, a compiled model would hold it twice. ``statistics``
+    are inputs that a kernel may update without leaving a trace in a version counter.
     """
 
     gm: GraphModule
@@ -59,6 +60,7 @@ class Program:
     copies_tables: bool = False
     grad_enabled: bool = False
     notes: list[str] = field(default_factory=list)
+    statistics: set[Node] = field(default_factory=set)
 
     def copied(self) -> Program:
         """The same program over a graph of its own; tensors, fake values and submodules are shared."""

@@ -1,14 +1,14 @@
 """A lifted norm: one graph node that carries the subgraph it was spelled with.
 
 The node is a ``call_module`` whose target is a :class:`NormRegion`. Its arguments are, in order,
-the normalized input, the eps operand, the weight and the bias, each only where the description
-says that it exists, and then the sizes that the spelling reads. Calling the module runs the
-original operators, so lifting changes no bit.
+the normalized input, the eps operand, the weight, the bias and what else the description calls
+``stored``, each only where the description says that it exists, and then the sizes that the spelling
+reads. Calling the module runs the original operators, so lifting changes no bit.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch.fx import Graph, GraphModule, Interpreter, Node
@@ -21,20 +21,23 @@ __all__ = ["NormRegion", "Operands", "norm_of", "norms_in"]
 
 @dataclass(frozen=True)
 class Operands:
-    """The graph nodes a norm reads; ``scale`` and ``shift`` broadcast over the input.
+    """The graph nodes a norm reads; all but ``source`` broadcast over it.
 
-    Of ``group_norm`` and ``instance_norm`` they run along the channels, dimension 1. ``sizes`` are
-    numbers that the spelling needs and the description does not, as in ``expand_as``.
+    The weight and bias of ``group_norm`` and ``instance_norm`` run along the channels, dimension 1.
+    ``sizes`` are numbers that the spelling needs and the description does not, as in ``expand_as``.
     """
 
     source: Node
     eps: Node | None = None
     scale: Node | None = None
     shift: Node | None = None
+    mean: Node | None = None
+    variance: Node | None = None
+    skip: Node | None = None
     sizes: tuple[Node, ...] = ()
 
     def as_args(self) -> tuple[Node, ...]:
-        named = (self.source, self.eps, self.scale, self.shift)
+        named = (getattr(self, f.name) for f in fields(self) if f.name != "sizes")
         return (*(n for n in named if n is not None), *self.sizes)
 
 
@@ -58,9 +61,10 @@ class NormRegion(torch.nn.Module):
         eps = rest.pop(0) if self.spec.eps is None else None
         scale = rest.pop(0) if self.spec.has_scale else None
         shift = rest.pop(0) if self.spec.has_shift else None
+        stored = {role: rest.pop(0) for role in self.spec.stored}
         if any(isinstance(n.meta.get("val"), torch.Tensor) for n in rest):
             raise InvariantError(f"{node.name} has {len(rest)} operands more than its description")
-        return Operands(source, eps, scale, shift, tuple(rest))
+        return Operands(source, eps, scale, shift, **stored, sizes=tuple(rest))
 
 
 def norm_of(node: Node) -> NormRegion | None:

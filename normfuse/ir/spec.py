@@ -40,7 +40,7 @@ class NormSpec:
         eps: added to the mean square; None when it is an operand of the graph.
         eps_mode: ``"inside"`` the root, ``"outside"`` of it, or ``"clamp"``.
         divisor: what the sum of squares is divided by; None for the number of elements.
-        statistics: ``"input"``, or ``"stored"`` in buffers.
+        statistics: ``"input"``, ``"stored"`` in buffers, or ``"computed"`` elsewhere in the graph.
         groups: number of groups that share no statistics along the normalized dimension.
         source_dtype: dtype of the normalized input.
         compute_dtype: dtype of the statistics and of the division.
@@ -56,6 +56,8 @@ class NormSpec:
         factor_dtype: dtype to which the inverse root is rounded before it multiplies the input.
         returns: ``"value"``, or ``"factor"`` where the norm is the inverse root alone, which the model
             multiplies with a linear image of the input.
+        stored: further operands: ``"mean"``, ``"variance"``, and ``"skip"``, the factor with which the
+            input itself is added to the result.
     """
 
     kind: str
@@ -77,6 +79,7 @@ class NormSpec:
     statistics_dtype: torch.dtype | None = None
     factor_dtype: torch.dtype | None = None
     returns: str = "value"
+    stored: tuple[str, ...] = ()
 
     @property
     def centred(self) -> bool:
@@ -90,7 +93,8 @@ class NormSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for reports; dtypes as ``"float32"``."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        plain["dims"], plain["affine_dims"] = list(self.dims), list(self.affine_dims)
+        for name in ("dims", "affine_dims", "stored"):
+            plain[name] = list(plain[name])
         for name, value in plain.items():
             if isinstance(value, torch.dtype):
                 plain[name] = str(value).removeprefix("torch.")

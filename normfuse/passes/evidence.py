@@ -6,9 +6,8 @@ from typing import Any
 
 from torch.fx import Node
 
-from normfuse.analysis.absorb import Kept, Leaf, Plan
+from normfuse.analysis.absorb import Kept, Leaf, Plan, Rebuilt, Redirected
 from normfuse.analysis.centring import Decision
-from normfuse.analysis.channel_map import Diagonal
 from normfuse.analysis.stream import Stream, Value, norm_axis
 from normfuse.passes.catalogue import CATALOGUE
 from normfuse.passes.work import Work
@@ -58,9 +57,12 @@ def _sources(plan: Plan, work: Work) -> list[str]:
     """Names of the stored weights that a plan changes or joins."""
     if isinstance(plan, Kept):
         return []
-    if not isinstance(plan, Leaf):
+    if isinstance(plan, Redirected):
+        return _sources(plan.plan, work)
+    if isinstance(plan, Rebuilt):
         return [name for _, deeper in plan.operands for name in _sources(deeper, work)]
-    roots = [plan.node, *(m.scale for m in plan.maps if isinstance(m, Diagonal))]
+    roots = [plan.node] if isinstance(plan, Leaf) else []
+    roots += [source for mapping in plan.maps for source in mapping.sources]
     return [name for root in roots for name in _stored(root, work)]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import readers
 from normfuse.ir.effects import Effects
 from normfuse.ir.grad_mode import gradient_regions
@@ -27,6 +28,7 @@ from normfuse.patterns import (
     modulation,
     native_norms,
     of_weight,
+    stored_norms,
 )
 from normfuse.report import Refusal, Site
 
@@ -40,9 +42,14 @@ def lift(work: Work) -> None:
     regions = gradient_regions(gm.graph) if work.program.grad_enabled else {}
     order = {node: i for i, node in enumerate(gm.graph.nodes)}
     cores = [*native_norms(gm.graph, facts), *handwritten_norms(facts)]
-    lifting = _Lifting(work, Effects(gm.graph), order, regions)
-    for core in sorted(cores, key=lambda c: order[c.root]):
-        norm = of_weight(absorb(lifting.followed(core)), work.program.weights)
+    effects = Effects(gm.graph)
+    stored = stored_norms(gm.graph, WeightValues(work.program, effects))
+    whole = {c.root for c in stored}
+    lifting = _Lifting(work, effects, order, regions)
+    for core in sorted([*cores, *stored], key=lambda c: order[c.root]):
+        norm = lifting.followed(core)
+        if core.root not in whole:
+            norm = of_weight(absorb(norm), work.program.weights)
         lifting.lift(norm, module_path(core.root), source_line(core.root))
 
 

@@ -6,20 +6,21 @@ from torch.fx import GraphModule, Node
 
 from normfuse.ir.region import NormRegion, norms_in
 
-__all__ = ["lower"]
+__all__ = ["inline", "lower"]
 
 
 def lower(gm: GraphModule) -> None:
     """Inline the bodies of all norms and drop their modules."""
     for node, region in norms_in(gm):
-        _inline(gm, node, region)
+        inline(gm, node, region)
     for name in [n for n, m in gm.named_children() if isinstance(m, NormRegion)]:
         delattr(gm, name)
     gm.graph.lint()
     gm.recompile()
 
 
-def _inline(gm: GraphModule, node: Node, region: NormRegion) -> None:
+def inline(gm: GraphModule, node: Node, region: NormRegion) -> list[Node]:
+    """Write one norm out; returns the operators that it consists of."""
     placeholders = [n for n in region.body.nodes if n.op == "placeholder"]
     values = {p: a for p, a in zip(placeholders, node.args, strict=True) if isinstance(a, Node)}
     with gm.graph.inserting_before(node):
@@ -31,6 +32,7 @@ def _inline(gm: GraphModule, node: Node, region: NormRegion) -> None:
     made.meta = dict(node.meta)
     node.replace_all_uses_with(made)
     gm.graph.erase_node(node)
+    return [values[n] for n in region.body.nodes if n.op == "call_function"]
 
 
 def _copy(gm: GraphModule, inner: Node, values: dict[Node, Node], outer: Node) -> Node:

@@ -1,6 +1,7 @@
 """The pipeline: every stage, in order, on one screen.
 
-    capture -> functionalize -> canonicalize -> lift -> recentre -> [hoist] -> lower
+    capture -> functionalize -> canonicalize -> lift -> fold_constants -> fold_affine -> recentre
+            -> [hoist] -> lower
 
 The program is a runnable graph after each stage.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from normfuse.errors import ExpectationError
 from normfuse.folding import Folded
@@ -17,6 +19,10 @@ from normfuse.ir.grad_mode import switches_gradients
 from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.passes.canonicalize import canonicalize
+from normfuse.passes.fold_affine import NAME as FOLD_AFFINE
+from normfuse.passes.fold_affine import fold_affine
+from normfuse.passes.fold_constants import NAME as FOLD_CONSTANTS
+from normfuse.passes.fold_constants import fold_constants
 from normfuse.passes.functionalize import functionalize
 from normfuse.passes.hoist import hoist
 from normfuse.passes.lift import lift
@@ -25,7 +31,7 @@ from normfuse.passes.observer import Observer
 from normfuse.passes.recentre import NAME as RECENTRE
 from normfuse.passes.recentre import recentre
 from normfuse.passes.work import Work
-from normfuse.report import Refusal, Report
+from normfuse.report import Refusal, Report, Site
 
 __all__ = ["check_expectation", "run_pipeline"]
 
@@ -43,27 +49,42 @@ def run_pipeline(
     lift(work)
     if observer is not None:
         observer.lifted(work)
-    refusal = _no_conversion(work)
-    if refusal is None:
-        recentre(work)
-    else:
-        for site in work.report.sites:
-            site.refuse(refusal)
+    _run(work, FOLD_CONSTANTS, fold_constants)
+    _run(work, FOLD_AFFINE, fold_affine)
+    _run(work, RECENTRE, recentre, _no_conversion(work))
     folded = hoist(program)
     if observer is not None:
         observer.rewritten(work, folded)
+    program.gm.graph.eliminate_dead_code(is_effectful)
     lower(program.gm)
     work.report.folded = len(folded)
     work.report.seconds = time.perf_counter() - started
     return work.report, folded
 
 
+def _run(work: Work, name: str, rule: Callable[[Work], None], refusal: Refusal | None = None) -> None:
+    """One rule, or the reason for every norm of its kinds why it does not run."""
+    if refusal is None and not work.options.runs(name):
+        refusal = Refusal("not_asked", f"the rule {name} is switched off by only or skip")
+    if refusal is None:
+        rule(work)
+        return
+    for site in work.report.sites:
+        if site.action == "kept" and site.refusal is None and _rule_of(site) == name:
+            site.refuse(refusal)
+
+
+def _rule_of(site: Site) -> str:
+    """The rule that a norm waits for."""
+    if site.kind == "weight_standardization":
+        return FOLD_CONSTANTS
+    return RECENTRE if site.spec["statistics"] == "input" else FOLD_AFFINE
+
+
 def _no_conversion(work: Work) -> Refusal | None:
-    """Why nothing is converted at all, if so."""
+    """Why no norm is converted at all, if so."""
     if work.options.target == "layer_norm":
         return Refusal("not_asked", "the target layer_norm asks for recognition only")
-    if not work.options.runs(RECENTRE):
-        return Refusal("not_asked", f"the rule {RECENTRE} is switched off by only or skip")
     return None
 
 

@@ -5,14 +5,24 @@ Nodes made on weights are marked in their metadata, so that a later pass can com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import torch
 from torch.fx import Graph, Node
 
-from normfuse.analysis.absorb import Kept, Leaf, Plan, Rebuilt
-from normfuse.analysis.channel_map import ChannelMap, Diagonal
+from normfuse.analysis.absorb import Constant, Kept, Leaf, Maps, Plan, Rebuilt, Redirected
+from normfuse.analysis.beside import Beside
+from normfuse.analysis.channel_map import ChannelMap, dtype_of
+from normfuse.analysis.forward import Read
+from normfuse.analysis.readers import value_readers
 from normfuse.errors import InvariantError
 from normfuse.folding.recipe import FOLD
+from normfuse.ir.calls import aten, bind, set_arguments
+from normfuse.ir.dtypes import opmath
+from normfuse.ir.emit import call, cast
+from normfuse.ir.sizes import shape_of
+from normfuse.passes.runs import as_it_lay, as_runs, plus_diagonal, times_shift
 
 __all__ = ["Placement", "Substitution"]
 
@@ -21,12 +31,13 @@ Substitution = tuple[Node, Node, Plan]
 
 
 class Placement:
-    """Edits one graph; equal maps of one weight are made once."""
+    """Edits one graph; equal maps of one weight are made once. ``made`` are all nodes made on weights."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self._folded: dict[Leaf, Node] = {}
+        self._folded: dict[Leaf | Constant, Node] = {}
         self._erased: set[Node] = set()
+        self.made: list[Node] = []
 
     def substitute(self, planned: Sequence[Substitution]) -> None:
         """Let each user read the planned value in place of an operand; a user may be the operand itself.
@@ -42,13 +53,12 @@ class Placement:
             if user is operand and value is not user:
                 user.replace_all_uses_with(value)
         for _, operand, _ in made:
-            self._erase(operand)
+            self.erase(operand)
 
     def _made_for(self, user: Node, operand: Node, plan: Plan) -> Node:
         if user is not operand and operand not in user.all_input_nodes:
             raise InvariantError(f"{user.name} does not read {operand.name}, which was to be replaced there")
-        with self._graph.inserting_before(user):
-            value = self._make(plan)
+        value = self.make(plan, user)
         value.meta.setdefault("val", operand.meta["val"])
         return value
 
@@ -61,40 +71,130 @@ class Placement:
             reader.replace_input_with(node, made)
         return made
 
-    def _make(self, plan: Plan) -> Node:
+    def make(self, plan: Plan, before: Node) -> Node:
+        """The planned value: a folded weight, or operators anew where they stand, ahead of ``before``."""
         if isinstance(plan, Kept):
             return plan.node
         if isinstance(plan, Leaf):
-            return self._fold(plan)
-        copies = {operand: self._make(deeper) for operand, deeper in plan.operands}
-        return self._rebuild(plan, copies)
+            return self.fold(plan, before)
+        if isinstance(plan, Constant):
+            return self._constant(plan, before)
+        if isinstance(plan, Redirected):
+            made = self.make(plan.plan, plan.operand)
+            plan.operand.replace_all_uses_with(made)
+            self.erase(plan.operand)
+            return plan.node
+        copies = {operand: self.make(deeper, plan.node) for operand, deeper in plan.operands}
+        bias = None if plan.bias is None else (plan.bias[0], self._constant(plan.bias[1], plan.node))
+        return self._rebuild(plan, copies, bias)
 
-    def _rebuild(self, plan: Rebuilt, copies: dict[Node, Node]) -> Node:
-        made = self._graph.node_copy(plan.node, lambda n: copies.get(n, n))
+    def _rebuild(self, plan: Rebuilt, copies: dict[Node, Node], bias: tuple[str, Node] | None) -> Node:
+        with self._graph.inserting_before(plan.node):
+            made = self._graph.node_copy(plan.node, lambda n: copies.get(n, n))
         made.meta = dict(plan.node.meta)
+        if bias is not None:
+            set_arguments(made, {bias[0]: bias[1]})
+        readers = set(value_readers(plan.node))
+        for user in [u for u in plan.node.users if u not in readers]:
+            user.replace_input_with(plan.node, made)
         return made
 
-    def _fold(self, leaf: Leaf) -> Node:
+    def fold(self, leaf: Leaf, before: Node) -> Node:
         """The folded weight, made right behind what it is made of so that every reader can share it."""
         if leaf not in self._folded:
-            sources = {leaf.node, *(m.scale for m in leaf.maps if isinstance(m, Diagonal))}
-            made = leaf.node
-            with self._graph.inserting_before(_behind(self._last(sources))):
+            with self._inserting({leaf.node, *_sources(leaf.maps)}, before) as sources:
+                made = as_runs(self._graph, leaf.node, leaf.groups)
                 for mapping in leaf.maps:
                     made = mapping.emit(self._graph, made, leaf.axis)
-            _mark(made, sources)
-            self._folded[leaf] = made
+                made = as_it_lay(self._graph, made, leaf)
+            self._note(leaf, made, sources)
+        self._raise(self._folded[leaf], before)
         return self._folded[leaf]
 
-    def _last(self, nodes: set[Node]) -> Node:
-        """The one that comes last in the graph."""
-        computed = [n for n in nodes if n.op != "placeholder"]
-        if len(computed) <= 1:
-            return computed[0] if computed else next(iter(nodes))
-        ordered: list[Node] = [n for n in self._graph.nodes if n in nodes]
-        return ordered[-1]
+    def _constant(self, plan: Constant, before: Node) -> Node:
+        """The maps of zero, in the dtype of the weight beside which it stands."""
+        if plan not in self._folded:
+            with self._inserting(set(_sources(plan.maps)), before) as sources:
+                width = (shape_of(plan.like) or ())[plan.axis] * plan.groups
+                made = self._of_zero(plan.maps, width, dtype_of(plan.like))
+            self._note(plan, made, sources)
+        self._raise(self._folded[plan], before)
+        return self._folded[plan]
 
-    def _erase(self, node: Node) -> None:
+    def shifted(self, read: Read) -> Node:
+        """The bias of a reader plus what its weight makes of the shift."""
+        bound = bind(read.node)
+        bias, leaf = bound[read.bias], read.leaf
+        sources = {leaf.node, *_sources(read.maps), *([bias] if isinstance(bias, Node) else [])}
+        with self._inserting(sources, read.node):
+            wide = opmath(dtype_of(leaf.node))
+            width = (shape_of(leaf.node) or ())[leaf.axis] * leaf.groups
+            shift = self._of_zero(read.maps, width, wide)
+            weight = cast(self._graph, leaf.node, wide)
+            made = times_shift(self._graph, weight, shift, leaf.axis, leaf.groups)
+            if isinstance(bias, Node):
+                made = call(self._graph, aten.add.Tensor, made, bias)
+            made = cast(self._graph, made, dtype_of(leaf.node))
+        self._mark(made, sources)
+        return made
+
+    def add_beside(self, found: Beside, mapping: ChannelMap) -> None:
+        """Give the weight that a norm stands beside what the norm does, and the sum without the norm."""
+        bias = bind(found.reader)["bias"]
+        sources = {found.weight, *mapping.sources}
+        with self._inserting(sources, found.reader):
+            weight = plus_diagonal(self._graph, found.weight, mapping.linear_part(), found.groups)
+        self._mark(weight, sources)
+        changed = {"weight": weight}
+        if not mapping.is_linear:
+            sources = {*mapping.sources, *([bias] if isinstance(bias, Node) else [])}
+            with self._inserting(sources, found.reader):
+                width = (shape_of(found.weight) or ())[0]
+                made = self._of_zero((mapping,), width, opmath(dtype_of(found.weight)))
+                if isinstance(bias, Node):
+                    made = call(self._graph, aten.add.Tensor, made, bias)
+                changed["bias"] = cast(self._graph, made, dtype_of(found.weight))
+            self._mark(changed["bias"], sources)
+        set_arguments(found.reader, changed)
+        found.sum.replace_all_uses_with(found.rest)
+        self.erase(found.sum)
+
+    def _of_zero(self, maps: Maps, width: int, dtype: torch.dtype) -> Node:
+        made = call(self._graph, aten.new_zeros.default, _sources(maps)[0], [width])
+        made = cast(self._graph, made, dtype)
+        for mapping in maps:
+            made = mapping.emit(self._graph, made, 0)
+        return made
+
+    @contextmanager
+    def _inserting(self, sources: set[Node], before: Node) -> Iterator[set[Node]]:
+        for source in sources:
+            self._raise(source, before)
+        with self._graph.inserting_before(_behind(max(sources))):
+            yield sources
+
+    def _note(self, plan: Leaf | Constant, made: Node, sources: set[Node]) -> None:
+        self._mark(made, sources)
+        self._folded[plan] = made
+
+    def _mark(self, made: Node, sources: set[Node]) -> None:
+        stack = [made]
+        while stack:
+            node = stack.pop()
+            if node not in sources and FOLD not in node.meta:
+                node.meta[FOLD] = True
+                self.made.append(node)
+                stack.extend(node.all_input_nodes)
+
+    def _raise(self, node: Node, before: Node) -> None:
+        """Move a weight value, and what it is made of, ahead of ``before``."""
+        if node.op == "placeholder" or node < before:
+            return
+        for operand in node.all_input_nodes:
+            self._raise(operand, before)
+        before.prepend(node)
+
+    def erase(self, node: Node) -> None:
         """Remove a node and what only it needed."""
         stack = [node]
         while stack:
@@ -104,7 +204,12 @@ class Placement:
             inputs = current.all_input_nodes
             self._graph.erase_node(current)
             self._erased.add(current)
+            self._folded = {plan: made for plan, made in self._folded.items() if made is not current}
             stack.extend(inputs)
+
+
+def _sources(maps: Maps) -> list[Node]:
+    return [node for mapping in maps for node in mapping.sources]
 
 
 def _behind(node: Node) -> Node:
@@ -113,12 +218,3 @@ def _behind(node: Node) -> Node:
     while following.op == "placeholder":
         following = following.next
     return following
-
-
-def _mark(made: Node, sources: set[Node]) -> None:
-    stack = [made]
-    while stack:
-        node = stack.pop()
-        if node not in sources and FOLD not in node.meta:
-            node.meta[FOLD] = True
-            stack.extend(node.all_input_nodes)

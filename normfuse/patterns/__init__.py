@@ -10,6 +10,7 @@ from normfuse.patterns.candidate import Candidate
 from normfuse.patterns.facts import Fact, Facts, Stage, transfer
 from normfuse.patterns.handwritten import find_facts, handwritten_norms
 from normfuse.patterns.native import native_norms, reader
+from normfuse.patterns.stored import stored_norms
 from normfuse.patterns.surroundings import modulation, of_weight
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "of_weight",
     "piece",
     "reader",
+    "stored_norms",
     "transfer",
 ]

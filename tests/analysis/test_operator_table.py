@@ -12,10 +12,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_map_only
 
 from normfuse.analysis.channel_map import Trait
-from normfuse.analysis.flow import Blocks, Carries, Scales, Vanishes
+from normfuse.analysis.flow import Blocks, Carries, Scales, Shift, Vanishes
 from normfuse.analysis.operator_table import ROWS, flow
+from normfuse.ir.calls import bind
 from normfuse.ir.sizes import rank_of
-from tests.analysis.table_cases import ALL_TARGETS, CASES, NEVER, N, case, index, real
+from tests.analysis.table_cases import ALL_TARGETS, CASES, CUBE, NEVER, SQUARE, N, case, index, real
 
 aten = torch.ops.aten
 
@@ -56,6 +57,16 @@ def along(matrix, value, axis):
     return torch.tensordot(matrix, value.movedim(axis, 0), dims=1).movedim(0, axis)
 
 
+def in_runs(matrix, value, axis, groups):
+    """A map of all channels, applied to runs of them along axis 0."""
+    if groups == 1:
+        return along(matrix, value, axis)
+    width = value.shape[axis]
+    parts = value.chunk(groups, 0)
+    blocks = [matrix[i * width : (i + 1) * width, i * width : (i + 1) * width] for i in range(groups)]
+    return torch.cat([along(m, p, axis) for m, p in zip(blocks, parts, strict=True)], 0)
+
+
 def size(node, axis):
     value = node.meta["val"]
     return (value[0] if isinstance(value, (list, tuple)) else value).shape[axis]
@@ -84,12 +95,44 @@ def check_carries(node, tensors, axis, found):
         matrix = torch.diag(torch.diagonal(matrix))
     mapped = dict(tensors)
     for operand, inner in found.operands:
-        assert size(operand, inner) == width
-        mapped[operand] = along(matrix, evaluate(operand, tensors), inner)
+        groups = found.groups if operand is found.operands[0][0] else 1
+        assert size(operand, inner) * groups == width
+        mapped[operand] = in_runs(matrix, evaluate(operand, tensors), inner, groups)
     expected = along(matrix, evaluate(node, tensors), axis)
     single = any(t.dtype == torch.float32 for t in tensors.values())
     tolerance = 1e-5 if single else 1e-11
     torch.testing.assert_close(evaluate(node, mapped), expected, rtol=tolerance, atol=tolerance)
+    check_shift(node, tensors, axis, found, tolerance)
+
+
+def check_shift(node, tensors, axis, found, tolerance):
+    """``op(a) + t`` against ``op`` of shifted operands, in every way that the row allows."""
+    shift = torch.linspace(1.0, 3.0, size(node, axis), dtype=torch.float64)
+    expected = shifted(evaluate(node, tensors), shift, axis)
+    operands = [o for o, _ in found.operands]
+    ways = {Shift.NOWHERE: [], Shift.EVERYWHERE: [operands], Shift.ONCE: [[a] for a in found.adders]}
+    for chosen in ways[found.shift]:
+        mapped = dict(tensors)
+        for operand, inner in found.operands:
+            if operand in chosen:
+                mapped[operand] = shifted(evaluate(operand, tensors), shift, inner)
+        torch.testing.assert_close(evaluate(node, mapped), expected, rtol=tolerance, atol=tolerance)
+    if found.bias:
+        given = bind(node) | {found.bias: shift.to(evaluate(node, tensors).dtype)}
+        args, kwargs = tree_map_only(Node, lambda n: tensors[n], ((), given))
+        torch.testing.assert_close(node.target(*args, **kwargs), expected, rtol=tolerance, atol=tolerance)
+    if found.factor is not None:
+        (operand,) = operands
+        made = along(
+            torch.eye(size(node, axis), dtype=torch.float64) * found.factor, evaluate(operand, tensors), axis
+        )
+        torch.testing.assert_close(made, evaluate(node, tensors), rtol=tolerance, atol=tolerance)
+
+
+def shifted(value, shift, axis):
+    if isinstance(value, (list, tuple)):
+        return [shifted(v, shift, axis) for v in value]
+    return value + shift.to(value.dtype).reshape([-1] + [1] * (value.dim() - 1 - axis))
 
 
 def check_scales(node, tensors, axis, found):
@@ -154,6 +197,15 @@ def test_the_last_axis_is_blocked_with_a_reason(call, code):
         (case(aten.relu.default, real(N, N)), lambda n, b, a: Carries(((n.args[0], a),))),
         (case(aten.mm.default, real(N, N), real(N, N) * 2), lambda n, b, a: Carries(((n.args[a], 1 - a),))),
         (case(aten.add.Tensor, real(N, N), real(N, N) * 2), lambda n, b, a: Carries(((n.args[0], a),))),
+        (
+            case(aten.sum.dim_IntList, CUBE, [0]),
+            lambda n, b, a: Carries(((n.args[0], a + 1),), shift=Shift.EVERYWHERE),
+        ),
+        (
+            case(aten.add.Tensor, SQUARE, SQUARE * 2, alpha=2),
+            lambda n, b, a: Carries(((n.args[0], a), (n.args[1], a)), shift=Shift.ONCE, adders=(n.args[1],)),
+        ),
+        (case(aten.neg.default, SQUARE), lambda n, b, a: Carries(((n.args[0], a),), factor=1.0)),
         (
             case(aten.conv1d.default, real(N, N, N), real(N, 1, 1), real(N), [1], [0], [1], N),
             lambda n, b, a: Carries(((n.args[1], 0),)),

@@ -230,7 +230,7 @@ def transposed_convolution(s, x):
     return s.ln(s.up(x).mT)
 
 
-@attack(0, "channel_mix", extras=lambda: {"up": nn.ConvTranspose1d(D, D, 2, 2, groups=3)}, args=square)
+@attack(0, "grouped_weight", extras=lambda: {"up": nn.ConvTranspose1d(D, D, 2, 2, groups=3)}, args=square)
 def grouped_transposed_convolution(s, x):
     return s.ln(s.up(x).mT)
 
@@ -254,7 +254,7 @@ def pooled_by_maximum(s, x):
     return s.ln(F.max_pool2d(s.conv(x), 2).permute(0, 2, 3, 1))
 
 
-@attack(0, "nonlinear_writer", extras=lambda: {"bn": nn.BatchNorm1d(D)})
+@attack(1, extras=lambda: {"bn": nn.BatchNorm1d(D)})
 def batch_norm_in_the_stream(s, x):
     return s.ln(s.bn(s.lin(x).mT).mT)
 

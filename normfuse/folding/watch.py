@@ -1,0 +1,48 @@
+"""Tensors that kernels write without raising a version counter: running statistics.
+
+A batch norm in training updates its statistics from inside the kernel, and their version counters stand
+still (they do under ``torch.compile`` rise, in eager they do not). In memory that the host reads, the
+entries themselves are compared; elsewhere the counter of batches that PyTorch's own modules keep.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+
+import torch
+
+__all__ = ["Watch", "can_watch"]
+
+#: Modules that count the batches they train on, as long as they run the forward that does it.
+_COUNTING = (torch.nn.modules.batchnorm._NormBase,)
+_COUNTED = tuple(cls.forward for cls in (torch.nn.modules.batchnorm._BatchNorm, torch.nn.SyncBatchNorm))
+
+
+class Watch:
+    """What one tensor held, or what its owner had counted, when it was last looked at."""
+
+    __slots__ = ("_address", "_owner", "_size", "known")
+
+    def __init__(self, tensor: torch.Tensor, owner: weakref.ref[torch.nn.Module] | None) -> None:
+        self._owner = None if tensor.device.type == "cpu" else owner
+        self._address, self._size = tensor.data_ptr(), tensor.nbytes
+        self.known = self._state()
+
+    def has_changed(self) -> bool:
+        """The tensor must still lie where it lay."""
+        return self._state() != self.known
+
+    def _state(self) -> object:
+        if self._owner is None:
+            return ctypes.string_at(self._address, self._size)
+        counter = getattr(self._owner(), "num_batches_tracked", None)
+        return None if counter is None else (counter.data_ptr(), counter._version)
+
+
+def can_watch(tensor: torch.Tensor, owner: torch.nn.Module | None) -> bool:
+    """Whether every change of running statistics can be seen without waiting for a device."""
+    if tensor.device.type == "cpu":
+        return tensor.is_contiguous()
+    counts = isinstance(owner, _COUNTING) and type(owner).forward in _COUNTED
+    return counts and getattr(owner, "num_batches_tracked", None) is not None

@@ -1,0 +1,174 @@
+"""Norms with stored statistics vanish into the weights before, behind or beside them.
+
+    A(x) = D (x - mean) + shift,    D = diag(scale / sqrt(variance + eps))
+    A(W a + b) = (D W) a + A(b)                                     into the writer
+    W A(x) + b = (W D) x + (b + W A(0))                             into every reader
+    A(x) + W x + b = (D + W) x + (b + A(0))                         into a weight beside it
+
+Exact for a linear or convolution with any strides, dilation and groups (Markus, 2018, and many others);
+zeros around the input of a reading convolution are not mapped, so there the norm stays. Numerics class:
+reassociated.
+"""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from normfuse.analysis.absorb import Plan, absorb
+from normfuse.analysis.affine_map import Standardise
+from normfuse.analysis.beside import beside
+from normfuse.analysis.forward import Read, push
+from normfuse.analysis.readers import value_readers
+from normfuse.analysis.weights import WeightValues
+from normfuse.folding.recipe import FOLD
+from normfuse.ir.calls import aten, set_arguments
+from normfuse.ir.effects import Effects
+from normfuse.ir.emit import call
+from normfuse.ir.region import NormRegion, norm_of
+from normfuse.ir.sizes import is_row_major, rank_of, same, tensor_of
+from normfuse.passes.place import Placement
+from normfuse.passes.stored_values import refusal_of_cancellation, refusal_of_values, watch_statistics
+from normfuse.passes.work import Work
+from normfuse.report import Refusal
+
+__all__ = ["NAME", "fold_affine", "is_stored"]
+
+NAME = "fold_affine"
+
+#: Reasons that lie in what a norm reads; where its readers have a more particular one, that is named.
+_INHERENT = ("stream_enters_graph", "nonlinear_writer", "post_norm", "raw_reader")
+_PARTICULAR = ("zero_padding", "no_bias", "shift_blocked")
+
+
+def is_stored(region: NormRegion | None) -> bool:
+    """Whether a norm is one scale and one shift per channel."""
+    return region is not None and region.spec.statistics in ("stored", "computed")
+
+
+def fold_affine(work: Work) -> None:
+    """Fold every norm with stored statistics that weights can take; record a reason for each that stays."""
+    gm = work.program.gm
+    fold = _Fold(work, WeightValues(work.program, Effects(gm.graph)))
+    pending = [node for node in work.sites if is_stored(norm_of(node))]
+    while pending:
+        left = [node for node in pending if not fold.run(node)]
+        if len(left) == len(pending):
+            return
+        pending = left[::-1]
+
+
+class _Fold:
+    """Folds one norm at a time; what was folded before is a weight for the next."""
+
+    def __init__(self, work: Work, weights: WeightValues) -> None:
+        self._work, self._weights = work, weights
+        self._placement = Placement(work.program.gm.graph)
+        weights.admit(n for n in work.program.gm.graph.nodes if FOLD in n.meta)
+
+    def run(self, node: Node) -> bool:
+        """Whether the norm vanished; else its site has the reason of the last attempt."""
+        site = self._work.sites[node]
+        site.refusal = None
+        refusal = self._fold(node)
+        if refusal is not None:
+            site.refuse(refusal)
+            return False
+        site.fold()
+        del self._work.sites[node]
+        self._weights.admit(self._placement.made)
+        return True
+
+    def _fold(self, node: Node) -> Refusal | None:
+        region = norm_of(node)
+        assert region is not None
+        operands = region.operands(node)
+        refusal = self._refuse_operands(node, region)
+        if refusal is not None or region.spec.eps is None:
+            return refusal
+        axis = next(d for d in range(rank_of(node)) if d - rank_of(node) not in region.spec.dims)
+        maps = (Standardise.of(operands, region.spec.eps),)
+        before = self._into_writers(operands.source, axis, maps)
+        if not isinstance(before, Refusal):
+            self._replace(node, operands.source, self._placement.make(before, node))
+            return None
+        sibling = beside(node, operands.source, axis, self._weights)
+        behind = push(node, axis, maps, self._weights) if sibling is None else []
+        if isinstance(behind, Refusal):
+            return _both(before, behind)
+        refusal = refusal_of_cancellation(node, operands, region.spec.eps, self._work.program)
+        if refusal is not None:
+            return refusal
+        if sibling is not None:
+            self._placement.add_beside(sibling, maps[0])
+        else:
+            self._into_readers(node, operands.source, behind)
+        return None
+
+    def _refuse_operands(self, node: Node, region: NormRegion) -> Refusal | None:
+        spec, operands = region.spec, region.operands(node)
+        for operand in operands.as_args()[1:]:
+            if operand not in self._weights:
+                return Refusal(
+                    "computed_statistics",
+                    f"{operand.name}, by which {node.name} scales or shifts, depends on the call",
+                    node.name, "keep the statistics in buffers of a module",
+                )  # fmt: skip
+            refusal = self._weights.refusal(operand)
+            if refusal is not None:
+                return refusal
+        if spec.source_dtype != spec.out_dtype:
+            return Refusal(
+                "dtype_changes",
+                f"{node.name} takes {spec.source_dtype} and gives {spec.out_dtype}",
+                node.name,
+            )
+        if not _fits(node, operands.source):
+            return Refusal("layout", f"{node.name} lays its result out in memory in another way", node.name)
+        program = self._work.program
+        refusal = watch_statistics(node, operands, program)
+        return refusal if refusal is not None else refusal_of_values(node, operands, spec.eps or 0.0, program)
+
+    def _into_writers(self, source: Node, axis: int, maps: tuple[Standardise, ...]) -> Plan | Refusal:
+        if source not in self._weights and len(value_readers(source)) > 1:
+            return Refusal("raw_reader", f"{source.name} is also read elsewhere, as it is", source.name)
+        return absorb(source, axis, maps, self._weights)
+
+    def _into_readers(self, node: Node, source: Node, reads: list[Read]) -> None:
+        for read in reads:
+            changed = {read.weight: self._placement.fold(read.leaf, read.node)}
+            if read.has_shift:
+                changed[read.bias] = self._placement.shifted(read)
+            set_arguments(read.node, changed)
+        self._replace(node, source, source)
+
+    def _replace(self, node: Node, source: Node, made: Node) -> None:
+        if not _lies_alike(node, source):
+            with node.graph.inserting_before(node):
+                made = call(node.graph, aten.contiguous.default, made)
+        node.replace_all_uses_with(made)
+        self._placement.erase(node)
+
+
+def _fits(node: Node, source: Node) -> bool:
+    result = tensor_of(node)
+    return result is not None and (_lies_alike(node, source) or is_row_major(result))
+
+
+def _lies_alike(node: Node, source: Node) -> bool:
+    """Whether two values of one shape have provably the same strides."""
+    a, b = tensor_of(node), tensor_of(source)
+    if a is None or b is None:
+        return False
+    strides = zip(a.shape, a.stride(), b.stride(), strict=True)
+    return all(same(size, 1) or same(left, right) for size, left, right in strides)
+
+
+def _both(before: Refusal, behind: Refusal) -> Refusal:
+    """Neither what writes the values nor what reads them can take the norm."""
+    first = behind if before.code in _INHERENT and behind.code in _PARTICULAR else before
+    return Refusal(
+        first.code,
+        f"before the norm, {before.message}; behind it, {behind.message}",
+        first.node,
+        first.remedy,
+    )

@@ -1,0 +1,59 @@
+"""Norms of weights are constants: they are computed once, with the weights that they are made of.
+
+    conv(x, standardise(W))  =>  conv(x, folded),    folded = standardise(W)     (Qiao et al. 2019, eq. 2)
+
+Numerics class: rounding; the standardised weight is computed in float64 and rounded once.
+"""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from normfuse.analysis.weights import WeightValues
+from normfuse.folding.recipe import FOLD
+from normfuse.ir.effects import Effects
+from normfuse.ir.region import norm_of
+from normfuse.passes.lower import inline
+from normfuse.passes.work import Work
+from normfuse.report import Refusal
+
+__all__ = ["NAME", "fold_constants"]
+
+NAME = "fold_constants"
+
+
+def fold_constants(work: Work) -> None:
+    """Mark every norm of weights, and what is made of it alone, to be computed once."""
+    gm = work.program.gm
+    weights = WeightValues(work.program, Effects(gm.graph))
+    made: list[Node] = []
+    for node, site in list(work.sites.items()):
+        region = norm_of(node)
+        if region is None or not all(operand in weights for operand in node.all_input_nodes):
+            continue
+        refusal = weights.refusal(node) or _grad_refusal(work, node)
+        if refusal is not None:
+            site.refuse(refusal)
+            continue
+        del work.sites[node]
+        made += inline(gm, node, region)
+        site.fold()
+    if made:
+        _mark(made, WeightValues(work.program, Effects(gm.graph)))
+
+
+def _grad_refusal(work: Work, node: Node) -> Refusal | None:
+    if not work.program.grad_enabled:
+        return None
+    message = "gradients are recorded, so the weight is standardised at each step"
+    return Refusal("grad_enabled", message, node.name, "call the model under torch.no_grad()")
+
+
+def _mark(made: list[Node], weights: WeightValues) -> None:
+    """The operators of the norms, and all that follows on the way to where it meets an input."""
+    stack = list(made)
+    while stack:
+        node = stack.pop()
+        if node in weights and FOLD not in node.meta:
+            node.meta[FOLD] = True
+            stack.extend(node.users)

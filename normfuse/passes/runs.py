@@ -1,0 +1,67 @@
+"""Weights of grouped operators: the channels of all groups on one axis, and back.
+
+A grouped convolution's weight holds, along its first axis, one run for each group; the channels of a
+group are numbered along another axis. ``[G * A, B, ...] -> [A, G * B, ...]`` puts them all on axis 1.
+"""
+
+from __future__ import annotations
+
+from torch.fx import Graph, Node
+
+from normfuse.analysis.absorb import Leaf
+from normfuse.analysis.channel_map import ChannelMap, dtype_of
+from normfuse.ir.calls import aten
+from normfuse.ir.dtypes import opmath
+from normfuse.ir.emit import call, cast
+from normfuse.ir.sizes import shape_of
+
+__all__ = ["as_it_lay", "as_runs", "plus_diagonal", "times_shift"]
+
+
+def as_runs(graph: Graph, weight: Node, groups: int) -> Node:
+    """The channels of all groups on axis 1."""
+    if groups == 1:
+        return weight
+    first, second, *rest = shape_of(weight) or ()
+    made = call(graph, aten.reshape.default, weight, [groups, first // groups, second, *rest])
+    made = call(graph, aten.transpose.int, made, 0, 1)
+    return call(graph, aten.reshape.default, made, [first // groups, groups * second, *rest])
+
+
+def as_it_lay(graph: Graph, weight: Node, leaf: Leaf) -> Node:
+    """What :func:`as_runs` did, undone."""
+    if leaf.groups == 1:
+        return weight
+    first, second, *rest = shape_of(leaf.node) or ()
+    made = call(graph, aten.reshape.default, weight, [first // leaf.groups, leaf.groups, second, *rest])
+    made = call(graph, aten.transpose.int, made, 0, 1)
+    return call(graph, aten.reshape.default, made, [first, second, *rest])
+
+
+def times_shift(graph: Graph, weight: Node, shift: Node, axis: int, groups: int) -> Node:
+    """``W t`` for a weight that is contracted along ``axis`` (0 or 1), summed over its positions."""
+    rank = len(shape_of(weight) or ())
+    if rank > 2:
+        weight = call(graph, aten.sum.dim_IntList, weight, list(range(2, rank)))
+    if axis == 0:
+        weight = call(graph, aten.transpose.int, weight, 0, 1)
+    out, inner = shape_of(weight) or ()
+    runs = call(graph, aten.reshape.default, weight, [groups, out // groups, inner])
+    made = call(
+        graph, aten.matmul.default, runs, call(graph, aten.reshape.default, shift, [groups, inner, 1])
+    )
+    return call(graph, aten.reshape.default, made, [out])
+
+
+def plus_diagonal(graph: Graph, weight: Node, mapping: ChannelMap, groups: int) -> Node:
+    """``W`` plus the factors of a map, where the middle tap leads each channel to itself."""
+    dtype = dtype_of(weight)
+    out, inner, *kernel = shape_of(weight) or ()
+    ones = call(graph, aten.new_ones.default, weight, [inner])
+    made = call(graph, aten.repeat.default, call(graph, aten.diag_embed.default, ones), [groups, 1])
+    made = mapping.emit(graph, cast(graph, made, opmath(dtype)), 0)
+    made = call(graph, aten.reshape.default, made, [out, inner, *(1 for _ in kernel)])
+    if any(size > 1 for size in kernel):
+        margins = [margin for size in reversed(kernel) for margin in (size // 2, size // 2)]
+        made = call(graph, aten.constant_pad_nd.default, made, margins)
+    return cast(graph, call(graph, aten.add.Tensor, made, weight), dtype)

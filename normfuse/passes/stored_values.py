@@ -1,0 +1,79 @@
+"""What stored statistics must not be: with them a norm returns numbers that no folded weight reproduces."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from normfuse.folding import can_watch
+from normfuse.ir.program import Program
+from normfuse.ir.region import Operands
+from normfuse.ir.sizes import tensor_of
+from normfuse.report import Refusal
+from normfuse.torch_compat import outside_tracing
+
+__all__ = ["refusal_of_cancellation", "refusal_of_values", "watch_statistics"]
+
+#: How much larger, as a mean square, a value may be than its norm where readers take the norm. In a sum
+#: of products rounding errors grow with the values; 2 keeps them below 1.5 times what they were. In half
+#: precision the rounding that falls away leaves more room, in float64 there is precision to spare.
+_ROOM = {torch.float32: 2.0, torch.bfloat16: 16.0, torch.float16: 16.0, torch.float64: 1e4}
+
+
+def refusal_of_cancellation(node: Node, operands: Operands, eps: float, program: Program) -> Refusal | None:
+    """Refuse to let readers subtract a mean that is large beside the deviation; the norm does it exactly."""
+    known, fake = program.weights, tensor_of(node)
+    with outside_tracing():
+        named = {f: getattr(operands, f) for f in ("mean", "variance", "scale", "shift")}
+        held = {f: known[n].value.double() for f, n in named.items() if n in known}
+        if fake is None or "mean" not in held or "variance" not in held:
+            return None
+        mean, variance = held["mean"].flatten(), held["variance"].flatten()
+        gain = held.get("scale", torch.ones_like(mean)).flatten() ** 2 / (variance + eps)
+        normed = (gain * variance).sum() + (held.get("shift", torch.zeros_like(mean)) ** 2).sum()
+        if bool((gain * (variance + mean**2)).sum() <= _ROOM[fake.dtype] * normed):
+            return None
+    return Refusal(
+        "cancellation",
+        f"the means that {node.name} subtracts are large beside the deviations, and would cancel with less "
+        "precision in what reads it", node.name, "scale the values before the norm, or use float64",
+    )  # fmt: skip
+
+
+def watch_statistics(node: Node, operands: Operands, program: Program) -> Refusal | None:
+    """Note which inputs a batch norm in training would write, unless nothing could tell of it.
+
+    Offline the weights do not change, and with gradients the algebra runs at each call.
+    """
+    known = program.weights
+    held = {n: known[n] for n in (operands.mean, operands.variance) if n is not None and n in known}
+    once = program.copies_tables or program.grad_enabled
+    for found in held.values():
+        owner = None if found.owner is None else found.owner()
+        if not once and not can_watch(found.value, owner):
+            return Refusal(
+                "statistics_untracked",
+                f"a kernel may update {found.name} on {found.value.device} unseen", node.name,
+                "use torch.nn.BatchNorm, which counts its batches",
+            )  # fmt: skip
+    program.statistics.update(held)
+    return None
+
+
+def refusal_of_values(node: Node, operands: Operands, eps: float, program: Program) -> Refusal | None:
+    """Refuse statistics that are not finite, negative variances, and variances of zero without eps."""
+    known = program.weights
+    with outside_tracing():
+        for operand in operands.as_args()[1:]:
+            value = known[operand].value if operand in known else None
+            if value is not None and not bool(torch.isfinite(value).all()):
+                return _bad(node, f"{known[operand].name} holds numbers that are not finite")
+            if value is not None and operand is operands.variance and not bool((value >= 0).all()):
+                return _bad(node, f"{known[operand].name} holds a negative variance")
+            if value is not None and operand is operands.variance and not bool((value + eps > 0).all()):
+                return _bad(node, f"{known[operand].name} holds a variance of zero, and eps is zero")
+    return None
+
+
+def _bad(node: Node, message: str) -> Refusal:
+    return Refusal("bad_statistics", message, node.name, "train the norm, or load statistics that are")

@@ -1,0 +1,162 @@
+"""Norms with stored statistics: rewritten and compiled, against the original in float64."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import normfuse
+from tests.passes import affine_readers, affine_writers
+from tests.passes.affine_cases import Case
+from tests.passes.building import distance, evaluate
+
+CASES = [*affine_writers.case.found, *affine_readers.case.found]
+STORED = ("batch_norm", "rep_batch_norm", "unified_norm")
+#: Sums of at most 6 * 27 products over three folds in float64, far below this many units of 1.1e-16.
+EXACT = 1e-13
+
+
+def codes(report: normfuse.Report) -> list[str]:
+    kept = [s for s in report.sites if s.action == "kept" and s.kind in (*STORED, "instance_norm")]
+    return sorted(s.refusal.code for s in kept if s.refusal is not None)
+
+
+def plain(value):
+    """Without nan, and laid out by rows: eager batch norms do not keep the strides that traced ones do."""
+    return torch.nan_to_num(value, 7.0).contiguous() if isinstance(value, torch.Tensor) else value
+
+
+def same(found, wanted) -> bool:
+    return distance([plain(v) for v in found], [plain(v) for v in wanted]) <= EXACT
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_rewriting(case: Case) -> None:
+    model = case.model()
+    wanted = evaluate(copy.deepcopy(model), case.args)
+    if model.training or any(m.training for m in model.modules()):
+        with torch.no_grad():
+            exported = torch.export.export(copy.deepcopy(model), case.args, strict=False)
+        made = normfuse.rewrite(exported)
+    else:
+        made = normfuse.rewrite(copy.deepcopy(model), case.args)
+    assert same(evaluate(made.module(), case.args), wanted)
+    assert codes(made.report) == sorted(case.codes)
+    assert all(
+        s.action == "folded" and not s.becomes
+        for s in made.report.sites
+        if s.kind in STORED and not s.refusal
+    )
+
+
+@pytest.mark.parametrize("case", CASES[::3], ids=lambda c: c.name)
+def test_compiling(case: Case) -> None:
+    model = case.model()
+    reference = copy.deepcopy(model)
+    fast = torch.compile(model, backend=normfuse.normfuse_backend, options={"normfuse.inner": "eager"})
+    for _ in range(2):
+        assert same(evaluate(fast, case.args), evaluate(reference, case.args))
+    if case.name != "embedding":
+        assert codes(normfuse.last_report()) == sorted(case.codes)
+
+
+def test_the_comparison_can_fail() -> None:
+    case = next(c for c in CASES if c.name == "never_trained")
+    model = case.model()
+    wanted = evaluate(model, case.args)
+    with torch.no_grad():
+        model.norm.bias[2] += 1e-9
+    assert not same(evaluate(model, case.args), wanted)
+
+
+def test_every_code_has_a_case() -> None:
+    found = {code for case in CASES for code in case.codes}
+    assert found >= {
+        "batch_statistics", "computed_statistics", "bad_statistics", "mutated", "raw_reader", "zero_padding",
+        "no_bias", "shift_blocked", "nonlinear_writer", "channel_mix", "stream_enters_graph",
+    }  # fmt: skip
+
+
+def test_refusals_name_both_sides() -> None:
+    case = next(c for c in CASES if c.name == "zero_padding")
+    (site,) = normfuse.rewrite(case.model(), case.args).report.sites
+    assert "before the norm" in site.refusal.message
+    assert "behind it" in site.refusal.message
+    assert "reflect" in site.refusal.remedy
+
+
+def test_channel_counts_that_disagree_fail_as_in_eager() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(5)).eval()
+    with pytest.raises(normfuse.CaptureError):
+        normfuse.rewrite(model, (torch.randn(2, 3, 8, 8),))
+
+
+@pytest.mark.parametrize(("dtype", "ratio"), [(torch.float32, 3.0), (torch.bfloat16, 9.0)])
+def test_large_means_are_not_left_to_readers(dtype: torch.dtype, ratio: float) -> None:
+    """Folded, the errors would be ``sqrt(1 + ratio ** 2)`` times as large, as they are in float64."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(64), nn.Linear(64, 48)).eval()
+    model[0].running_mean.fill_(ratio)
+    x = (torch.randn(256, 64) + ratio).to(dtype)
+    report = normfuse.rewrite(model.to(dtype), (x,)).report
+    assert [s.refusal.code for s in report.sites] == ["cancellation"]
+    model[0].running_mean.fill_(ratio / 6)
+    made = normfuse.rewrite(model, (x,))
+    assert made.report.after == {}
+    assert normfuse.verify(model, made, (x - ratio * 5 / 6,)).ok
+    assert normfuse.rewrite(model.double(), (x.double(),)).report.after == {}
+
+
+class Standardised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.norm = nn.Parameter(torch.randn(5, 3, 2, 2)), nn.BatchNorm2d(5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = self.weight.reshape(1, 5, -1)
+        weight = torch.nn.functional.batch_norm(flat, None, None, training=True, eps=1e-6)
+        return self.norm(torch.nn.functional.conv2d(x, weight.reshape_as(self.weight)))
+
+
+def test_a_standardised_weight_is_computed_once() -> None:
+    model = Standardised().double().eval()
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    made = normfuse.rewrite(model, (x,))
+    assert {s.kind: s.action for s in made.report.sites} == {
+        "weight_standardization": "folded", "batch_norm": "folded",
+    }  # fmt: skip
+    with torch.no_grad():
+        assert same([made.module()(x)], [model(x)])
+    targets = [str(n.target) for n in made.program.graph.nodes if n.op == "call_function"]
+    assert targets == ["aten.conv2d.default"]
+
+
+def test_with_gradients_a_standardised_weight_stays() -> None:
+    model, reference = Standardised().double().eval(), Standardised().double().eval()
+    reference.load_state_dict(model.state_dict())
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    fast = torch.compile(model, backend=normfuse.normfuse_backend, options={"normfuse.inner": "aot_eager"})
+    for call in (fast, reference):
+        call(x).square().sum().backward()
+    found, wanted = ([p.grad for p in m.parameters()] for m in (model, reference))
+    assert same(found, wanted)
+    kept = [s.refusal.code for s in normfuse.last_report().sites if s.kind == "weight_standardization"]
+    assert kept == ["grad_enabled"]
+
+
+def test_switched_off_by_name() -> None:
+    case = next(c for c in CASES if c.name == "zero_variance")
+    report = normfuse.rewrite(case.model(), case.args, skip=["fold_affine"]).report
+    assert [s.refusal.code for s in report.sites] == ["not_asked"]
+    assert report.after == {"batch_norm": 1}
+
+
+def test_folded_weights_take_the_place_of_the_old_ones() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    program = normfuse.rewrite(model, (torch.randn(2, 3, 8, 8),)).program
+    targets = {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
+    assert targets == {"aten.conv2d.default"}
+    assert {"0.weight", "0.bias"} <= set(program.state_dict)
