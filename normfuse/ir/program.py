@@ -66,6 +66,8 @@ class Program:
         """The same program over a graph of its own; tensors, fake values and submodules are shared."""
         graph, nodes = Graph(), dict[Node, Node]()
         graph.output(graph.graph_copy(self.gm.graph, nodes))
+        for original, copy in nodes.items():
+            copy.name = original.name  # a new graph avoids Python's own names, like input
         graph.output_node().meta = dict(self.gm.graph.output_node().meta)
         gm = GraphModule(self.gm, graph)
         gm.meta = dict(self.gm.meta)

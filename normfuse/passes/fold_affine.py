@@ -49,7 +49,8 @@ def fold_affine(work: Work) -> None:
     """Fold every norm with stored statistics that weights can take; record a reason for each that stays."""
     gm = work.program.gm
     fold = _Fold(work, WeightValues(work.program, Effects(gm.graph)))
-    pending = [node for node in work.sites if is_stored(norm_of(node))]
+    sites = work.sites.items()
+    pending = [node for node, site in sites if is_stored(norm_of(node)) and site.action != "reverted"]
     while pending:
         left = [node for node in pending if not fold.run(node)]
         if len(left) == len(pending):

@@ -7,6 +7,8 @@ reassociated   within the error budget against float64 (``normfuse.verify.judge`
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from normfuse.verify.dtypes import is_real_number
 from normfuse.verify.equivalence import LeafError
 from normfuse.verify.judge import judge
 
-__all__ = ["ROUNDING_BOUND", "judge_where_finite", "keeps_class", "same_bits"]
+__all__ = ["ROUNDING_BOUND", "judge_where_finite", "keeps_class", "one_rounding_off", "same_bits"]
 
 ROUNDING_BOUND = 4.0
 """Units in the last place of the largest element: the same sums, and at most four operators that round
@@ -45,6 +47,19 @@ def same_bits(reference: Tensor, candidate: Tensor) -> bool:
     return alike and bool(
         torch.eq(reference, candidate).logical_or(reference.isnan() & candidate.isnan()).all()
     )
+
+
+def one_rounding_off(value: Any) -> Any:
+    """A floating tensor with every number moved by one unit in its last place, up or down; else the value.
+
+    What a function makes of it shows how far its own rounding may carry the result: an error as large as
+    that is no fault of a rewrite.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    signs = torch.arange(value.numel(), device=value.device).reshape(value.shape)
+    step = torch.finfo(value.dtype).eps * (1 - 2 * (signs * 2654435761 // 65536 % 2))
+    return value.detach() * (1 + step.to(value.dtype))
 
 
 def judge_where_finite(path: str, reference: Tensor, candidate: Tensor, oracle: Tensor) -> LeafError:

@@ -222,7 +222,7 @@ def behind_relu_ahead_of_a_convolution(s, x):
     return s.lin(s.norm(torch.relu(s.first(x))))
 
 
-@case(one=bn(4), lin=conv(6, 4, 1), inst=lambda: nn.InstanceNorm2d(2))
+@case("no_rule", one=bn(4), lin=conv(6, 4, 1), inst=lambda: nn.InstanceNorm2d(2))
 def joined_channels(s, x):
     return s.lin(torch.cat([s.inst(x[:, :2]), s.one(x[:, 2:])], 1))
 

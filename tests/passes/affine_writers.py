@@ -257,7 +257,7 @@ def statistics_given_by_keyword(s, x):
     return F.batch_norm(s.conv(x), s.norm.running_mean, s.norm.running_var, eps=0.1, bias=s.norm.bias)
 
 
-@case(conv=conv(6, 8, 1), inst=lambda: nn.InstanceNorm2d(4, affine=True), norm=bn(4))
+@case("no_rule", conv=conv(6, 8, 1), inst=lambda: nn.InstanceNorm2d(4, affine=True), norm=bn(4))
 def half_of_ibn_a(s, x):
     left, right = torch.split(s.conv(x), 4, 1)
     return torch.relu(torch.cat([s.inst(left.contiguous()), s.norm(right.contiguous())], 1))
@@ -317,7 +317,7 @@ def a_norm_left_in_training(s, x):
     return torch.relu(s.norm(s.conv(x)))
 
 
-@case("mutated", conv=conv(6, 5, 3), norm=bn())
+@case("computed_statistics", conv=conv(6, 5, 3), norm=bn())
 def statistics_written_by_the_graph(s, x):
     h = s.conv(x)
     s.norm.running_mean.mul_(0.9).add_(h.mean((0, 2, 3)), alpha=0.1)

@@ -31,7 +31,8 @@ CONTENDER = Annotated[
     typer.Option(
         "--contender",
         metavar="NAME",
-        help="eager, normfuse, 'norms deleted', 'inductor, frozen' or onnxruntime; repeatable. Inductor always takes part. "
+        help="eager, normfuse, 'norms deleted', 'inductor, frozen' or onnxruntime; repeatable. "
+        "Inductor always takes part. "
         "Without it: the first three.",
     ),
 ]
