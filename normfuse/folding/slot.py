@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from ctypes import string_at
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -11,13 +12,13 @@ import torch
 from normfuse.folding import store
 from normfuse.folding.recipe import Recipe
 from normfuse.folding.store import LOCK, FoldedWeight, Owner
-from normfuse.folding.watch import Watch
+from normfuse.folding.watch import HostCopy, Watch
 
 __all__ = ["Slot", "Slots"]
 
 _Identity = tuple[Any, ...]
 _Check = tuple[int, int, int, torch.dtype, torch.Size, torch.device]
-_Known = tuple[int, list[_Check], list[Watch], tuple[torch.Tensor, ...]]
+_Known = tuple[int, list[_Check], list[HostCopy], list[Watch], tuple[torch.Tensor, ...]]
 _shared: WeakValueDictionary[tuple[str, _Identity], FoldedWeight] = WeakValueDictionary()
 
 
@@ -83,7 +84,7 @@ class Slots:
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         self._slots = tuple(slots)
-        self._known: _Known = (-1, [], [], ())
+        self._known: _Known = (-1, [], [], [], ())
 
     def tensors(self, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
         """The folded tensors for the weights among these graph inputs.
@@ -91,7 +92,7 @@ class Slots:
         The comparison is spelled out because it runs for every weight at every call. What is known
         is read once, as a whole, since other threads may replace it.
         """
-        epoch, checks, watches, tensors = self._known
+        epoch, checks, copies, watches, tensors = self._known
         if epoch != store.epoch:
             return self._look_up(inputs)
         for position, version, address, dtype, shape, device in checks:
@@ -99,6 +100,9 @@ class Slots:
             if source._version != version or source.data_ptr() != address:
                 return self._look_up(inputs)
             if source.dtype is not dtype or source.shape != shape or source.device != device:
+                return self._look_up(inputs)
+        for address, size, entries in copies:
+            if string_at(address, size) != entries:
                 return self._look_up(inputs)
         for watch in watches:
             if watch.has_changed():
@@ -120,5 +124,7 @@ class Slots:
             }
             tensors = tuple(folded.tensor for folded in found)
             distinct = list(dict.fromkeys(checks))
-            self._known = (store.epoch, distinct, list(watches.values()), tensors)
+            copies = [copy for watch in watches.values() if (copy := watch.host_copy) is not None]
+            others = [watch for watch in watches.values() if watch.host_copy is None]
+            self._known = (store.epoch, distinct, copies, others, tensors)
             return tensors

@@ -12,7 +12,10 @@ import weakref
 
 import torch
 
-__all__ = ["Watch", "can_watch"]
+__all__ = ["HostCopy", "Watch", "can_watch"]
+
+#: Address, size and entries of a tensor on the host: for a comparison without a method call.
+HostCopy = tuple[int, int, bytes]
 
 #: Modules that count the batches they train on, as long as they run the forward that does it.
 _COUNTING = (torch.nn.modules.batchnorm._NormBase,)
@@ -28,6 +31,11 @@ class Watch:
         self._owner = None if tensor.device.type == "cpu" else owner
         self._address, self._size = tensor.data_ptr(), tensor.nbytes
         self.known = self._state()
+
+    @property
+    def host_copy(self) -> HostCopy | None:
+        """What to compare where the entries themselves are compared."""
+        return (self._address, self._size, self.known) if isinstance(self.known, bytes) else None
 
     def has_changed(self) -> bool:
         """The tensor must still lie where it lay."""

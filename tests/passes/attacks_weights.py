@@ -358,12 +358,12 @@ def sorted_weight(s, x):
     return s.ln(F.linear(x, s.w.sort(0)[0]) + s.w.max(1).values)
 
 
-@attack(0, "stream_enters_graph", extras=lambda: {"w": param(D, D)})
+@attack(1, extras=lambda: {"w": param(D, D)})
 def norm_of_a_parameter(s, x):
     return s.ln(s.w) + x.sum()
 
 
-@attack(0, "raw_reader", extras=lambda: {"w": param(D, D)})
+@attack(1, extras=lambda: {"w": param(D, D)})
 def norm_of_a_computed_parameter(s, x):
     v = s.w.t() * 2
     return F.linear(s.ln(v), v) + x.sum()
