@@ -10,6 +10,7 @@ changed; then its whole stream stays as it was.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -168,7 +169,7 @@ def _measure_on(
         leaf = judge_where_finite(name, r, c, o)
         index = max(position - first, -1)
         if index >= 0 and leaf.judged:
-            watch.sites[index].errors[name] = leaf.error_ratio
+            watch.sites[index].errors[name] = min(leaf.error_ratio, sys.float_info.max)
         if not leaf.ok:
             verdict.blame(index, leaf.error_ratio, name)
 
