@@ -73,6 +73,7 @@ ELEMENTWISE = [
     case(aten.mul.Tensor, CUBE, real(N, N, N) * 2),
     case(aten.mul.Tensor, CUBE, SQUARE, axes=(0,)),
     case(aten.mul.Tensor, CUBE, 3.0, axes=(0, 1, 2)),
+    case(aten.mul.Tensor, real(N, N, 1), ROW, axes=(0, 1, 2)),
     case(aten.div.Tensor, CUBE, real(), axes=(0, 1, 2)),
     case(aten.div.Tensor, CUBE, real(N, N, 1), axes=(2,)),
     case(aten.div.Tensor, CUBE, ROW, axes=(0, 1)),
