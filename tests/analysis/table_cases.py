@@ -116,6 +116,8 @@ LAYOUT = [
     case(aten.flatten.using_ints, CUBE, -2, axes=(0,)),
     case(aten.unflatten.int, CUBE, -1, [2, 2], axes=(0, 1)),
     case(aten.unflatten.int, CUBE, 0, [2, -1], axes=(2, 3)),
+    case(aten.repeat.default, SQUARE, [1, 1, 1], axes=(1, 2)),
+    case(aten.cat.default, [real(0), SQUARE], 0),
     case(aten.squeeze.default, real(1, N, 1, N), axes=(0, 1)),
     case(aten.squeeze.dim, real(N, 1, N), -2, axes=(0, 1)),
     case(aten.squeeze.dims, real(1, N, 1, N), [0, -2], axes=(0, 1)),
