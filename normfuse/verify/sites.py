@@ -10,6 +10,7 @@ changed; then its whole stream stays as it was.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,9 @@ from normfuse.verify.widen import widen
 
 __all__ = ["rewrite_verified"]
 
+_Veto = tuple[Refusal, dict[str, float]]
+"""Why a site stays, and the errors that it had when it was changed."""
+
 _GENTLE_ROUNDS = 4
 """Rounds in which one site at a time is given up; after them all that are over budget."""
 
@@ -48,7 +52,7 @@ def rewrite_verified(
     refusal ``over_budget`` and their figures in ``errors``. Where the program has no float64 oracle it is
     rewritten unverified, and a note in the report says why.
     """
-    vetoed: dict[int, Refusal] = {}
+    vetoed: dict[int, _Veto] = {}
     while True:
         watch = _Watch(vetoed)
         made = program.copied()
@@ -82,7 +86,7 @@ class _Watch:
     has no value of its own, and is judged by all that come after it.
     """
 
-    vetoed: dict[int, Refusal]
+    vetoed: dict[int, _Veto]
     work: Work | None = None
     before: Probe | None = None
     after: Probe | None = None
@@ -93,8 +97,9 @@ class _Watch:
     def lifted(self, work: Work) -> None:
         self.work, self.before = work, Probe.of(work.program, list(work.sites))
         self.sites = list(work.sites.values())
-        for index, refusal in self.vetoed.items():
+        for index, (refusal, errors) in self.vetoed.items():
             self.sites[index].revert(refusal)
+            self.sites[index].errors = dict(errors)
 
     def rewritten(self, work: Work, folded: Sequence[Folded]) -> None:
         values = {node: i.value for node, i in work.program.weights.items()}
@@ -178,8 +183,8 @@ def _measure_on(
             r = disturbed[position]  # in float64 the oracle rounds as the original does
         leaf = judge_where_finite(name, r, c, o)
         index = max(position - first, -1)
-        if index >= 0 and leaf.judged:
-            watch.sites[index].errors[name] = leaf.error_ratio
+        if index >= 0 and leaf.judged and index not in watch.vetoed:
+            watch.sites[index].errors[name] = min(leaf.error_ratio, sys.float_info.max)
         if not leaf.ok:
             verdict.blame(index, leaf.error_ratio, name)
 
@@ -190,7 +195,7 @@ def _recognition_is_bitwise(program: Program, inputs: list[Any], lifted: Sequenc
     return all(map(same_bits, expected, lifted[: len(expected)]))
 
 
-def _to_give_up(watch: _Watch, verdict: _Verdict, rounds: int) -> dict[int, Refusal]:
+def _to_give_up(watch: _Watch, verdict: _Verdict, rounds: int) -> dict[int, _Veto]:
     """Which sites to leave alone next time: never none."""
     sites = watch.sites
     changed = [i for i, site in enumerate(sites) if site.action not in ("kept", "reverted")]
@@ -201,7 +206,8 @@ def _to_give_up(watch: _Watch, verdict: _Verdict, rounds: int) -> dict[int, Refu
         chosen = watch.group(innocent_norms[0]) or chosen
     chosen = chosen or set(changed)
     culprit = verdict.guilty[0]
-    return {i: _refusal(*verdict.worst[i if i in verdict.worst else culprit]) for i in chosen}
+    figures = {i: verdict.worst[i if i in verdict.worst else culprit] for i in chosen}
+    return {i: (_refusal(*figures[i]), sites[i].errors) for i in chosen}
 
 
 def _refusal(ratio: float, inputs: str) -> Refusal:

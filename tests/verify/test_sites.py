@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from unittest.mock import patch
 
 import pytest
@@ -72,6 +73,7 @@ def test_a_wrong_rewrite_is_undone_and_the_rest_goes_on(model, x):
     refusal = made.report.sites[1].refusal
     assert refusal.code == "over_budget"
     assert "times as far from float64" in refusal.message
+    assert max(made.report.sites[1].errors.values()) > 1000
     assert made.report.after == {"layer_norm": 2, "rms_norm": 2}
     assert normfuse.verify(model, made, (x,)).ok
 
@@ -116,6 +118,19 @@ def test_a_loss_that_only_hostile_inputs_show_is_undone(model, x):
     assert "reverted" in actions(report)
     guilty = next(s for s in report.sites if s.refusal is not None)
     assert "captured" not in guilty.refusal.message
+
+
+def test_a_form_that_is_not_finite_is_undone_and_the_report_stays_valid_json(model, x):
+    from normfuse.passes import recentre
+
+    def broken(spec, operands, result, original=recentre.canonical_region):
+        return original(spec.__class__(**{**vars(spec), "eps": -1e3}), operands, result)
+
+    with patch.object(recentre, "canonical_region", broken):
+        report = normfuse.rewrite(model, (x,)).report
+    assert set(actions(report)) == {"reverted"}
+    plain = json.loads(report.to_json(), parse_constant=pytest.fail)
+    assert max(plain["sites"][0]["errors"].values(), default=0.0) >= 0.0
 
 
 def test_recognition_that_changes_bits_is_not_trusted(model, x, monkeypatch):
