@@ -75,9 +75,10 @@ class Site:
         """Record what the norm became."""
         self.action, self.becomes, self.refusal = "converted", spec.kind, None
 
-    def fold(self) -> None:
-        """Record that weights do what the norm did."""
+    def fold(self, certificate: dict[str, Any]) -> None:
+        """Record that weights do what the norm did, and why they may."""
         self.action, self.becomes, self.refusal = "folded", "", None
+        self.certificate = certificate
 
 
 @dataclass

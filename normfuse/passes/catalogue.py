@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 __all__ = ["CATALOGUE", "Numerics", "Rule"]
@@ -22,13 +23,17 @@ class Numerics(str, Enum):
 
 @dataclass(frozen=True)
 class Rule:
-    """A rewrite: its equation, its source, and the conditions under which the equation holds here."""
+    """A rewrite: its equation, its source, and the conditions under which the equation holds here.
+
+    ``forms`` are what the equation says by the place that it is used at, where there are several.
+    """
 
     name: str
     numerics: Numerics
     equation: str
     source: str = ""
     conditions: tuple[str, ...] = ()
+    forms: Mapping[str, str] = field(default_factory=dict)
 
 
 _RULES = (
@@ -45,6 +50,33 @@ _RULES = (
             "zero, or centred explicitly",
             "indifferent readers: nothing that reads such a value wants its mean",
             "changed weights: each takes the maps C and diag(s), in its own copy",
+        ),
+    ),
+    Rule(
+        "fold_affine",
+        Numerics.REASSOCIATED,
+        "A(x) = D (x - mean) + shift is affine,  D = diag(scale / sqrt(variance + eps) + skip) per channel",
+        "Ioffe, Szegedy 2015, arXiv 1502.03167, algorithm 2; Ding et al. 2021, arXiv 2101.03697, section 3.3",
+        (
+            "stored statistics: what the norm scales and shifts by is made of weights alone",
+            "reached in full: every value between the norm and these operators is theirs alone",
+            "changed weights: each takes D, and a bias the shift, in its own copy",
+        ),
+        {
+            "before": "A(W a + b) = (D W) a + A(b)",
+            "behind": "W A(x) + b = (W D) x + (b + W A(0))",
+            "beside": "A(x) + W x + b = (D + W) x + (b + A(0))",
+        },
+    ),
+    Rule(
+        "fold_constants",
+        Numerics.ROUNDING,
+        "conv(x, standardise(W)) = conv(x, V),  V = standardise(W)",
+        "Qiao et al. 2019, arXiv 1903.10520, equation 2",
+        (
+            "a constant: all that the norm reads is made of weights",
+            "computed once: nothing writes to the weights, and no gradients are recorded",
+            "changed weights: each is read through the result, in a copy",
         ),
     ),
 )

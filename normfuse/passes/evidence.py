@@ -1,39 +1,75 @@
-"""What a converted norm rests on: the nodes that discharge its side conditions, the weights that change."""
+"""What a changed norm rests on: the nodes that discharge its side conditions, the weights that change."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch.fx import Node
 
 from normfuse.analysis.absorb import Kept, Leaf, Plan, Rebuilt, Redirected
+from normfuse.analysis.beside import Beside
 from normfuse.analysis.centring import Decision
+from normfuse.analysis.forward import Read
 from normfuse.analysis.stream import Stream, Value, norm_axis
+from normfuse.ir.calls import bind
 from normfuse.passes.catalogue import CATALOGUE
 from normfuse.passes.work import Work
 
-__all__ = ["evidence"]
+__all__ = ["Certificate", "certificate", "evidence", "folded_before", "folded_behind", "folded_beside"]
+
+Certificate = dict[str, Any]
 
 
-def evidence(norm: Node, stream: Stream, decision: Decision, work: Work) -> dict[str, Any]:
-    """The beginning of a certificate; measured errors and hashes of weights are added by who has them."""
-    rule = CATALOGUE["recentre"]
+def evidence(norm: Node, stream: Stream, decision: Decision, work: Work) -> Certificate:
+    """Why a LayerNorm became an RMSNorm."""
     start = norm_axis(norm)
     cone = [] if start is None else _cone(start, stream, decision)
     plans = [plan for value in cone for _, plan in decision.plans.get(value, ())]
     writers = [v[0].name for v in cone if v in decision.plans or v == decision.cut]
     readers = sorted({n.name for v in cone if v not in stream.raw for n in stream.norms.get(v, ())})
-    weights = sorted({name for plan in plans for name in _sources(plan, work)})
-    discharged = (writers, readers, weights)
+    weights = [node for plan in plans for node in _roots(plan)]
+    made = certificate("recentre", (writers, readers), weights, work)
+    return made | {"centred_explicitly": [] if decision.cut not in cone else [decision.cut[0].name]}
+
+
+def folded_before(norm: Node, plan: Plan, work: Work) -> Certificate:
+    """Why the weights that write what a norm reads may do what it did."""
+    discharged = (_operands(norm), _rebuilt(plan))
+    return certificate("fold_affine", discharged, _roots(plan), work, "before")
+
+
+def folded_behind(norm: Node, reads: Sequence[Read], work: Work) -> Certificate:
+    """Why the weights that read what a norm gives may do what it did."""
+    held = [*norm.all_input_nodes[1:], *(node for read in reads for node in _weights_of(read))]
+    discharged = (_operands(norm), [read.node.name for read in reads])
+    return certificate("fold_affine", discharged, held, work, "behind")
+
+
+def folded_beside(norm: Node, found: Beside, work: Work) -> Certificate:
+    """Why the weight beside a norm may do what it did."""
+    held = [*norm.all_input_nodes[1:], *found.reader.all_input_nodes[1:]]
+    return certificate("fold_affine", (_operands(norm), [found.reader.name]), held, work, "beside")
+
+
+def certificate(
+    name: str, discharged: Sequence[list[str]], held: Iterable[Node], work: Work, form: str = ""
+) -> Certificate:
+    """The beginning of a certificate; measured errors and hashes of weights are added by who has them.
+
+    ``discharged`` are the nodes for each condition of the rule but the last, which is about the stored
+    weights that the nodes ``held`` are made of; ``form`` is the one of the rule's forms that was used.
+    """
+    rule = CATALOGUE[name]
+    weights = sorted({stored for node in held for stored in _stored(node, work)})
     return {
         "rule": rule.name,
         "numerics": rule.numerics.value,
-        "equation": rule.equation,
+        "equation": rule.forms[form] if form else rule.equation,
         "source": rule.source,
-        "centred_explicitly": [] if decision.cut not in cone else [decision.cut[0].name],
         "conditions": [
             {"condition": condition, "nodes": nodes}
-            for condition, nodes in zip(rule.conditions, discharged, strict=True)
+            for condition, nodes in zip(rule.conditions, (*discharged, weights), strict=True)
         ],
         "weights": [{"name": name} for name in weights],
     }
@@ -53,17 +89,32 @@ def _cone(start: Value, stream: Stream, decision: Decision) -> list[Value]:
     return sorted(seen, key=lambda v: (v[0].name, v[1]))
 
 
-def _sources(plan: Plan, work: Work) -> list[str]:
-    """Names of the stored weights that a plan changes or joins."""
+def _weights_of(read: Read) -> list[Node]:
+    held = (read.leaf.node, bind(read.node).get(read.bias))
+    return [node for node in held if isinstance(node, Node)]
+
+
+def _operands(norm: Node) -> list[str]:
+    return [node.name for node in norm.all_input_nodes[1:]]
+
+
+def _rebuilt(plan: Plan) -> list[str]:
+    """The operators that a plan makes anew, or whose operands it changes."""
+    if isinstance(plan, Rebuilt):
+        return [plan.node.name, *(name for _, deeper in plan.operands for name in _rebuilt(deeper))]
+    return [plan.node.name, *_rebuilt(plan.plan)] if isinstance(plan, Redirected) else []
+
+
+def _roots(plan: Plan) -> list[Node]:
+    """The values of weights that a plan changes or joins."""
     if isinstance(plan, Kept):
         return []
     if isinstance(plan, Redirected):
-        return _sources(plan.plan, work)
+        return _roots(plan.plan)
     if isinstance(plan, Rebuilt):
-        return [name for _, deeper in plan.operands for name in _sources(deeper, work)]
+        return [root for _, deeper in plan.operands for root in _roots(deeper)]
     roots = [plan.node] if isinstance(plan, Leaf) else []
-    roots += [source for mapping in plan.maps for source in mapping.sources]
-    return [name for root in roots for name in _stored(root, work)]
+    return roots + [source for mapping in plan.maps for source in mapping.sources]
 
 
 def _stored(node: Node, work: Work) -> list[str]:

@@ -26,6 +26,7 @@ from normfuse.ir.effects import Effects
 from normfuse.ir.emit import call
 from normfuse.ir.region import NormRegion, norm_of
 from normfuse.ir.sizes import is_row_major, rank_of, same, tensor_of
+from normfuse.passes.evidence import Certificate, folded_before, folded_behind, folded_beside
 from normfuse.passes.place import Placement
 from normfuse.passes.stored_values import refusal_of_cancellation, refusal_of_values, watch_statistics
 from normfuse.passes.work import Work
@@ -70,28 +71,32 @@ class _Fold:
         """Whether the norm vanished; else its site has the reason of the last attempt."""
         site = self._work.sites[node]
         site.refusal = None
-        refusal = self._fold(node)
-        if refusal is not None:
-            site.refuse(refusal)
+        done = self._fold(node)
+        if isinstance(done, Refusal):
+            site.refuse(done)
             return False
-        site.fold()
+        site.fold(done)
         del self._work.sites[node]
         self._weights.admit(self._placement.made)
         return True
 
-    def _fold(self, node: Node) -> Refusal | None:
+    def _fold(self, node: Node) -> Certificate | Refusal:
+        """Fold the norm where it can be; what that rests on is written down before the graph changes."""
         region = norm_of(node)
         assert region is not None
         operands = region.operands(node)
         refusal = self._refuse_operands(node, region)
-        if refusal is not None or region.spec.eps is None:
+        if refusal is not None:
             return refusal
+        if region.spec.eps is None:
+            return Refusal("unusual_form", f"the eps of {node.name} is no number", node.name)
         axis = next(d for d in range(rank_of(node)) if d - rank_of(node) not in region.spec.dims)
         maps = (Standardise.of(operands, region.spec.eps),)
         before = self._into_writers(operands.source, axis, maps)
         if not isinstance(before, Refusal):
+            proof = folded_before(node, before, self._work)
             self._replace(node, operands.source, self._placement.make(before, node))
-            return None
+            return proof
         sibling = beside(node, operands.source, axis, self._weights)
         behind = push(node, axis, maps, self._weights) if sibling is None else []
         if isinstance(behind, Refusal):
@@ -100,10 +105,12 @@ class _Fold:
         if refusal is not None:
             return refusal
         if sibling is not None:
+            proof = folded_beside(node, sibling, self._work)
             self._placement.add_beside(sibling, maps[0])
-        else:
-            self._into_readers(node, operands.source, behind)
-        return None
+            return proof
+        proof = folded_behind(node, behind, self._work)
+        self._into_readers(node, operands.source, behind)
+        return proof
 
     def _refuse_operands(self, node: Node, region: NormRegion) -> Refusal | None:
         spec, operands = region.spec, region.operands(node)

@@ -13,6 +13,7 @@ from normfuse.analysis.weights import WeightValues
 from normfuse.folding.recipe import FOLD
 from normfuse.ir.effects import Effects
 from normfuse.ir.region import norm_of
+from normfuse.passes.evidence import certificate
 from normfuse.passes.lower import inline
 from normfuse.passes.work import Work
 from normfuse.report import Refusal
@@ -35,9 +36,11 @@ def fold_constants(work: Work) -> None:
         if refusal is not None:
             site.refuse(refusal)
             continue
+        read = list(node.all_input_nodes)
+        names = [operand.name for operand in read]
+        site.fold(certificate(NAME, (names, names), read, work))
         del work.sites[node]
         made += inline(gm, node, region)
-        site.fold()
     if made:
         _mark(made, WeightValues(work.program, Effects(gm.graph)))
 

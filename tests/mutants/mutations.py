@@ -24,8 +24,9 @@ PACKAGE = Path(normfuse.__file__).parent
 ROW_MODULES = ("rows_elementwise", "rows_layout", "rows_linear", "rows_reduce")
 MODULES = (
     *(f"analysis.{name}" for name in ROW_MODULES), "analysis.operator_table", "analysis.absorb",
-    "analysis.stream", "analysis.centring", "analysis.weights", "passes.canonicalize",
-    "passes.functionalize", "passes.recentre", "passes.lift",
+    "analysis.forward", "analysis.beside", "analysis.stream", "analysis.centring", "analysis.weights",
+    "passes.canonicalize", "passes.functionalize", "passes.lift", "passes.recentre", "passes.fold_affine",
+    "passes.fold_constants", "passes.stored_values",
 )  # fmt: skip
 """Where the rules and the table decide."""
 _REFUSALS = ("block(", "_mixed(", "_reduces(", "_per_row(", "unknown(", "Refusal")

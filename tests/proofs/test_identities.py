@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import sympy
 
+from normfuse.options import RULES
 from normfuse.passes.catalogue import CATALOGUE, Numerics, Rule
 from tests.proofs import identities
 from tests.proofs.identities import PROOFS, centre, eps, holds, layer_norm, pairs, rms_norm, symbols
+from tests.proofs.stored import Stored, conv, conv_transpose, standardised
 
 ALL = [pytest.param(f, id=f"{rule}-{f.__name__}") for rule, found in PROOFS.items() for f in found]
 H = symbols("h", 3)
@@ -29,8 +31,9 @@ def test_every_rule_that_changes_numbers_has_a_proof(monkeypatch):
     assert unproven() == {"guess"}
 
 
-def test_every_proof_is_about_a_rule():
+def test_every_proof_is_about_a_rule_and_every_rule_is_one_that_can_be_switched_off():
     assert set(PROOFS) <= set(CATALOGUE)
+    assert set(RULES) <= set(CATALOGUE)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,95 @@ def test_every_proof_is_about_a_rule():
 )
 def test_what_is_false_is_not_proven(wrong):
     assert not holds(wrong)
+
+
+NORM, SKIP = Stored(2), Stored(2, skip=True)
+W, X, A, B = symbols("W", 2, 2), symbols("x", 2, 3), symbols("a", 2), symbols("b", 2)
+TAPS = [symbols(f"W{k}", 2, 2) for k in range(3)]
+
+
+def _behind(norm, padding):
+    """What would hold if zeros around the input were normalized, too."""
+    folded = [tap * norm.factor for tap in TAPS]
+    shifted = B + sum(TAPS, sympy.zeros(2, 2)) * norm.of_zero
+    return pairs(conv(TAPS, norm(X), B, padding), conv(folded, X, shifted, padding))
+
+
+def _transposed(norm):
+    folded = [tap * norm.factor for tap in TAPS]
+    shifted = B + sum(TAPS, sympy.zeros(2, 2)) * norm.of_zero
+    return pairs(conv_transpose(TAPS, norm(X), B), conv_transpose(folded, X, shifted))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pairs(NORM(W * A + B), Stored(2, added=sympy.Integer(0)).factor * W * A + NORM(B)),
+        pairs(NORM(W * A + B), NORM.factor * W * A + B),
+        pairs(NORM(W * A + B), NORM.factor * W * A + NORM.of_zero),
+        pairs(NORM(W * A + B), W * NORM.factor * A + NORM(B)),
+        pairs(NORM(2 * A + B), NORM(A) + NORM(A + B)),
+        pairs(W * NORM(A) + B, NORM.factor * W * A + (B + W * NORM.of_zero)),
+        pairs(W * NORM(A) + B, W * NORM.factor * A + B),
+        _behind(NORM, 1),
+        _transposed(NORM),
+        pairs(SKIP(W * A + B), SKIP.factor * W * A + NORM(B)),
+        pairs(SKIP(W * A + B), NORM.factor * W * A + SKIP(B)),
+        pairs(NORM(NORM(W * A + B)), NORM.factor * NORM.factor * W * A + NORM(B)),
+        pairs(NORM(A) + W * A + B, (NORM.factor + W) * A + B),
+        pairs(NORM(X) + conv(TAPS, X, B, 1), conv([t + NORM.factor for t in TAPS], X, B + NORM.of_zero, 1)),
+        pairs(standardised(W) * A, standardised(W, eps * 2) * A),
+        pairs(standardised(W.T).T * A, standardised(W) * A),
+    ],
+    ids=[
+        "eps lost", "bias not normed", "bias lost", "factor on the wrong side", "shift in every writer",
+        "factor on the rows of a reader", "shift lost behind", "zeros normed", "zeros normed, transposed",
+        "no alpha b", "no alpha W", "outer norm of the bias lost", "shift lost beside", "every tap",
+        "other eps in a weight", "other axis of a weight",
+    ],
+)  # fmt: skip
+def test_what_is_false_of_stored_statistics_is_not_proven(wrong):
+    assert not holds(wrong)
+
+
+def test_without_a_shift_zeros_may_be_normed():
+    """The two refused above hold when nothing is added: what is refused is the shift."""
+    norm = Stored(2)
+    norm.shift, norm.mean = sympy.zeros(2, 1), sympy.zeros(2, 1)
+    assert holds(_behind(norm, 1))
+    assert holds(_transposed(norm))
+    assert holds(_behind(NORM, 0))
+
+
+def test_the_definitions_of_stored_statistics_are_those_of_torch():
+    import torch
+    import torch.nn.functional as F
+
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.rand(shape, generator=generator, dtype=torch.float64) + 0.1  # noqa: E731
+    norm = Stored(2)
+    taps, x, b = draw(2, 2, 3), draw(2, 4), draw(2)
+    given = {"scale": draw(2), "shift": draw(2), "mean": draw(2), "variance": draw(2)}
+    held = {eps: 1e-2}
+    for name, values in given.items():
+        held |= {s: float(v) for s, v in zip(getattr(norm, name), values, strict=True)}
+    matrices = [sympy.Matrix(taps[:, :, k].tolist()) for k in range(3)]
+    ours_of = {
+        "norm": norm(sympy.Matrix(x.tolist())).subs(held),
+        "conv": conv(matrices, sympy.Matrix(x.tolist()), sympy.Matrix(b.tolist()), 1),
+        "transposed": conv_transpose(matrices, sympy.Matrix(x.tolist()), sympy.Matrix(b.tolist()), 2),
+        "weight": standardised(sympy.Matrix(x.tolist()), sympy.Float(1e-2)),
+    }
+    g = given
+    theirs_of = {
+        "norm": F.batch_norm(x[None], g["mean"], g["variance"], g["scale"], g["shift"], False, 0.0, 1e-2)[0],
+        "conv": F.conv1d(x[None], taps, b, padding=1)[0],
+        "transposed": F.conv_transpose1d(x[None], taps.transpose(0, 1), b, stride=2)[0],
+        "weight": F.layer_norm(x, (4,), eps=1e-2),
+    }
+    for name, theirs in theirs_of.items():
+        found = torch.tensor(ours_of[name].tolist(), dtype=torch.float64)
+        torch.testing.assert_close(found, theirs, rtol=1e-13, atol=1e-13)
 
 
 def test_the_definitions_are_those_of_torch():

@@ -214,6 +214,55 @@ def test_a_certificate_names_rule_conditions_weights_and_versions(model, x):
     assert '"certificate"' in report.to_json()
 
 
+class Normed(nn.Module):
+    """Norms with stored statistics behind, before and beside a weight, and one of a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv1d(D, D, k, padding=k // 2) for k in (3, 1, 3))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(D) for _ in range(3))
+
+    def forward(self, x):
+        h = self.norms[0](self.convs[0](x)).relu()
+        h = self.convs[1](self.norms[1](h)).relu()
+        h = (self.convs[2](h) + self.norms[2](h)).relu()
+        weight = self.convs[0].weight
+        mean, var = weight.mean((1, 2), keepdim=True), weight.var((1, 2), keepdim=True, unbiased=False)
+        return nn.functional.conv1d(h, (weight - mean) / torch.sqrt(var + 1e-5))
+
+
+def test_a_norm_that_was_folded_has_a_certificate():
+    torch.manual_seed(0)
+    model = Normed().eval()
+    for norm in model.norms:
+        norm.running_mean.normal_(0, 0.1)
+        norm.bias.data.normal_()
+    made = normfuse.rewrite(model, (torch.randn(2, D, 7),))
+    found = [site.certificate for site in made.report.sites]
+    assert actions(made.report) == ["folded"] * 4
+    rule = CATALOGUE["fold_affine"]
+    assert [c["equation"] for c in found] == [*rule.forms.values(), CATALOGUE["fold_constants"].equation]
+    for certificate in found:
+        named = CATALOGUE[certificate["rule"]]
+        assert [c["condition"] for c in certificate["conditions"]] == list(named.conditions)
+        assert all(c["nodes"] for c in certificate["conditions"])
+        assert certificate["source"]
+        assert certificate["numerics"] == named.numerics.value
+        assert set(certificate["versions"]) == {"normfuse", "torch", "python"}
+    stored = ("weight", "bias", "running_mean", "running_var")
+    for index, certificate in enumerate(found[:3]):
+        names = {f"norms.{index}.{name}" for name in stored}
+        assert {w["name"] for w in certificate["weights"]} == names | {
+            f"convs.{index}.weight", f"convs.{index}.bias",
+        }  # fmt: skip
+    assert [w["name"] for w in found[3]["weights"]] == ["convs.0.weight"]
+    held = {digest(v) for v in made.program.state_dict.values()}
+    for weight in (w for certificate in found for w in certificate["weights"]):
+        assert weight["before"] == digest(model.state_dict()[weight["name"]])
+        assert weight["after"]
+        assert set(weight["after"]) <= held
+
+
 def test_the_folded_weight_in_a_certificate_is_the_one_in_the_program(model, x):
     made = normfuse.rewrite(model, (x,))
     held = {digest(v) for v in made.program.state_dict.values()}
