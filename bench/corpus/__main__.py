@@ -3,6 +3,9 @@
 python -m bench.corpus run              # what has no row yet; stop and start as you like
 python -m bench.corpus run llama vit    # these again
 python -m bench.corpus table            # rows to bench/results/corpus.csv
+
+python -m bench.corpus run --route compile --rows build/sweep   # compile and call each instead
+python -m bench.corpus swept                                    # rows to bench/results/sweep.csv
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import typer
 
 app = typer.Typer(add_completion=False, help=__doc__)
 ROWS = Path("build/corpus")
+SWEEP = Path("build/sweep")
 
 
 @app.command()
@@ -23,7 +27,7 @@ def run(
     names: Annotated[
         list[str] | None, typer.Argument(help="model types; all without a row when empty")
     ] = None,
-    route: Annotated[list[str] | None, typer.Option(help="export, dynamo, or both")] = None,
+    route: Annotated[list[str] | None, typer.Option(help="export, dynamo, compile, or several")] = None,
     seconds: Annotated[int, typer.Option(help="limit of processor time for one architecture")] = 60,
     rows: Annotated[Path, typer.Option(help="folder of the rows")] = ROWS,
     again: Annotated[bool, typer.Option(help="try once more what could not be captured")] = False,
@@ -79,6 +83,17 @@ def table(
     from bench.corpus.table import summary, write
 
     typer.echo(summary(write(rows, to)))
+
+
+@app.command()
+def swept(
+    rows: Annotated[Path, typer.Option(help="folder of the rows")] = SWEEP,
+    to: Annotated[Path, typer.Option(help="the table")] = Path("bench/results/sweep.csv"),
+) -> None:
+    """Write the rows of the route *compile* to one table, and print how many have each status."""
+    from bench.corpus.table import counts, write_swept
+
+    typer.echo(counts(write_swept(rows, to)))
 
 
 if __name__ == "__main__":

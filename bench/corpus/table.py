@@ -11,11 +11,15 @@ from typing import Any
 
 from bench.corpus.exceptions import cause
 
-__all__ = ["COLUMNS", "summary", "write"]
+__all__ = ["COLUMNS", "SWEPT", "counts", "summary", "write", "write_swept"]
 
 COLUMNS = (
     "architecture", "recipe", "route", "present", "lifted", "refused", "missed", "no_norms", "wrong",
     "bitwise", "kinds", "reason",
+)  # fmt: skip
+SWEPT = (
+    "architecture", "recipe", "status", "found", "after", "converted", "folded", "refused", "graphs",
+    "distance", "tolerance", "notes", "cause",
 )  # fmt: skip
 Row = dict[str, Any]
 
@@ -25,13 +29,42 @@ def write(folder: Path, to: Path) -> list[Row]:
     lines: list[Row] = []
     for path in sorted(folder.glob("*.json")):
         lines += _lines(json.loads(path.read_text(encoding="utf-8")))
+    _save(lines, COLUMNS, to)
+    return lines
+
+
+def write_swept(folder: Path, to: Path) -> list[Row]:
+    """One line for each architecture of the route *compile*; returns the lines."""
+    lines = [_swept(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.json"))]
+    _save(lines, SWEPT, to)
+    return lines
+
+
+def _save(lines: Sequence[Row], columns: Sequence[str], to: Path) -> None:
     part = to.with_suffix(".part")
     with part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
     part.replace(to)
-    return lines
+
+
+def _swept(row: Mapping[str, Any]) -> Row:
+    head = {"architecture": row["architecture"], "recipe": row.get("recipe", "")}
+    if "compile" not in row:
+        return head | {"status": "model does not run", "cause": row.get("reason", "")}
+    made = row["compile"]
+    counted = {name: _counted(made.get(name, {})) for name in ("found", "after", "refused")}
+    plain = {name: made.get(name, "") for name in SWEPT[2:] if name not in counted}
+    for name in ("distance", "tolerance"):
+        plain[name] = f"{made[name]:.1e}" if name in made else ""
+    return head | plain | counted | {"notes": "; ".join(made.get("notes", ()))}
+
+
+def counts(lines: Sequence[Row]) -> str:
+    """How many model types have each status."""
+    found = Counter(line["status"] for line in lines)
+    return "\n".join(f"{count:4d} {status}" for status, count in found.most_common())
 
 
 def _lines(row: Mapping[str, Any]) -> list[Row]:

@@ -17,9 +17,11 @@ from typing import Any
 import torch
 
 from bench.corpus.capturing import by_dynamo, by_export
+from bench.corpus.compiling import by_compile
 from bench.corpus.configs import configs_of
 from bench.corpus.inputs import inputs_of
 from bench.corpus.models import build
+from bench.corpus.running import sentence
 from bench.corpus.truth import called_norms
 
 __all__ = ["row", "run_one", "runnable"]
@@ -60,6 +62,9 @@ def row(
     made |= {"recipe": recipe, "calls": [[p, c, n] for (p, c), n in sorted(calls.items())]}
     save(made | {"reason": "the capture took too long or too much memory"})
     for route in routes:
+        if route == "compile":
+            made[route] = _compiled(model, inputs, lambda c: save(made | {"compile": c}))
+            continue
         made[route] = _captured(route, model, inputs, [p for p, _ in calls])
         save(made)
     made.pop("reason", None)
@@ -73,7 +78,7 @@ def runnable(model_type: str) -> Any:
         try:
             model = build(config)
         except Exception as error:
-            first = first or _sentence(error)
+            first = first or sentence(error)
             continue
         for inputs in inputs_of(model):
             try:
@@ -81,7 +86,7 @@ def runnable(model_type: str) -> Any:
                     model(**inputs)
                 return recipe, model, inputs, calls
             except Exception as error:
-                first = first or _sentence(error)
+                first = first or sentence(error)
         if time.process_time() - started > BUILDING:
             break
     return f"no recipe runs: {first or 'no configuration can be made'}"
@@ -92,12 +97,23 @@ def _captured(route: str, model: torch.nn.Module, inputs: dict[str, Any], norms:
     try:
         score, modules, *rest = (by_export if route == "export" else by_dynamo)(model, inputs)
     except Exception as error:
-        return {"reason": _sentence(error)}
+        return {"reason": sentence(error)}
     score.silent_modules = [p for p in norms if not any(m == p or m.startswith(f"{p}.") for m in modules)]
     graphs = {"graphs": rest[0]} if rest else {}
     return score.to_dict() | graphs | {"seconds": round(time.process_time() - started, 1)}
 
 
-def _sentence(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:150] if lines else ''}"
+def _compiled(
+    model: torch.nn.Module, inputs: dict[str, Any], save: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """The row of the compiled call; what was running is written before it runs."""
+    started = time.process_time()
+
+    def step(what: str) -> None:
+        save({"status": "no end", "cause": f"the limit on time or memory was met in: {what}"})
+
+    try:
+        made = by_compile(model, inputs, step)
+    except Exception as error:
+        made = {"status": "not judged", "cause": sentence(error)}
+    return made | {"seconds": round(time.process_time() - started, 1)}
