@@ -40,8 +40,9 @@ class WeightValues:
 
     def admit(self, nodes: Iterable[Node]) -> None:
         """Folded weights that were put into the graph: they may be folded again, as a whole."""
-        self._known.update(nodes)
-        self._folded.update(nodes)
+        folded = set(nodes)
+        self._known |= folded
+        self._folded |= folded
 
     def is_folded(self, node: Node) -> bool:
         return node in self._folded

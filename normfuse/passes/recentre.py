@@ -17,6 +17,7 @@ from normfuse.analysis.centring import Decision, decide
 from normfuse.analysis.cost import training_traffic
 from normfuse.analysis.stream import Stream, Value, explore, norm_axis
 from normfuse.analysis.weights import WeightValues
+from normfuse.folding.recipe import FOLD
 from normfuse.ir.canonical import canonical_region, is_expressible
 from normfuse.ir.effects import Effects
 from normfuse.ir.region import norms_in
@@ -37,6 +38,7 @@ def recentre(work: Work) -> None:
     _refuse_in_advance(work)
     effects = Effects(gm.graph)
     weights = WeightValues(work.program, effects)
+    weights.admit(n for n in gm.graph.nodes if FOLD in n.meta)
     converts = work.options.converts(work.program.grad_enabled)
     order = {node: i for i, node in enumerate(gm.graph.nodes)}
     seen: set[Value] = set()

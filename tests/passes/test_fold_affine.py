@@ -164,3 +164,28 @@ def test_folded_weights_take_the_place_of_the_old_ones() -> None:
     targets = {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
     assert targets == {"aten.conv2d.default"}
     assert {"0.weight", "0.bias"} <= set(program.state_dict)
+
+
+class FrozenThenLayerNorm(nn.Module):
+    """A norm whose shift is computed from other weights, behind a convolution, before a LayerNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(4, 4, 1, bias=False), nn.LayerNorm(4)
+        for name in ("weight", "bias", "mean"):
+            self.register_buffer(name, torch.randn(4, 1))
+        self.register_buffer("var", torch.rand(4, 1) + 0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self.weight * torch.rsqrt(self.var + 1e-5)
+        return self.norm((self.conv(x) * scale + (self.bias - self.mean * scale)).mT)
+
+
+def test_folded_weights_are_centred_as_a_whole() -> None:
+    """Not by what they were folded from: that would put the model's own algebra between two folds."""
+    torch.manual_seed(0)
+    model, x = FrozenThenLayerNorm().double().eval(), torch.randn(2, 4, 5, dtype=torch.float64)
+    made = normfuse.rewrite(model, (x,))
+    assert [s.action for s in made.report.sites] == ["folded", "converted"]
+    with torch.no_grad():
+        assert same([made.module()(x)], [model(x)])
