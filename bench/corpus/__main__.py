@@ -91,9 +91,13 @@ def swept(
     to: Annotated[Path, typer.Option(help="the table")] = Path("bench/results/sweep.csv"),
 ) -> None:
     """Write the rows of the route *compile* to one table, and print how many have each status."""
+    from transformers import CONFIG_MAPPING
+
     from bench.corpus.table import counts, write_swept
 
-    typer.echo(counts(write_swept(rows, to)))
+    lines = write_swept(rows, to)
+    left = set(CONFIG_MAPPING.keys()) - {line["architecture"] for line in lines}
+    typer.echo(f"{counts(lines)}\n{len(left):4d} have no row yet")
 
 
 if __name__ == "__main__":
