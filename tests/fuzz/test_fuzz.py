@@ -31,15 +31,15 @@ def _forgotten_layer_scale(node, found, maps, weights):
     return absorb.absorb(found.operand, found.axis, maps, weights)
 
 
-def _folded_for_one_use_only(self, leaf, original=Placement._fold):
+def _folded_for_one_use_only(self, leaf, before, original=Placement.fold):
     """The second reader of a weight gets it as it was."""
     again = leaf in self._folded
-    made = original(self, leaf)
+    made = original(self, leaf, before)
     return leaf.node if again else made
 
 
-def _wrong_axis(self, leaf, original=Placement._fold):
-    return original(self, replace(leaf, axis=0))
+def _wrong_axis(self, leaf, before, original=Placement.fold):
+    return original(self, replace(leaf, axis=0), before)
 
 
 def test_a_forgotten_layer_scale_is_found():
@@ -50,7 +50,7 @@ def test_a_forgotten_layer_scale_is_found():
 
 
 def test_a_shared_weight_that_is_folded_for_one_use_only_is_found():
-    with patch.object(Placement, "_fold", _folded_for_one_use_only):
+    with patch.object(Placement, "fold", _folded_for_one_use_only):
         failure = find_failure(1, 100, shrink=False)
     assert failure is not None
     assert any(step.tie or step.variant == "the_same_twice" for step in failure[0].steps)
@@ -59,7 +59,7 @@ def test_a_shared_weight_that_is_folded_for_one_use_only_is_found():
 def test_a_failure_is_stored_and_a_batch_is_not_run_again(tmp_path, monkeypatch):
     (tmp_path / "corpus").mkdir()
     monkeypatch.setattr(campaign, "BATCH", 20)
-    with patch.object(Placement, "_fold", _wrong_axis):
+    with patch.object(Placement, "fold", _wrong_axis):
         run_batch(0, 20, tmp_path, tmp_path / "corpus")
     first = json.loads((tmp_path / "batch_00000.json").read_text())
     assert first["failure"]
