@@ -47,13 +47,14 @@ class Weights:
     handed: list[int] = field(default_factory=list)
     tied: set[int] = field(default_factory=set)
 
-    def make(self, shape: tuple[int, ...], tie: bool) -> int:
+    def make(self, shape: tuple[int, ...], tie: bool, kind: str) -> int:
         """The number of a new parameter, or of an older one of this shape when ``tie`` asks for it."""
         for number, tensor in enumerate(self.tensors):
             if tie and tuple(tensor.shape) == shape:
                 self.tied.add(number)
                 return self._again(number) if self.alias else number
-        self.tensors.append(_random(shape, f"{self.seed} {len(self.tensors)}"))
+        made = _random(shape, f"{self.seed} {len(self.tensors)}")
+        self.tensors.append(made.square() + 0.1 if kind == "variance" else made)
         return len(self.tensors) - 1
 
     def _again(self, number: int) -> int:
@@ -79,7 +80,11 @@ class Net:
         self.tie = False
 
     def weight(self, *shape: int) -> Tensor:
-        return self._weights(shape, self.tie)
+        return self._weights(shape, self.tie, "")
+
+    def variance(self, width: int) -> Tensor:
+        """A stored variance: a weight that is never negative, as a buffer that was trained."""
+        return self._weights((width,), False, "variance")
 
     def value(self, step: Step) -> Tensor:
         """Something to compute from: the latest norms' outputs, or the network's input."""
@@ -178,8 +183,8 @@ def build(recipe: Recipe, dtype: torch.dtype, draw: int = 0) -> Case:
     x, ids = inputs_of(recipe, recipe.batch, recipe.tokens, torch.float64, draw)
     made = Weights(recipe.seed + 104729 * draw, recipe.alias)
 
-    def create(shape: tuple[int, ...], tie: bool) -> Tensor:
-        number = made.make(shape, tie)
+    def create(shape: tuple[int, ...], tie: bool, kind: str) -> Tensor:
+        number = made.make(shape, tie, kind)
         made.handed.append(number)
         return made.tensors[number]
 
@@ -187,7 +192,7 @@ def build(recipe: Recipe, dtype: torch.dtype, draw: int = 0) -> Case:
 
     def function(x: Tensor, ids: Tensor, *weights: Tensor) -> list[Tensor]:
         order = iter(made.handed)
-        return Net(recipe, x, ids, lambda shape, tie: weights[next(order)]).run()
+        return Net(recipe, x, ids, lambda shape, tie, kind: weights[next(order)]).run()
 
     return Case(recipe, function, (x.to(dtype), ids), tuple(copies(made.tensors, dtype)))
 

@@ -41,7 +41,7 @@ def _sum(how: str, old: Tensor, made: Tensor) -> Tensor:
     return made + old if how == "swapped" else old + made
 
 
-def writer(*variants: str):
+def writer(*variants: str, kind: str = "write"):
     """Register a function of network, value and width that makes what is written."""
 
     def register(function):
@@ -49,7 +49,7 @@ def writer(*variants: str):
             _join(net, step, function(net, net.value(step), net.width))
 
         for variant in variants or (function.__name__,):
-            STEPS.setdefault("write", {})[variant] = run
+            STEPS.setdefault(kind, {})[variant] = run
         return function
 
     return register

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from tests.fuzz import pieces_move, pieces_read, pieces_write
+from tests.fuzz import pieces_move, pieces_read, pieces_stored, pieces_write
 from tests.fuzz.network import STEPS
 from tests.fuzz.recipe import Recipe, Step
 
@@ -12,17 +12,19 @@ __all__ = ["FRIENDLY", "HOSTILE", "recipes"]
 
 FRIENDLY = {
     "write": sorted(set(STEPS["write"]) - pieces_write.BLOCKED),
+    "stored": sorted(set(STEPS["stored"]) - pieces_stored.BLOCKED),
     "move": sorted(set(STEPS["move"]) - pieces_move.BLOCKED),
     "norm": sorted(set(STEPS["norm"]) - pieces_read.NEAR_MISSES),
     "tap": sorted(set(STEPS["tap"]) - pieces_read.RAW_TAPS),
 }
 HOSTILE = {
     "write": sorted(pieces_write.BLOCKED),
+    "stored": sorted(pieces_stored.BLOCKED),
     "move": sorted(pieces_move.BLOCKED),
     "norm": sorted(pieces_read.NEAR_MISSES),
     "tap": sorted(pieces_read.RAW_TAPS),
 }
-_KINDS = ("norm", "write", "write", "norm", "write", "move", "norm", "move", "tap")
+_KINDS = ("norm", "write", "write", "norm", "write", "move", "norm", "move", "tap", "stored")
 _JOINS = ("add", "add", "add", *pieces_write.JOINS)
 
 
@@ -43,7 +45,7 @@ def _steps(kinds: tuple[str, ...], variants: dict[str, list[str]]) -> st.SearchS
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
     friendly = _steps(_KINDS, FRIENDLY)
-    hostile = _steps(("write", "move", "norm", "tap"), HOSTILE)
+    hostile = _steps(("write", "stored", "move", "norm", "tap"), HOSTILE)
     steps = draw(st.lists(friendly, min_size=3, max_size=10))
     for step in draw(st.lists(hostile, max_size=draw(st.sampled_from((0, 0, 1, 3))))):
         steps.insert(draw(st.integers(0, len(steps))), step)

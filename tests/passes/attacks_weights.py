@@ -386,7 +386,7 @@ def computed_weight_is_normalized_and_added(s, x):
     return s.ln(position), s.ln2(position + s.lin(x))
 
 
-@attack(0, "stream_is_output", extras=lambda: {"w": param(9, D)})
+@attack(1, extras=lambda: {"w": param(9, D)})
 def computed_weight_is_returned(s, x):
     position = s.w[: x.shape[1]].unsqueeze(0).expand(x.shape[0], -1, -1)
     same = position.double()
