@@ -112,7 +112,8 @@ def _absorb_weight(node: Node, axis: int, maps: Maps, weights: WeightValues) -> 
         deeper = _absorb_operands(node, axis, maps, weights)
         if not isinstance(deeper, Refusal):
             return deeper
-    return Leaf(node, axis, maps)
+    apart = weights.refusal_apart(node, (source for one in maps for source in one.sources))
+    return apart or Leaf(node, axis, maps)
 
 
 def _absorb_operands(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Plan | Refusal:

@@ -13,6 +13,7 @@ from normfuse.ir.calls import aten
 from normfuse.ir.dtypes import FLOATS
 from normfuse.ir.effects import Effects
 from normfuse.ir.program import Input, Program
+from normfuse.ir.sizes import tensor_of
 from normfuse.report import Refusal
 
 __all__ = ["WeightValues"]
@@ -68,12 +69,33 @@ class WeightValues:
         seen, stack = {node}, [node]
         while stack:
             current = stack.pop()
-            found = self._leaf_refusal(current)
+            found = self._leaf_refusal(current) or self._moved(current, node)
             if found is not None:
                 return found
             fresh = [n for n in current.all_input_nodes if n not in seen]
             seen.update(fresh)
             stack.extend(fresh)
+        return None
+
+    def _moved(self, leaf: Node, node: Node) -> Refusal | None:
+        """A copy of what is moved at every call would stay where the user does not want it."""
+        found = tensor_of(leaf)
+        is_scalar = found is not None and not found.dim()
+        return None if leaf not in self._inputs or is_scalar else self.refusal_apart(leaf, [node])
+
+    def refusal_apart(self, node: Node, others: Iterable[Node]) -> Refusal | None:
+        """Why a weight value is not combined with others: they lie on another device."""
+        here = tensor_of(node)
+        for other in others:
+            there = tensor_of(other)
+            if here is not None and there is not None and here.device != there.device:
+                return Refusal(
+                    "weight_device",
+                    f"the weight {self.label(node)} lies on {here.device}, "
+                    f"and {self.label(other)}, which goes with it, on {there.device}",
+                    node.name,
+                    "move the whole model to one device",
+                )
         return None
 
     def _leaf_refusal(self, node: Node) -> Refusal | None:

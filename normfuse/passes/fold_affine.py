@@ -121,7 +121,7 @@ class _Fold:
                     f"{operand.name}, by which {node.name} scales or shifts, depends on the call",
                     node.name, "keep the statistics in buffers of a module",
                 )  # fmt: skip
-            refusal = self._weights.refusal(operand)
+            refusal = self._weights.refusal(operand) or self._weights.refusal_apart(operand, [node])
             if refusal is not None:
                 return refusal
         if spec.source_dtype != spec.out_dtype:

@@ -15,6 +15,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from normfuse.report import Report
 from tests.backends.networks import PreNorm, example, prenorm
+from tests.passes.devices import CASES, rewritten, scaled_writer
 from tests.situations.models import close, fast, outputs, pair, report, same_training
 from tests.situations.registry import situation
 
@@ -367,3 +368,10 @@ def float8() -> Report:
     model = Float8().double().eval()
     model.packed = torch.randn(16, 8).to(torch.float8_e4m3fn)
     return outputs(model, example(), **{"normfuse.policy": "pays"})
+
+
+@situation(
+    OPERATORS, "weights on another device than the model, moved before use", "refused: `weight_device`"
+)
+def offloaded() -> Report:
+    return rewritten(scaled_writer, CASES[scaled_writer])[0]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import threading
+from collections import Counter
 from typing import Any
 
 import torch
+from torch._dynamo.utils import counters
+from torch._inductor.utils import fresh_cache
 
 import normfuse
 from normfuse.folding.store import living
@@ -146,4 +150,33 @@ def invalidated() -> Report:
             one.embed.weight.data.mul_(2.0)
         normfuse.invalidate(model)
         close(run(example()), reference(example()))
+    return report()
+
+
+def _cached(model: Any, lookups: Counter[str]) -> None:
+    """Compile with Inductor and nothing in memory; compare, and count what its caches answered."""
+    torch._dynamo.reset()
+    counters.clear()
+    reference = copy.deepcopy(model)
+    with torch.no_grad():
+        close(torch.compile(model, backend="normfuse")(example()), reference(example()))
+    for cache in ("inductor", "aot_autograd"):
+        lookups.update({k: n for k, n in counters[cache].items() if k.endswith(("_hit", "_miss"))})
+
+
+@situation(
+    SERVING, "a warm cache, and one loaded by `torch.compiler.load_cache_artifacts`, with other weights", ALL
+)
+def cache_artifacts() -> Report:
+    cold, warm, loaded = Counter[str](), Counter[str](), Counter[str]()
+    with fresh_cache():
+        _cached(prenorm(seed=1), cold)
+        artifacts = torch.compiler.save_cache_artifacts()
+        _cached(prenorm(seed=2), warm)
+    assert artifacts is not None
+    with fresh_cache():
+        torch.compiler.load_cache_artifacts(artifacts[0])
+        _cached(prenorm(seed=3), loaded)
+    assert cold == {"fxgraph_cache_miss": 1, "autograd_cache_miss": 1}
+    assert warm == loaded == {"fxgraph_cache_hit": 1, "autograd_cache_hit": 1}
     return report()

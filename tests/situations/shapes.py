@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
 import normfuse
 from normfuse.report import Report
@@ -18,8 +20,12 @@ from tests.situations.registry import situation
 SHAPES = "Shapes"
 
 
-def compilations(backend: Any, model: nn.Module, calls: list[torch.Tensor], **settings: Any) -> int:
-    """How many graphs Dynamo hands to a backend over some calls, all of them compared with the model."""
+def compilations(
+    backend: Any, model: nn.Module, calls: list[torch.Tensor], **settings: Any
+) -> tuple[int, list[list[str]]]:
+    """How many graphs Dynamo hands to a backend over some calls, all of them compared with the model, and
+    the guards of what it keeps.
+    """
     torch._dynamo.reset()
     graphs = []
 
@@ -32,11 +38,19 @@ def compilations(backend: Any, model: nn.Module, calls: list[torch.Tensor], **se
     with torch.no_grad():
         for x in calls:
             close(run(x), reference(x))
-    return len(graphs)
+    return len(graphs), [
+        _guards(entry) for entry in _debug_get_cache_entry_list(type(model).forward.__code__)
+    ]
+
+
+def _guards(entry: Any) -> list[str]:
+    """Each guard as a line, without the numbers that count the compilations of a process."""
+    lines = str(entry.guard_manager).splitlines()
+    return sorted(re.sub(r"__builtins_dict___\d+", "builtins", line) for line in lines)
 
 
 def as_often(model: nn.Module, calls: list[torch.Tensor], **settings: Any) -> Report:
-    """Compare with the model, and the number of compilations with a backend that does nothing."""
+    """Compare with the model, and compilations and guards with those of a backend that does nothing."""
     plain = compilations(lambda gm, inputs: gm.forward, model, calls, **settings)
     ours = compilations(
         lambda gm, inputs: normfuse.normfuse_backend(gm, inputs, options=CONVERT), model, calls, **settings
