@@ -62,7 +62,7 @@ class Symbols:
             )
         tracer = GraphAppendingTracer(self._graph)
         proxies = {s: Proxy(self._nodes[s], tracer) for s in expression.free_symbols}
-        last = next(reversed(self._graph.nodes), None)
+        last = next(iter(reversed(self._graph.nodes)), None)
         made: Node = sympy_interp(PythonReferenceAnalysis, proxies, expression).node
         made.meta["val"] = number
         self._fill_values(last)
