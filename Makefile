@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint fuzz gpu bench clean
+.PHONY: demo test lint fuzz mutants gpu bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/normfuse demo
@@ -21,6 +21,10 @@ lint: $(INSTALLED)
 CASES ?= 1000
 fuzz: $(INSTALLED)
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m tests.fuzz.campaign --cases $(CASES) --processes 2
+
+# Every precondition of every rule, left out or granted, against the tests: some hours.
+mutants: $(INSTALLED)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m tests.mutants.runner
 
 bench: $(INSTALLED)
 	PYTHONPATH=. $(BIN)/python bench/compile_time.py --json build/compile_time.json

@@ -14,6 +14,7 @@ from normfuse.analysis.channel_map import Trait
 from normfuse.analysis.flow import Carries, Flow, Shift
 from normfuse.analysis.operator_table import block, row
 from normfuse.ir.calls import aten
+from normfuse.ir.einsum import subscripts
 from normfuse.ir.sizes import rank_of, same, shape_of
 
 __all__: list[str] = []
@@ -81,14 +82,11 @@ def _grouped(node: Node, bound: dict[str, Any], axis: int) -> Flow:
 @row(aten.einsum.default)
 def _einsum(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     """The output axis belongs to the one operand whose subscripts hold its letter."""
-    equation, operands = str(bound["equation"]).replace(" ", ""), list(bound["tensors"])
-    if "." in equation or "->" not in equation:
-        return _per_row(node, "the einsum")
-    inputs, output = equation.split("->")
+    operands = list(bound["tensors"])
+    inputs, output = subscripts(bound["equation"], [rank_of(o) for o in operands])
     letter = output[axis]
-    pairs = list(zip(operands, inputs.split(","), strict=True))
-    holders: list[tuple[Any, int]] = [(o, s.index(letter)) for o, s in pairs if letter in s]
-    if len(holders) != 1 or any(s.count(letter) > 1 for s in inputs.split(",")):
+    holders = [(o, s.index(letter)) for o, s in zip(operands, inputs, strict=True) if letter in s]
+    if len(holders) != 1 or any(s.count(letter) > 1 for s in inputs):
         return _per_row(node, "the einsum")
     return Carries((holders[0],))
 

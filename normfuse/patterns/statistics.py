@@ -12,7 +12,8 @@ from torch.fx import Node
 
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.dtypes import opmath
-from normfuse.ir.sizes import shape_of
+from normfuse.ir.einsum import subscripts
+from normfuse.ir.sizes import rank_of, shape_of
 from normfuse.patterns.algebra import HALF, count, dtype_of, power, stays, trailing
 from normfuse.patterns.facts import Fact, Facts, Stage, transfer
 from normfuse.patterns.masked import CODE, masked
@@ -144,16 +145,11 @@ def einsum(node: Node, facts: Facts) -> Fact | None:
     equation, operands = node.args[0], node.args[1]
     if not isinstance(equation, str) or not isinstance(operands, (list, tuple)) or len(operands) != 2:
         return None
-    inputs, arrow, output = equation.replace(" ", "").replace("...", ".").partition("->")
-    left, _, right = inputs.partition(",")
-    shape = shape_of(operands[0])
-    if not arrow or left != right or shape is None or len(set(left)) != len(left):
+    (left, right), output = subscripts(equation, [rank_of(o) for o in operands])
+    kept = [letter for letter in left if letter in output]
+    if left != right or len(set(left)) != len(left) or kept != list(output):
         return None
-    summed = [letter for letter in left if letter not in output]
-    if [letter for letter in left if letter in output] != list(output) or "." in summed:
-        return None
-    ellipsis = left.find(".")
-    dims = [i - len(left) if 0 <= ellipsis < i else i for i in map(left.index, summed)]
+    dims = [left.index(letter) for letter in left if letter not in output]
     return _dot(node, facts, operands[0], operands[1], dims)
 
 
