@@ -12,12 +12,12 @@ import torch
 
 __all__ = ["machine"]
 
-_PACKAGES = ("normfuse", "torch", "transformers", "triton", "onnxruntime")
+_PACKAGES = ("normfuse", "transformers", "triton", "onnxruntime")
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
     """Versions and hardware, as plain values."""
-    packages = {name: _version(name) for name in _PACKAGES}
+    packages = {"torch": torch.__version__, **{name: _version(name) for name in _PACKAGES}}
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "packages": {name: found for name, found in packages.items() if found},

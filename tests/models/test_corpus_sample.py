@@ -6,6 +6,7 @@ The whole population is in ``bench/results/corpus.csv``; ``python -m bench.corpu
 from __future__ import annotations
 
 import pytest
+from transformers import CONFIG_MAPPING
 
 from bench.corpus.capturing import by_export
 from bench.corpus.exceptions import cause
@@ -15,12 +16,11 @@ from bench.corpus.worker import runnable
 SAMPLE = {
     "afmoe": {"rms_norm": 13},
     "aimv2": {"rms_norm": 11, "l2_norm": 2},
-    "albert": {"layer_norm": 5},
-    "clip_text_model": {"layer_norm": 5},
+    "bit": {"weight_standardization": 17, "instance_norm": 1, "group_norm": 12},
     "cohere2_moe": {"layer_norm": 3},
+    "conditional_detr": {"batch_norm": 12, "layer_norm": 11},
     "convnext": {"layer_norm": 9},
     "cpmant": {"rms_norm": 5},
-    "ctrl": {"layer_norm": 5},
     "deberta": {"layer_norm": 5},
     "deepseek_v3": {"rms_norm": 9},
     "dinov2_with_registers": {"layer_norm": 5},
@@ -48,6 +48,7 @@ SAMPLE = {
     "poolformer": {"group_norm": 8},
     "qwen3_next": {"rms_norm": 8, "l2_norm": 2},
     "reformer": {"layer_norm": 5, "l2_norm": 1},
+    "resnet": {"batch_norm": 17},
     "squeezebert": {"layer_norm": 5},
     "t5": {"rms_norm": 12},
     "vitdet": {"layer_norm": 4},
@@ -59,6 +60,8 @@ SAMPLE = {
 @pytest.mark.models
 @pytest.mark.parametrize("architecture", sorted(SAMPLE))
 def test_every_norm_is_lifted(architecture: str) -> None:
+    if architecture not in CONFIG_MAPPING:
+        pytest.skip("the installed transformers does not have it")
     found = runnable(architecture)
     assert not isinstance(found, str), found
     _, model, inputs, _ = found
