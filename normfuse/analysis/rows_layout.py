@@ -7,6 +7,8 @@ or shift along the channels blocks it.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -158,16 +160,32 @@ def _pad(node: Node, bound: dict[str, Any], axis: int) -> Flow:
 
 @row(aten.index.Tensor)
 def _index(node: Node, bound: dict[str, Any], axis: int) -> Flow:
-    """Advanced indexing of leading axes only, by tensors of any rank."""
-    source, indices = bound["self"], list(bound["indices"])
-    while indices and indices[-1] is None:
-        indices.pop()
-    if not indices or any(i is None for i in indices):
-        return _mixed(node)
-    masked = any(t is None or t.dtype in _MASKS for t in map(tensor_of, indices))
-    shift = rank_of(source) - rank_of(node)
-    dim = axis + shift
-    return _carries((source, dim)) if not masked and dim >= len(indices) else _mixed(node)
+    """Advanced indexing of some axes, by positions of any rank or by masks; the others stay whole."""
+    dims = _after_indexing(rank_of(bound["self"]), [tensor_of(i) for i in bound["indices"]])
+    dim = dims[axis] if len(dims) == rank_of(node) else None
+    return _mixed(node) if dim is None else _carries((bound["self"], dim))
+
+
+def _after_indexing(rank: int, indices: Sequence[torch.Tensor | None]) -> list[int | None]:
+    """For each axis of the result the source's axis that it is; None for those that indices make.
+
+    These come where the first indexed axis was; at the front, when other axes lie between indexed ones. A
+    mask indexes as many axes as it has.
+    """
+    ranks = [r for t in indices for r in _index_ranks(t)]
+    given = [dim for dim, made in enumerate(ranks) if made is not None]
+    kept: list[int | None] = [dim for dim in range(rank) if dim not in given]
+    gathered: list[int | None] = [None] * max((made for made in ranks if made is not None), default=0)
+    apart = any(after - before > 1 for before, after in pairwise(given))
+    start = 0 if apart or not given else given[0]
+    return [*kept[:start], *gathered, *kept[start:]]
+
+
+def _index_ranks(index: torch.Tensor | None) -> list[int | None]:
+    """For each axis that an index stands for how many axes it makes; None where it keeps the axis."""
+    if index is None:
+        return [None]
+    return [1] * index.dim() if index.dtype in _MASKS else [index.dim()]
 
 
 @row(*SPLITS)

@@ -62,7 +62,7 @@ _NOTES: dict[Callable[..., Flow], _Note] = {
     rows_layout._along: _Note("along other axes than the channels; a slice of channels passes no centring"),
     rows_layout._cat: _Note("along other axes than the channels; joined channels pass no centring"),
     rows_layout._pad: _Note("along other axes than the channels; padded zeros pass no shift"),
-    rows_layout._index: _Note("leading axes, by integers"),
+    rows_layout._index: _Note("other axes"),
     rows_layout._split: _Note("along other axes than the channels; parts of the channels pass no centring"),
     rows_layout._part: _Note("one part of a split"),
     rows_linear._linear: _Note("weight and bias, which may be new", *(ABSORBS,) * 4),

@@ -168,9 +168,17 @@ LAYOUT = [
     case(aten.index.Tensor, SQUARE, [index(N, N)], axes=(2,)),
     case(aten.index.Tensor, CUBE, [index(N), index(N, 1)], axes=(2,)),
     case(aten.index.Tensor, CUBE, [index(N), None], axes=(1, 2)),
-    case(aten.index.Tensor, CUBE, [None, index(N)]),
-    case(aten.index.Tensor, CUBE, [mask(N, N)]),
-    case(aten.index.Tensor, CUBE, [mask(N, N).to(torch.uint8)]),
+    case(aten.index.Tensor, CUBE, [None, index(N)], axes=(0, 2)),
+    case(aten.index.Tensor, CUBE, [None, index(N, N)], axes=(0, 3)),
+    case(aten.index.Tensor, CUBE, [None, None, index(N)], axes=(0, 1)),
+    case(aten.index.Tensor, CUBE, [index(N), None, index(1)], axes=(1,)),
+    case(aten.index.Tensor, IMAGE, [None, index(N), None, index(N, N)], axes=(2, 3)),
+    case(aten.index.Tensor, IMAGE, [None, index(N), index(1), None], axes=(0, 2)),
+    case(aten.index.Tensor, CUBE, [mask(N, N)], axes=(1,)),
+    case(aten.index.Tensor, CUBE, [mask(N, N).to(torch.uint8)], axes=(1,)),
+    case(aten.index.Tensor, CUBE, [None, mask(N)], axes=(0, 2)),
+    case(aten.index.Tensor, SQUARE, [torch.tensor(True)]),
+    case(aten.index.Tensor, IMAGE, [mask(N), None, index(1)], axes=(1, 2)),
 ]
 
 LISTS = [
