@@ -161,8 +161,7 @@ def _pad(node: Node, bound: dict[str, Any], axis: int) -> Flow:
 @row(aten.index.Tensor)
 def _index(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     """Advanced indexing of some axes, by positions of any rank or by masks; the others stay whole."""
-    dims = _after_indexing(rank_of(bound["self"]), [tensor_of(i) for i in bound["indices"]])
-    dim = dims[axis] if len(dims) == rank_of(node) else None
+    dim = _after_indexing(rank_of(bound["self"]), [tensor_of(i) for i in bound["indices"]])[axis]
     return _mixed(node) if dim is None else _carries((bound["self"], dim))
 
 

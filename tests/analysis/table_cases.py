@@ -177,7 +177,6 @@ LAYOUT = [
     case(aten.index.Tensor, CUBE, [mask(N, N)], axes=(1,)),
     case(aten.index.Tensor, CUBE, [mask(N, N).to(torch.uint8)], axes=(1,)),
     case(aten.index.Tensor, CUBE, [None, mask(N)], axes=(0, 2)),
-    case(aten.index.Tensor, SQUARE, [torch.tensor(True)]),
     case(aten.index.Tensor, IMAGE, [mask(N), None, index(1)], axes=(1, 2)),
 ]
 

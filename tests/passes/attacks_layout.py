@@ -142,8 +142,8 @@ def rolled_flipped_and_gathered_tokens(s, x):
     return s.ln(h.index_select(1, torch.tensor([1, 1, 0]))[torch.tensor([[0, 2], [1, 1]])])
 
 
-@attack(0, "channel_mix")
-def masked_tokens_by_index(s, x):
+@attack(1)
+def tokens_by_index(s, x):
     return s.ln((s.lin(x) * 1.0)[:, x[0, :, 0].abs().long() % 2])
 
 
