@@ -7,6 +7,7 @@ import re
 __all__ = ["cause"]
 
 _CAUSES = (
+    (r"layers\.grn ", "global response normalization: what is divided is the length, not the vector"),
     (r"inkling2.*l2_clip", "clips the length: shorter vectors stay as they are"),
     (r"pocket_tts.*Timestep|pocket_tts.*timestep", "unbiased variance, and no mean is removed"),
 )
