@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 
 from normfuse.errors import VerificationError
 from normfuse.verify.equivalence import Equivalence, LeafError
-from normfuse.verify.hostile_hook import hostile_values
+from normfuse.verify.hostile import hostile_inputs
 from normfuse.verify.random_inputs import random_values
 from normfuse.verify.signature import Leaf, arguments, leaves_of
 from normfuse.verify.sizes import other_sizes, stored_sizes
@@ -108,7 +108,8 @@ def _generated(
         name = f"random {number + 1}" + (f", {_brief(others)}" if differ else "")
         yield "random", name, random_values(leaves, others if differ else sizes, seed + number)
     if hostile:
-        for name, values in hostile_values(leaves, sizes, seed + random):
+        like = random_values(leaves, sizes, seed + random)
+        for name, values in hostile_inputs(like, seed + random, bounds=[leaf.bound for leaf in leaves]):
             yield "hostile", name, values
 
 
@@ -156,7 +157,7 @@ def _outcome(case: Case, original: Any, rewritten: Any, compare: Compare) -> Cas
     if problem is not None:
         return CaseOutcome(case.kind, case.name, False, note=f"the candidate does not take it: {problem}")
     try:
-        found = compare(original, rewritten, case.args, case.kwargs)
+        found = compare(original, rewritten, case.args, case.kwargs, hostile=case.kind == "hostile")
     except VerificationError as error:
         return CaseOutcome(case.kind, case.name, False, note=str(error).splitlines()[0])
     return CaseOutcome(case.kind, case.name, found.ok, found)
