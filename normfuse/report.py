@@ -86,7 +86,8 @@ class Report:
     """The norms of one compiled, rewritten or explained model.
 
     ``seconds`` is the time that normfuse itself took, ``centrings`` the number of explicit
-    mean subtractions put into the graphs, ``folded`` the number of weights with a folded copy.
+    mean subtractions put into the graphs, ``folded`` the number of weights with a folded copy. ``errors``
+    holds, where the sites were verified, the error of the outputs over the original's, by the inputs.
     """
 
     sites: list[Site] = field(default_factory=list)
@@ -96,6 +97,7 @@ class Report:
     folded: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
 
     @property
     def found(self) -> dict[str, int]:
@@ -117,6 +119,8 @@ class Report:
         self.folded += other.folded
         self.seconds += other.seconds
         self.notes += [n for n in other.notes if n not in self.notes]
+        for inputs, ratio in other.errors.items():
+            self.errors[inputs] = max(ratio, self.errors.get(inputs, 0.0))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: what :meth:`to_json` writes."""
@@ -129,6 +133,7 @@ class Report:
             "folded": self.folded,
             "seconds": self.seconds,
             "notes": list(self.notes),
+            "errors": dict(self.errors),
             "sites": [asdict(site) | {"spec": dict(site.spec)} for site in self.sites],
         }
 

@@ -48,7 +48,9 @@ class Source:
         """The same model and inputs with every floating tensor in this dtype.
 
         Raises:
-            InputError: for an unknown dtype, and for a program, whose types are part of its graph.
+            InputError: for an unknown dtype, and for a program: a model that computes its softmax or its
+                norms in float32 whatever its weights are has lost that when it was exported in float32,
+                so nobody could tell which computations to convert.
         """
         if name is None:
             return self
@@ -56,7 +58,8 @@ class Source:
             raise InputError(f"there is no dtype {name!r} here; choose one of {', '.join(_DTYPES)}")
         if isinstance(self.model, ExportedProgram):
             raise InputError(
-                f"{self.name} is a program, whose types are part of its graph; export the model in {name}"
+                f"{self.name} is a program, which no longer says what the model keeps in its own precision; "
+                f"convert the model to {name} and export it again, or name its Python code instead"
             )
         dtype = _DTYPES[name]
 

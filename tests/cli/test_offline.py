@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 import normfuse
 from normfuse.cli import progress
 from normfuse.cli.app import app
+from normfuse.passes.place import Placement
 from normfuse.pt2 import load_program, save_program
 from tests.backends.networks import prenorm
 from tests.programs.models import small_program
@@ -45,18 +47,77 @@ def test_rewrite_writes_program_map_and_report(original, tmp_path):
     assert original.read_bytes() == before
     written = json.loads((tmp_path / "r.json").read_text())
     assert written["after"] == {"rms_norm": 3}
-    assert written["verification"]["ok"] is True
+    verification = written["verification"]
+    assert (verification["level"], verification["ok"]) == ("sites", True)
+    assert {"captured", "large mean"} <= set(verification["inputs"])
+    assert 0 < verification["error_ratio"] < 3.5
+    assert f"verified norm by norm, on {len(verification['inputs'])} sets of inputs" in result.output
     verified = run("verify", original, tmp_path / "out.pt2", "--random", 2, "--no-hostile")
     assert verified.exit_code == 0, verified.output
     assert "equivalent: worst error ratio" in verified.output
 
 
-def test_rewrite_of_python_code(tmp_path):
-    options = ["--dynamic", "--dtype", "float64", "--expect", "rms_norm=3", "--quiet"]
+@pytest.mark.parametrize(
+    ("level", "message", "recorded"),
+    [
+        ("sites", "verified norm by norm", {"level": "sites", "ok": True}),
+        ("output", "verified on the example inputs", {"level": "output", "ok": True}),
+        ("off", "NOT verified", None),
+    ],
+)
+def test_levels_of_verification(level, message, recorded, original, tmp_path):
+    options = ["--verify", level, "--json", tmp_path / "r.json"]
+    result = run("rewrite", original, "-o", tmp_path / "out.pt2", *options)
+    assert result.exit_code == 0, result.output
+    assert message in result.output
+    found = json.loads((tmp_path / "r.json").read_text())["verification"]
+    assert found is None if recorded is None else recorded.items() <= found.items()
+
+
+def test_a_site_over_budget_stays_and_the_program_is_written(original, tmp_path):
+    with patch.object(Placement, "fold", lambda self, leaf, before: leaf.node):
+        found = run("rewrite", original, "-o", tmp_path / "out.pt2", "--verify", "sites")
+    assert found.exit_code == 0, found.output
+    assert "over_budget" in found.output
+    assert "no norm was changed" in found.output
+
+
+def test_without_example_inputs_the_default_says_so_and_the_wish_is_refused(tmp_path):
+    program = small_program()
+    program.example_inputs = None
+    save_program(program, tmp_path / "in.pt2")
+    for level in ("sites", "output"):
+        refused = run("rewrite", tmp_path / "in.pt2", "-o", tmp_path / "out.pt2", "--verify", level)
+        assert refused.exit_code == 2
+        assert f"--verify {level} needs example inputs, and {tmp_path}/in.pt2 holds none" in refused.stderr
+    assert left_in(tmp_path) == ["in.pt2"]
+    found = run("rewrite", tmp_path / "in.pt2", "-o", tmp_path / "out.pt2")
+    assert found.exit_code == 0
+    assert "note: not verified: the exported program holds no example inputs" in found.output
+    assert "NOT verified" in found.output
+
+
+def test_a_program_without_an_oracle_is_written_unverified_unless_sites_are_asked_for(original, tmp_path):
+    def refuse(*anything):
+        raise normfuse.VerificationError("there is no float64 for this")
+
+    with patch("normfuse.verify.sites.widen", refuse):
+        asked = run("rewrite", original, "-o", tmp_path / "out.pt2", "--verify", "sites")
+        assert asked.exit_code == 1
+        assert "there is no float64 for this; --verify off writes the program unverified" in asked.stderr
+        assert left_in(tmp_path) == []
+        unasked = run("rewrite", original, "-o", tmp_path / "out.pt2")
+    assert unasked.exit_code == 0
+    assert "NOT verified" in unasked.output
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_rewrite_of_python_code(dtype, tmp_path):
+    options = ["--dynamic", "--dtype", dtype, "--expect", "rms_norm=3", "--quiet"]
     result = run("rewrite", f"{MODELS}:factory", "-o", tmp_path / "out.pt2", *options)
     assert (result.exit_code, result.output) == (0, "")
     program = load_program(tmp_path / "out.pt2")
-    assert {t.dtype for t in program.state_dict.values()} == {torch.float64}
+    assert {t.dtype for t in program.state_dict.values()} == {getattr(torch, dtype)}
     assert program.range_constraints
 
 
@@ -97,6 +158,14 @@ def test_verify_ends_with_1_and_names_the_leaf(original, tmp_path):
     assert [case["kind"] for case in written["cases"]] == ["stored", "random"]
 
 
+def test_a_float64_program_is_judged_by_its_distance(tmp_path):
+    save_program(small_program(torch.float64), tmp_path / "a.pt2")
+    result = run("verify", tmp_path / "a.pt2", tmp_path / "a.pt2", "--random", 0, "--no-hostile")
+    assert result.exit_code == 0, result.output
+    assert "(9.1e-13 is allowed)" in result.output
+    assert "1.5 is allowed" not in result.output
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_fold_gives_the_weights_of_another_rewrite(suffix, original, tmp_path):
     assert run("rewrite", original, "-o", tmp_path / "out.pt2").exit_code == 0
@@ -132,7 +201,7 @@ BAD_USE = [
     (["rewrite", "{in}", "-o", "{out}", "--verify", "maybe"], "does not take 'maybe'"),
     (
         ["rewrite", "{in}", "-o", "{out}", "--dtype", "float64"],
-        "is a program, whose types are part of its graph",
+        "is a program, which no longer says what the model keeps",
     ),
     (["rewrite", "{in}", "-o", "{out}", "--dynamic"], "which of its sizes are open was decided"),
     (["rewrite", "{in}", "-o", "{out}", "--expect", "rms_norm"], "--expect takes KIND=N"),

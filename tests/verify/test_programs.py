@@ -41,6 +41,7 @@ def test_a_program_passes_against_itself():
     assert found.error_ratio <= 1
     kinds = [case.kind for case in found.cases]
     assert kinds[:3] == ["stored", "random", "random"]
+    assert found.cases[2].name == "random 2, x.size(0)=3"
     assert set(kinds[3:]) == {"hostile"}
 
 
