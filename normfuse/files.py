@@ -16,7 +16,16 @@ from typing import Any, TypeGuard
 
 from normfuse.errors import InputError
 
-__all__ = ["Sink", "check_writable", "is_program_file", "json_text", "replacing", "write_text"]
+__all__ = [
+    "Sink",
+    "check_new_folder",
+    "check_writable",
+    "is_program_file",
+    "json_text",
+    "new_folder",
+    "replacing",
+    "write_text",
+]
 
 
 def is_program_file(value: object) -> TypeGuard[str | Path]:
@@ -60,6 +69,43 @@ def replacing(target: str | Path) -> Iterator[Path]:
         unfinished.replace(path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(target: str | Path) -> Iterator[Path]:
+    """A folder to fill, which becomes ``target`` when the block succeeds; after an error nothing is left.
+
+    Raises:
+        InputError: when ``target`` exists and is no empty folder, or its parent takes no folders.
+    """
+    path = check_new_folder(target)
+    try:
+        aside = Path(tempfile.mkdtemp(prefix=".normfuse-", dir=path.parent))
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        unfinished = aside / path.name
+        unfinished.mkdir()
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_new_folder(target: str | Path) -> Path:
+    """``target`` as the path of a folder that can be made.
+
+    Raises:
+        InputError: saying what stands in the way, before any work was done.
+    """
+    path = Path(target)
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise InputError(f"cannot write {path}: it exists; choose a new folder")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write {path}: the folder {path.parent} is read-only")
+    return path
 
 
 class Sink(io.RawIOBase):
