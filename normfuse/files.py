@@ -40,35 +40,49 @@ def check_writable(target: str | Path) -> Path:
         InputError: naming the folder, before any work was done.
     """
     path = Path(target)
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist")
+    _check_folder(path)
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"cannot write {path}: the folder {path.parent} is read-only")
+    if path.exists() and not path.is_file():
+        raise InputError(f"cannot write {path}: it is a device or a pipe, which cannot be replaced by a file")
     return path
+
+
+def _check_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {path}: the folder {path.parent} is read-only")
 
 
 @contextmanager
 def replacing(target: str | Path) -> Iterator[Path]:
     """A path to write to, with the name of ``target``; it takes the target's place when the block succeeds.
 
-    After an error the target is what it was, and nothing is left beside it.
+    After an error the target is what it was, and nothing is left beside it. Where the target is a link, what
+    it points to is replaced.
 
     Raises:
-        InputError: when the folder does not exist or takes no files.
+        InputError: when the folder does not exist or takes no files, or the disk is full.
     """
-    path = check_writable(target)
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=".normfuse-", dir=path.parent))
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        unfinished = folder / path.name
+    path = check_writable(target).resolve()
+    with _aside(path, target) as unfinished:
         yield unfinished
         unfinished.replace(path)
+
+
+@contextmanager
+def _aside(path: Path, shown: str | Path) -> Iterator[Path]:
+    """The same name in a temporary folder beside ``path``; errors of the file system name ``shown``."""
+    folder = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".normfuse-", dir=path.parent))
+        yield folder / path.name
+    except OSError as error:
+        raise InputError(f"cannot write {shown}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -79,17 +93,10 @@ def new_folder(target: str | Path) -> Iterator[Path]:
         InputError: when ``target`` exists and is no empty folder, or its parent takes no folders.
     """
     path = check_new_folder(target)
-    try:
-        aside = Path(tempfile.mkdtemp(prefix=".normfuse-", dir=path.parent))
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        unfinished = aside / path.name
+    with _aside(path, target) as unfinished:
         unfinished.mkdir()
         yield unfinished
         unfinished.replace(path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def check_new_folder(target: str | Path) -> Path:
@@ -99,12 +106,9 @@ def check_new_folder(target: str | Path) -> Path:
         InputError: saying what stands in the way, before any work was done.
     """
     path = Path(target)
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+    _check_folder(path)
+    if (path.exists() and not path.is_dir()) or (path.is_dir() and any(path.iterdir())):
         raise InputError(f"cannot write {path}: it exists; choose a new folder")
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"cannot write {path}: the folder {path.parent} is read-only")
     return path
 
 

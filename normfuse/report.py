@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from normfuse.errors import InputError
+from normfuse.files import write_text
 from normfuse.ir.spec import NormSpec
 
 __all__ = ["ACTIONS", "Refusal", "Report", "Site"]
@@ -143,12 +143,7 @@ class Report:
 
     def to_html(self, path: str | Path) -> Path:
         """Write the report as one page; an existing file at ``path`` is replaced as a whole."""
-        target = Path(path)
-        if not target.parent.is_dir():
-            raise InputError(f"cannot write {target}: the folder {target.parent} does not exist")
-        unfinished = target.with_name(target.name + ".part")
-        unfinished.write_text(_page(self), encoding="utf-8")
-        return unfinished.replace(target)
+        return write_text(path, _page(self))
 
     def __str__(self) -> str:
         from normfuse.report_table import render

@@ -76,10 +76,10 @@ def load_source(text: str, **arguments: Any) -> Source:
     Raises:
         InputError: when there is no such file or factory, or the factory does not return a model and inputs.
     """
-    if text.endswith(".pt2") or Path(text).exists():
+    if text.endswith(".pt2") or (text and Path(text).exists()):
         return _program(text)
-    module, colon, factory = text.partition(":")
-    if not colon or not module or not factory:
+    module, _, factory = text.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), *factory.split("."))):
         raise InputError(f"{text!r} is neither a .pt2 file that exists nor module.path:factory")
     return _made(text, _factory(module, factory), arguments)
 
@@ -124,8 +124,12 @@ def _made(text: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) 
     model, args, kwargs, shapes = (*made, {}, None)[:4] if len(made) == 2 else (*made, None)[:4]
     if isinstance(args, torch.Tensor):
         args = (args,)
-    if not isinstance(args, (tuple, list)) or not isinstance(kwargs or {}, Mapping):
+    if not isinstance(args, (tuple, list)):
         raise InputError(f"{text} returns arguments of type {type(args).__name__}; a tuple is expected")
+    if not isinstance(kwargs or {}, Mapping):
+        raise InputError(
+            f"{text} returns named arguments of type {type(kwargs).__name__}; a dict is expected"
+        )
     return Source(text, model, tuple(args), dict(kwargs or {}), shapes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,14 @@ class _Safetensors(Mapping[str, torch.Tensor]):
 
 
 def _load_state_dict(file: Path) -> dict[str, Any]:
+    with file.open("rb") as opened:
+        is_archive = opened.read(2) == b"PK"  # what PyTorch wrote before cannot be mapped
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # written before PyTorch had archives
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{file} is damaged, or holds more than tensors, which could run code; save a state_dict() alone"
+        ) from error
     if not isinstance(found, Mapping):
         raise InputError(f"{file} holds a {type(found).__name__}, not a state dict")
     if not any(isinstance(value, torch.Tensor) for value in found.values()):

@@ -134,10 +134,7 @@ def _fold_file(
 def _write_index(path: Path, record: dict[str, Any], places: dict[str, str], size: int) -> None:
     given = record.get("metadata")
     metadata = {**(given if isinstance(given, dict) else {}), "total_size": size}
-    try:
-        path.write_text(json_text({**record, "metadata": metadata, "weight_map": places}), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {path.name}: {error.strerror}") from error
+    path.write_text(json_text({**record, "metadata": metadata, "weight_map": places}), encoding="utf-8")
 
 
 def _placed(changes: WeightMap, shards: Shards) -> dict[str, list[ChangedTensor]]:

@@ -165,6 +165,9 @@ class WeightMap:
 
 def _only(names: set[str], one: Mapping[str, Any]) -> dict[str, Any]:
     values = {name: one[name] for name in names}
+    for name in ("name", "dtype", "how"):
+        if not isinstance(values[name], str):
+            raise TypeError(f"{name} is no text")
     return values | {"sources": tuple(one["sources"]), "steps": tuple(one["steps"])}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from typer.testing import CliRunner
 
 import normfuse
@@ -212,7 +214,14 @@ BAD_USE = [
     (["rewrite", f"{MODELS}:returns_a_number", "-o", "{out}"], "has to return (model, args)"),
     (["rewrite", f"{MODELS}:not_callable", "-o", "{out}"], "is a int, not a function"),
     (["rewrite", f"{MODELS}:in_training", "-o", "{out}"], "is in training mode; call .eval()"),
+    (
+        ["rewrite", f"{MODELS}:named_arguments_that_are_none", "-o", "{out}"],
+        "named arguments of type int; a dict is expected",
+    ),
     (["rewrite", "no.such.module:f", "-o", "{out}"], "cannot import no.such.module"),
+    (["rewrite", "", "-o", "{out}"], "'' is neither a .pt2 file that exists nor module.path:factory"),
+    (["rewrite", "../models:f", "-o", "{out}"], "is neither a .pt2 file that exists nor module.path:factory"),
+    (["rewrite", "{in}", "-o", "{out}", "--json", os.devnull], "it is a device or a pipe"),
     (["explain", "{in}", "--html", "{dir}/none/r.html"], "none does not exist"),
     (["verify", "{in}"], "Missing argument 'B'"),
     (["verify", "{in}", "{junk}"], "is not a .pt2 program, or is truncated"),
@@ -220,6 +229,8 @@ BAD_USE = [
     (["fold", "{map}", "none.pt", "-o", "{out}"], "none.pt does not exist"),
     (["fold", "{map}", "{other}", "-o", "{out}"], "the map does not fit: the checkpoint holds no tensor"),
     (["fold", "{map}", "{nested}", "-o", "{out}"], "save its entry 'model' alone"),
+    (["fold", "{map}", "{cut}", "-o", "{out}"], "is no checkpoint that can be read"),
+    (["fold", "{map}", "{whole}", "-o", "{out}"], "holds more than tensors, which could run code"),
     (["fold", "{map}", "{other}", "-o", "{other}"], "is an input; choose another file"),
     (["fold", "{junk}", "{other}", "-o", "{out}"], "is no weight map: it is not JSON"),
     (["fold", "none.json", "{other}", "-o", "{out}"], "cannot read none.json"),
@@ -233,6 +244,8 @@ def files(original, tmp_path_factory):
     assert run("rewrite", original, "-o", folder / "made.pt2", "--verify", "off").exit_code == 0
     (folder / "junk.pt2").write_bytes(b"junk" * 50)
     torch.save({"another": torch.zeros(2)}, folder / "other.pt")
+    torch.save(nn.Linear(2, 2), folder / "whole.pt")
+    (folder / "cut.pt").write_bytes((folder / "other.pt").read_bytes()[:-100])
     torch.save({"model": {"embed.weight": torch.zeros(2)}}, folder / "nested.pt")
     return folder
 
@@ -244,6 +257,7 @@ def test_bad_use_is_one_line_with_status_2_and_leaves_nothing(arguments, message
     names = {
         "in": original, "out": tmp_path / "out.pt2", "dir": tmp_path, "junk": files / "junk.pt2",
         "map": files / "made.map.json", "other": files / "other.pt", "nested": files / "nested.pt",
+        "whole": files / "whole.pt", "cut": files / "cut.pt",
     }  # fmt: skip
     before = original.read_bytes(), (files / "other.pt").read_bytes()
     result = run(*(a.format(**names) if "{" in a else a for a in arguments))
@@ -260,6 +274,12 @@ def test_bad_use_is_one_line_with_status_2_and_leaves_nothing(arguments, message
     [
         (["rewrite", "{in}", "-o", "{out}", "--expect", "rms_norm=4"], "expected 4 rms_norm"),
         (["verify", "{in}", f"{MODELS}:other_signature"], "they are not versions of one program"),
+        (
+            ["rewrite", f"{MODELS}:branching", "-o", "{out}"],
+            "_Branching cannot be exported with these inputs",
+        ),
+        (["rewrite", f"{MODELS}:other_inputs_than_it_takes", "-o", "{out}"], "cannot be exported with these"),
+        (["explain", f"{MODELS}:other_inputs_than_it_takes"], "the model cannot run with these inputs"),
     ],
 )
 def test_refusals_are_one_line_with_status_1_and_leave_nothing(arguments, message, original, tmp_path):

@@ -96,11 +96,11 @@ def _check_outputs(source: str, destination: Path, json_file: Path | None) -> No
 
     if destination.suffix != ".pt2":
         raise InputError(f"the output has to be a .pt2 file, not {destination}")
-    if destination.exists() and Path(source).exists() and destination.samefile(source):
-        raise InputError(f"{destination} is the input; choose another file for the output")
     for file in (destination, map_beside(destination), json_file):
         if file is not None:
             check_writable(file)
+    if destination.exists() and Path(source).exists() and destination.samefile(source):
+        raise InputError(f"{destination} is the input; choose another file for the output")
     if json_file is not None and json_file.resolve() in (
         destination.resolve(),
         map_beside(destination).resolve(),
