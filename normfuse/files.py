@@ -16,7 +16,16 @@ from typing import Any, TypeGuard
 
 from normfuse.errors import InputError
 
-__all__ = ["Sink", "check_writable", "is_program_file", "json_text", "replacing", "write_text"]
+__all__ = [
+    "Sink",
+    "check_new_folder",
+    "check_writable",
+    "is_program_file",
+    "json_text",
+    "new_folder",
+    "replacing",
+    "write_text",
+]
 
 
 def is_program_file(value: object) -> TypeGuard[str | Path]:
@@ -31,35 +40,76 @@ def check_writable(target: str | Path) -> Path:
         InputError: naming the folder, before any work was done.
     """
     path = Path(target)
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist")
+    _check_folder(path)
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"cannot write {path}: the folder {path.parent} is read-only")
+    if path.exists() and not path.is_file():
+        raise InputError(f"cannot write {path}: it is a device or a pipe, which cannot be replaced by a file")
     return path
+
+
+def _check_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {path}: the folder {path.parent} is read-only")
 
 
 @contextmanager
 def replacing(target: str | Path) -> Iterator[Path]:
     """A path to write to, with the name of ``target``; it takes the target's place when the block succeeds.
 
-    After an error the target is what it was, and nothing is left beside it.
+    After an error the target is what it was, and nothing is left beside it. Where the target is a link, what
+    it points to is replaced.
 
     Raises:
-        InputError: when the folder does not exist or takes no files.
+        InputError: when the folder does not exist or takes no files, or the disk is full.
     """
-    path = check_writable(target)
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=".normfuse-", dir=path.parent))
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        unfinished = folder / path.name
+    path = check_writable(target).resolve()
+    with _aside(path, target) as unfinished:
         yield unfinished
         unfinished.replace(path)
+
+
+@contextmanager
+def _aside(path: Path, shown: str | Path) -> Iterator[Path]:
+    """The same name in a temporary folder beside ``path``; errors of the file system name ``shown``."""
+    folder = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".normfuse-", dir=path.parent))
+        yield folder / path.name
+    except OSError as error:
+        raise InputError(f"cannot write {shown}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(target: str | Path) -> Iterator[Path]:
+    """A folder to fill, which becomes ``target`` when the block succeeds; after an error nothing is left.
+
+    Raises:
+        InputError: when ``target`` exists and is no empty folder, or its parent takes no folders.
+    """
+    path = check_new_folder(target)
+    with _aside(path, target) as unfinished:
+        unfinished.mkdir()
+        yield unfinished
+        unfinished.replace(path)
+
+
+def check_new_folder(target: str | Path) -> Path:
+    """``target`` as the path of a folder that can be made.
+
+    Raises:
+        InputError: saying what stands in the way, before any work was done.
+    """
+    path = Path(target)
+    _check_folder(path)
+    if (path.exists() and not path.is_dir()) or (path.is_dir() and any(path.iterdir())):
+        raise InputError(f"cannot write {path}: it exists; choose a new folder")
+    return path
 
 
 class Sink(io.RawIOBase):

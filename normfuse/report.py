@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from normfuse.errors import InputError
+from normfuse.files import write_text
 from normfuse.ir.spec import NormSpec
 
 __all__ = ["ACTIONS", "Refusal", "Report", "Site"]
@@ -86,7 +86,8 @@ class Report:
     """The norms of one compiled, rewritten or explained model.
 
     ``seconds`` is the time that normfuse itself took, ``centrings`` the number of explicit
-    mean subtractions put into the graphs, ``folded`` the number of weights with a folded copy.
+    mean subtractions put into the graphs, ``folded`` the number of weights with a folded copy. ``errors``
+    holds, where the sites were verified, the error of the outputs over the original's, by the inputs.
     """
 
     sites: list[Site] = field(default_factory=list)
@@ -96,6 +97,7 @@ class Report:
     folded: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
 
     @property
     def found(self) -> dict[str, int]:
@@ -117,6 +119,8 @@ class Report:
         self.folded += other.folded
         self.seconds += other.seconds
         self.notes += [n for n in other.notes if n not in self.notes]
+        for inputs, ratio in other.errors.items():
+            self.errors[inputs] = max(ratio, self.errors.get(inputs, 0.0))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: what :meth:`to_json` writes."""
@@ -129,6 +133,7 @@ class Report:
             "folded": self.folded,
             "seconds": self.seconds,
             "notes": list(self.notes),
+            "errors": dict(self.errors),
             "sites": [asdict(site) | {"spec": dict(site.spec)} for site in self.sites],
         }
 
@@ -138,12 +143,7 @@ class Report:
 
     def to_html(self, path: str | Path) -> Path:
         """Write the report as one page; an existing file at ``path`` is replaced as a whole."""
-        target = Path(path)
-        if not target.parent.is_dir():
-            raise InputError(f"cannot write {target}: the folder {target.parent} does not exist")
-        unfinished = target.with_name(target.name + ".part")
-        unfinished.write_text(_page(self), encoding="utf-8")
-        return unfinished.replace(target)
+        return write_text(path, _page(self))
 
     def __str__(self) -> str:
         from normfuse.report_table import render

@@ -48,7 +48,9 @@ class Source:
         """The same model and inputs with every floating tensor in this dtype.
 
         Raises:
-            InputError: for an unknown dtype, and for a program, whose types are part of its graph.
+            InputError: for an unknown dtype, and for a program: a model that computes its softmax or its
+                norms in float32 whatever its weights are has lost that when it was exported in float32,
+                so nobody could tell which computations to convert.
         """
         if name is None:
             return self
@@ -56,7 +58,8 @@ class Source:
             raise InputError(f"there is no dtype {name!r} here; choose one of {', '.join(_DTYPES)}")
         if isinstance(self.model, ExportedProgram):
             raise InputError(
-                f"{self.name} is a program, whose types are part of its graph; export the model in {name}"
+                f"{self.name} is a program, which no longer says what the model keeps in its own precision; "
+                f"convert the model to {name} and export it again, or name its Python code instead"
             )
         dtype = _DTYPES[name]
 
@@ -73,10 +76,10 @@ def load_source(text: str, **arguments: Any) -> Source:
     Raises:
         InputError: when there is no such file or factory, or the factory does not return a model and inputs.
     """
-    if text.endswith(".pt2") or Path(text).exists():
+    if text.endswith(".pt2") or (text and Path(text).exists()):
         return _program(text)
-    module, colon, factory = text.partition(":")
-    if not colon or not module or not factory:
+    module, _, factory = text.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), *factory.split("."))):
         raise InputError(f"{text!r} is neither a .pt2 file that exists nor module.path:factory")
     return _made(text, _factory(module, factory), arguments)
 
@@ -121,8 +124,12 @@ def _made(text: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) 
     model, args, kwargs, shapes = (*made, {}, None)[:4] if len(made) == 2 else (*made, None)[:4]
     if isinstance(args, torch.Tensor):
         args = (args,)
-    if not isinstance(args, (tuple, list)) or not isinstance(kwargs or {}, Mapping):
+    if not isinstance(args, (tuple, list)):
         raise InputError(f"{text} returns arguments of type {type(args).__name__}; a tuple is expected")
+    if not isinstance(kwargs or {}, Mapping):
+        raise InputError(
+            f"{text} returns named arguments of type {type(kwargs).__name__}; a dict is expected"
+        )
     return Source(text, model, tuple(args), dict(kwargs or {}), shapes)
 
 

@@ -63,7 +63,7 @@ def bench(
     """
     asked = _settings(source, settings)
     if isinstance(source, str):
-        load_source(source, batch_size=batch_sizes[0])  # errors now, in one sentence
+        load_source(source, batch_size=batch_sizes[0]).with_dtype(asked.dtype)  # errors now, in one sentence
         count = 5 if processes is None else processes
         if count < 1:
             raise InputError(f"at least one process has to measure, not {count}")

@@ -50,6 +50,9 @@ class Settings:
         for name in (FROZEN, ONNX) if self.training else ():
             if name in self.contenders:
                 raise InputError(f"{name} does not train")
+        kind, _, number = self.device.partition(":")
+        if kind not in ("cpu", "cuda") or not (number.isdecimal() or ":" not in self.device):
+            raise InputError(f"the device is cpu, cuda or one like cuda:1, not {self.device!r}")
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"a batch holds at least one example, not {self.batch_size}")
         if self.seconds <= 0:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +45,7 @@ def export_model(
         CaptureError: when the model cannot be exported, with the first line of the cause.
     """
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _printed_on_success():
             return torch.export.export(
                 model, tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
             )
@@ -57,6 +60,14 @@ def export_model(
             f"{type(model).__name__} cannot be exported with these inputs: "
             f"{type(error).__name__}: {cause}{hint}"
         ) from error
+
+
+@contextmanager
+def _printed_on_success() -> Iterator[None]:
+    """Hold back what is printed to standard error: PyTorch prints the whole graph before it fails."""
+    with redirect_stderr(io.StringIO()) as held:
+        yield
+    sys.stderr.write(held.getvalue())
 
 
 def open_sizes(

@@ -25,7 +25,11 @@ ONLY = Annotated[
 SKIP = Annotated[list[str] | None, typer.Option(metavar="RULE", help="Leave this rule out; repeatable.")]
 DTYPE = Annotated[
     str | None,
-    typer.Option(metavar="DTYPE", help="Convert a Python model first, e.g. to bfloat16."),
+    typer.Option(
+        metavar="DTYPE",
+        help="Convert a Python model and its inputs first, e.g. to bfloat16. "
+        "A .pt2 program cannot be converted.",
+    ),
 ]
 JSON = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result to FILE.")]
 QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]

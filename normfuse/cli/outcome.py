@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ def one_line_errors(debug: bool) -> Iterator[None]:
     """Turn any error into one line and an exit status; with ``debug`` it is raised as it is."""
     with warnings.catch_warnings():
         if not debug:
+            _silence_torch()
             warnings.filterwarnings("ignore", module=r"(torch|transformers|copyreg)(\.|$)")
         try:
             yield
@@ -31,6 +33,15 @@ def one_line_errors(debug: bool) -> Iterator[None]:
                 raise
             typer.echo(f"normfuse: {_one_line(error)}", err=True)
             raise typer.Exit(_status(error)) from None
+
+
+def _silence_torch() -> None:
+    """PyTorch logs an error with its traceback before it raises it."""
+    import torch  # noqa: F401  # which gives its loggers their handlers
+
+    loggers = [logging.getLogger(n) for n in logging.root.manager.loggerDict if n.split(".")[0] == "torch"]
+    for handler in {h for logger in loggers for h in logger.handlers}:
+        handler.setLevel(logging.CRITICAL)
 
 
 def _status(error: Exception) -> int:

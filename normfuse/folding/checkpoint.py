@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import pickle
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,34 @@ from safetensors import SafetensorError
 from normfuse.errors import InputError
 from normfuse.files import Sink, replacing
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["load_checkpoint", "open_checkpoint", "save_checkpoint"]
 
 SAFETENSORS = ".safetensors"
 
 
-def load_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, str] | None]:
+Metadata = dict[str, str] | None
+
+
+def load_checkpoint(path: str | Path) -> tuple[dict[str, Any], Metadata]:
     """The tensors by name, on the CPU, and the metadata of a safetensors file. No code in the file is run.
 
     Raises:
         InputError: when there is no such file, or it is no checkpoint.
     """
+    tensors, metadata = open_checkpoint(path)
+    return dict(tensors), metadata
+
+
+def open_checkpoint(path: str | Path) -> tuple[Mapping[str, Any], Metadata]:
+    """:func:`load_checkpoint`, reading each tensor when it is asked for."""
     file = Path(path)
     if not file.is_file():
         raise InputError(f"{file} is a folder" if file.is_dir() else f"{file} does not exist")
     try:
-        found = _load_safetensors(file) if file.suffix == SAFETENSORS else (_load_state_dict(file), None)
+        if file.suffix == SAFETENSORS:
+            tensors = _Safetensors(file)
+            return tensors, tensors.metadata
+        return _load_state_dict(file), None
     except InputError:
         raise
     except Exception as error:
@@ -35,18 +48,44 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, str] | 
         raise InputError(
             f"{file} is no checkpoint that can be read: {type(error).__name__}: {cause}"
         ) from error
-    return found
 
 
-def _load_safetensors(file: Path) -> tuple[dict[str, Any], dict[str, str] | None]:
-    from safetensors import safe_open
+class _Safetensors(Mapping[str, torch.Tensor]):
+    """The tensors of a file; its header was checked against its length when it was opened."""
 
-    with safe_open(file, framework="pt") as opened:
-        return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+    def __init__(self, file: Path) -> None:
+        from safetensors import safe_open
+
+        opened: Any = safe_open(file, framework="pt")
+        self._opened = opened
+        self._names = dict.fromkeys(opened.keys())
+        self.metadata: Metadata = opened.metadata()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        found: torch.Tensor = self._opened.get_tensor(name)
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _load_state_dict(file: Path) -> dict[str, Any]:
-    found = torch.load(file, map_location="cpu", weights_only=True)
+    with file.open("rb") as opened:
+        is_archive = opened.read(2) == b"PK"  # what PyTorch wrote before cannot be mapped
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{file} is damaged, or holds more than tensors, which could run code; save a state_dict() alone"
+        ) from error
     if not isinstance(found, Mapping):
         raise InputError(f"{file} holds a {type(found).__name__}, not a state dict")
     if not any(isinstance(value, torch.Tensor) for value in found.values()):

@@ -78,17 +78,28 @@ class WeightMap:
         Raises:
             InputError: when a tensor is missing or has another shape or dtype than the model's.
         """
-        found = {name: self._find(name, checkpoint) for name in self.needed}
-        result = dict(checkpoint)
-        for one in self.changed:
-            result[one.name] = _fold_one(one, [found[s] for s in one.sources])
-        return result
+        for name in self.needed:
+            self._find(name, checkpoint)
+        return {**checkpoint, **{one.name: self.fold_one(one, checkpoint) for one in self.changed}}
+
+    def fold_one(self, one: ChangedTensor, checkpoint: Mapping[str, Any]) -> torch.Tensor:
+        """One of the changed tensors; nothing but its sources is taken from ``checkpoint``.
+
+        Raises:
+            InputError: as :meth:`fold` does.
+        """
+        return _fold_one(one, [self._find(source, checkpoint) for source in one.sources])
+
+    def holder(self, name: str, checkpoint: Mapping[str, Any]) -> str | None:
+        """The name under which ``checkpoint`` holds a tensor of the model; None when it does not."""
+        names = next((group for group in self.same if name in group), ())
+        return next((n for n in (name, *names) if n in checkpoint), None)
 
     def _find(self, name: str, checkpoint: Mapping[str, Any]) -> torch.Tensor:
         if name in self.constants:
             return decode_tensor(self.constants[name])
-        names = next((group for group in self.same if name in group), (name,))
-        held = next((checkpoint[n] for n in (name, *names) if n in checkpoint), None)
+        holder = self.holder(name, checkpoint)
+        held = None if holder is None else checkpoint[holder]
         if not isinstance(held, torch.Tensor):
             near = difflib.get_close_matches(name, checkpoint, n=1, cutoff=0.5)
             hint = f"; it has {near[0]}" if near else ""
@@ -154,6 +165,9 @@ class WeightMap:
 
 def _only(names: set[str], one: Mapping[str, Any]) -> dict[str, Any]:
     values = {name: one[name] for name in names}
+    for name in ("name", "dtype", "how"):
+        if not isinstance(values[name], str):
+            raise TypeError(f"{name} is no text")
     return values | {"sources": tuple(one["sources"]), "steps": tuple(one["steps"])}
 
 

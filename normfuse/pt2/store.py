@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -72,7 +73,7 @@ def _register(name: str) -> bool:
 
 
 def _damaged(file: Path, error: Exception) -> InputError:
-    cause = (str(error).strip().splitlines() or [""])[0]
+    cause = textwrap.shorten((str(error).strip().splitlines() or [""])[0], 200, placeholder=" ...")
     return InputError(
         f"{file} is damaged, or no program that PyTorch {torch.__version__} reads: "
         f"{type(error).__name__}: {cause}"

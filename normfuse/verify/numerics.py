@@ -18,7 +18,14 @@ from normfuse.verify.dtypes import is_real_number
 from normfuse.verify.equivalence import LeafError
 from normfuse.verify.judge import judge
 
-__all__ = ["ROUNDING_BOUND", "judge_where_finite", "keeps_class", "one_rounding_off", "same_bits"]
+__all__ = [
+    "ROUNDING_BOUND",
+    "judge_but_overflow",
+    "judge_where_finite",
+    "keeps_class",
+    "one_rounding_off",
+    "same_bits",
+]
 
 ROUNDING_BOUND = 4.0
 """Units in the last place of the largest element: the same sums, and at most four operators that round
@@ -70,4 +77,15 @@ def judge_where_finite(path: str, reference: Tensor, candidate: Tensor, oracle: 
     if is_real_number(reference.dtype):
         defined = torch.isfinite(reference) & torch.isfinite(oracle).to(reference.device)
         candidate = torch.where(defined, candidate, reference)
+    return judge(path, reference, candidate, oracle)
+
+
+def judge_but_overflow(path: str, reference: Tensor, candidate: Tensor, oracle: Tensor) -> LeafError:
+    """``judge``, without the elements that the original fails to compute although they are ordinary numbers.
+
+    What it overflowed on is no yardstick. What is infinite or nan in float64 too has to be so in both.
+    """
+    if is_real_number(reference.dtype):
+        failed = ~torch.isfinite(reference) & torch.isfinite(oracle).to(reference.device)
+        candidate = torch.where(failed, reference, candidate)
     return judge(path, reference, candidate, oracle)

@@ -11,10 +11,10 @@ from torch.export import ExportedProgram
 
 from normfuse.errors import VerificationError
 from normfuse.verify.equivalence import Equivalence, LeafError
-from normfuse.verify.hostile_hook import hostile_values
+from normfuse.verify.hostile import hostile_inputs
 from normfuse.verify.random_inputs import random_values
 from normfuse.verify.signature import Leaf, arguments, leaves_of
-from normfuse.verify.sizes import other_sizes, stored_sizes
+from normfuse.verify.sizes import Sizes, other_sizes, stored_sizes
 
 __all__ = ["Case", "CaseOutcome", "ProgramEquivalence", "cases_of", "compare_programs"]
 
@@ -105,15 +105,22 @@ def _generated(
     others = other_sizes(exported, sizes)
     for number in range(random):
         differ = number % 2 == 1 and others != sizes
-        name = f"random {number + 1}" + (f", {_brief(others)}" if differ else "")
+        name = f"random {number + 1}" + (f", {_brief(leaves, others)}" if differ else "")
         yield "random", name, random_values(leaves, others if differ else sizes, seed + number)
     if hostile:
-        for name, values in hostile_values(leaves, sizes, seed + random):
+        like = random_values(leaves, sizes, seed + random)
+        for name, values in hostile_inputs(like, seed + random, bounds=[leaf.bound for leaf in leaves]):
             yield "hostile", name, values
 
 
-def _brief(sizes: dict[Any, int]) -> str:
-    return ", ".join(f"{symbol}={size}" for symbol, size in sizes.items())
+def _brief(leaves: list[Leaf], sizes: Sizes) -> str:
+    """Each open size where it is first seen: ``x.size(0)=3``."""
+    named: dict[Any, str] = {}
+    for leaf in leaves:
+        for dim, size in enumerate(leaf.shape or ()):
+            if isinstance(size, torch.SymInt):
+                named.setdefault(size.node.expr, f"{leaf.name}.size({dim})")
+    return ", ".join(f"{named.get(symbol, symbol)}={size}" for symbol, size in sizes.items())
 
 
 def compare_programs(
@@ -156,7 +163,7 @@ def _outcome(case: Case, original: Any, rewritten: Any, compare: Compare) -> Cas
     if problem is not None:
         return CaseOutcome(case.kind, case.name, False, note=f"the candidate does not take it: {problem}")
     try:
-        found = compare(original, rewritten, case.args, case.kwargs)
+        found = compare(original, rewritten, case.args, case.kwargs, hostile=case.kind == "hostile")
     except VerificationError as error:
         return CaseOutcome(case.kind, case.name, False, note=str(error).splitlines()[0])
     return CaseOutcome(case.kind, case.name, found.ok, found)

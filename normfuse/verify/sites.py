@@ -64,6 +64,7 @@ def rewrite_verified(
         if verdict.not_bitwise:
             return _untouched(program, report)
         if not verdict.guilty:
+            report.errors = watch.errors
             return made, report, folded
         vetoed |= _to_give_up(watch, verdict, len(vetoed))
 
@@ -82,6 +83,7 @@ def _untouched(program: Program, report: Report) -> tuple[Program, Report, list[
 class _Watch:
     """Looks at a run of the pipeline and keeps what is needed to run it before and after.
 
+    ``errors`` are those of the outputs, by the inputs that they were measured on.
     ``left`` are the numbers of the sites that the rewritten program still has: a norm that was folded away
     has no value of its own, and is judged by all that come after it.
     """
@@ -93,6 +95,7 @@ class _Watch:
     folded: list[Tensor] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
     left: list[int] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
 
     def lifted(self, work: Work) -> None:
         self.work, self.before = work, Probe.of(work.program, list(work.sites))
@@ -141,6 +144,7 @@ def _measure(program: Program, watch: _Watch, inputs: Sequence[Any], report: Rep
         for name, given in sets:
             _measure_on(name, given, program, wide, watch, verdict)
     except VerificationError as error:
+        watch.errors.clear()
         report.notes.append(f"the rewrite was not verified site by site: {error}")
     verdict.guilty.sort(key=lambda index: (index < 0, index))
     return verdict
@@ -183,8 +187,9 @@ def _measure_on(
             r = disturbed[position]  # in float64 the oracle rounds as the original does
         leaf = judge_where_finite(name, r, c, o)
         index = max(position - first, -1)
-        if index >= 0 and leaf.judged and index not in watch.vetoed:
-            watch.sites[index].errors[name] = min(leaf.error_ratio, sys.float_info.max)
+        if leaf.judged and index not in watch.vetoed:
+            errors = watch.errors if index < 0 else watch.sites[index].errors
+            errors[name] = max(errors.get(name, 0.0), min(leaf.error_ratio, sys.float_info.max))
         if not leaf.ok:
             verdict.blame(index, leaf.error_ratio, name)
 

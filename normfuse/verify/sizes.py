@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 
 from normfuse.verify.signature import Leaf
 
-__all__ = ["concrete", "other_sizes", "stored_sizes"]
+__all__ = ["Sizes", "concrete", "other_sizes", "stored_sizes"]
 
 #: Larger than any size that is chosen here.
 _UNBOUNDED = 1 << 20

@@ -17,6 +17,7 @@ from normfuse.verify.gradients import oracle_run, parameter_gradients, trainable
 from normfuse.verify.isolation import copied_inputs, preserved_rng, preserved_state
 from normfuse.verify.judge import judge
 from normfuse.verify.leaves import named_leaves
+from normfuse.verify.numerics import judge_but_overflow
 from normfuse.verify.oracle import run_wide
 from normfuse.verify.programs import compare_programs
 from normfuse.verify.widen import widen
@@ -63,9 +64,10 @@ def verify(
 
 
 def compare(
-    reference: Any, candidate: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, grads: bool = False
-) -> Equivalence:
-    """What :func:`verify` does on one input."""
+    reference: Any, candidate: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *,
+    grads: bool = False, hostile: bool = False,
+) -> Equivalence:  # fmt: skip
+    """What :func:`verify` does on one input; on a ``hostile`` one the reference may overflow."""
     with torch.inference_mode(False), torch.set_grad_enabled(grads):
         original = _run(runnable(reference), args, kwargs, grads, "reference")
         rewritten = _run(runnable(candidate), args, kwargs, grads, "candidate")
@@ -76,8 +78,9 @@ def compare(
         else:
             values = run_wide(widen(capture.graph), capture.inputs)
             outputs, gradients = dict(zip(capture.paths, values, strict=True)), {}  # type: ignore[arg-type]
-    leaves = _judge_all("", original.tensors, rewritten.tensors, outputs)
-    leaves += _judge_all("grad:", original.gradients, rewritten.gradients, gradients)
+    chosen = judge_but_overflow if hostile else judge
+    leaves = _judge_all("", original.tensors, rewritten.tensors, outputs, chosen)
+    leaves += _judge_all("grad:", original.gradients, rewritten.gradients, gradients, chosen)
     return Equivalence.of(leaves)
 
 
@@ -117,11 +120,12 @@ def _judge_all(
     reference: Mapping[str, Tensor],
     candidate: Mapping[str, Tensor],
     oracle: Mapping[str, Tensor],
+    chosen: Callable[[str, Tensor, Tensor, Tensor], LeafError],
 ) -> list[LeafError]:
     for path in reference:
         if path not in oracle:
             raise VerificationError(f"{prefix}{path} was not returned again when the reference was traced.")
-    return [judge(prefix + path, reference[path], candidate[path], oracle[path]) for path in reference]
+    return [chosen(prefix + path, reference[path], candidate[path], oracle[path]) for path in reference]
 
 
 def _require_same_structure(reference: _Run, candidate: _Run) -> None:

@@ -202,6 +202,8 @@ def test_settings_travel_as_json():
     ("options", "message"),
     [
         ({"contenders": ["inductor", "tensorrt"]}, "there is no contender 'tensorrt'"),
+        ({"device": "tpu"}, "the device is cpu, cuda or one like cuda:1, not 'tpu'"),
+        ({"device": "cuda:x"}, "not 'cuda:x'"),
         ({"contenders": ["eager"]}, "the contenders need inductor"),
         ({"training": True, "contenders": ["inductor", "onnxruntime"]}, "does not train"),
         ({"batch_sizes": [0]}, "at least one example"),

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
+from unittest.mock import patch
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from typer.testing import CliRunner
 
 import normfuse
 from normfuse.cli import progress
 from normfuse.cli.app import app
+from normfuse.passes.place import Placement
 from normfuse.pt2 import load_program, save_program
 from tests.backends.networks import prenorm
 from tests.programs.models import small_program
@@ -45,18 +49,77 @@ def test_rewrite_writes_program_map_and_report(original, tmp_path):
     assert original.read_bytes() == before
     written = json.loads((tmp_path / "r.json").read_text())
     assert written["after"] == {"rms_norm": 3}
-    assert written["verification"]["ok"] is True
+    verification = written["verification"]
+    assert (verification["level"], verification["ok"]) == ("sites", True)
+    assert {"captured", "large mean"} <= set(verification["inputs"])
+    assert 0 < verification["error_ratio"] < 3.5
+    assert f"verified norm by norm, on {len(verification['inputs'])} sets of inputs" in result.output
     verified = run("verify", original, tmp_path / "out.pt2", "--random", 2, "--no-hostile")
     assert verified.exit_code == 0, verified.output
     assert "equivalent: worst error ratio" in verified.output
 
 
-def test_rewrite_of_python_code(tmp_path):
-    options = ["--dynamic", "--dtype", "float64", "--expect", "rms_norm=3", "--quiet"]
+@pytest.mark.parametrize(
+    ("level", "message", "recorded"),
+    [
+        ("sites", "verified norm by norm", {"level": "sites", "ok": True}),
+        ("output", "verified on the example inputs", {"level": "output", "ok": True}),
+        ("off", "NOT verified", None),
+    ],
+)
+def test_levels_of_verification(level, message, recorded, original, tmp_path):
+    options = ["--verify", level, "--json", tmp_path / "r.json"]
+    result = run("rewrite", original, "-o", tmp_path / "out.pt2", *options)
+    assert result.exit_code == 0, result.output
+    assert message in result.output
+    found = json.loads((tmp_path / "r.json").read_text())["verification"]
+    assert found is None if recorded is None else recorded.items() <= found.items()
+
+
+def test_a_site_over_budget_stays_and_the_program_is_written(original, tmp_path):
+    with patch.object(Placement, "fold", lambda self, leaf, before: leaf.node):
+        found = run("rewrite", original, "-o", tmp_path / "out.pt2", "--verify", "sites")
+    assert found.exit_code == 0, found.output
+    assert "over_budget" in found.output
+    assert "no norm was changed" in found.output
+
+
+def test_without_example_inputs_the_default_says_so_and_the_wish_is_refused(tmp_path):
+    program = small_program()
+    program.example_inputs = None
+    save_program(program, tmp_path / "in.pt2")
+    for level in ("sites", "output"):
+        refused = run("rewrite", tmp_path / "in.pt2", "-o", tmp_path / "out.pt2", "--verify", level)
+        assert refused.exit_code == 2
+        assert f"--verify {level} needs example inputs, and {tmp_path}/in.pt2 holds none" in refused.stderr
+    assert left_in(tmp_path) == ["in.pt2"]
+    found = run("rewrite", tmp_path / "in.pt2", "-o", tmp_path / "out.pt2")
+    assert found.exit_code == 0
+    assert "note: not verified: the exported program holds no example inputs" in found.output
+    assert "NOT verified" in found.output
+
+
+def test_a_program_without_an_oracle_is_written_unverified_unless_sites_are_asked_for(original, tmp_path):
+    def refuse(*anything):
+        raise normfuse.VerificationError("there is no float64 for this")
+
+    with patch("normfuse.verify.sites.widen", refuse):
+        asked = run("rewrite", original, "-o", tmp_path / "out.pt2", "--verify", "sites")
+        assert asked.exit_code == 1
+        assert "there is no float64 for this; --verify off writes the program unverified" in asked.stderr
+        assert left_in(tmp_path) == []
+        unasked = run("rewrite", original, "-o", tmp_path / "out.pt2")
+    assert unasked.exit_code == 0
+    assert "NOT verified" in unasked.output
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_rewrite_of_python_code(dtype, tmp_path):
+    options = ["--dynamic", "--dtype", dtype, "--expect", "rms_norm=3", "--quiet"]
     result = run("rewrite", f"{MODELS}:factory", "-o", tmp_path / "out.pt2", *options)
     assert (result.exit_code, result.output) == (0, "")
     program = load_program(tmp_path / "out.pt2")
-    assert {t.dtype for t in program.state_dict.values()} == {torch.float64}
+    assert {t.dtype for t in program.state_dict.values()} == {getattr(torch, dtype)}
     assert program.range_constraints
 
 
@@ -97,6 +160,14 @@ def test_verify_ends_with_1_and_names_the_leaf(original, tmp_path):
     assert [case["kind"] for case in written["cases"]] == ["stored", "random"]
 
 
+def test_a_float64_program_is_judged_by_its_distance(tmp_path):
+    save_program(small_program(torch.float64), tmp_path / "a.pt2")
+    result = run("verify", tmp_path / "a.pt2", tmp_path / "a.pt2", "--random", 0, "--no-hostile")
+    assert result.exit_code == 0, result.output
+    assert "(9.1e-13 is allowed)" in result.output
+    assert "1.5 is allowed" not in result.output
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_fold_gives_the_weights_of_another_rewrite(suffix, original, tmp_path):
     assert run("rewrite", original, "-o", tmp_path / "out.pt2").exit_code == 0
@@ -132,7 +203,7 @@ BAD_USE = [
     (["rewrite", "{in}", "-o", "{out}", "--verify", "maybe"], "does not take 'maybe'"),
     (
         ["rewrite", "{in}", "-o", "{out}", "--dtype", "float64"],
-        "is a program, whose types are part of its graph",
+        "is a program, which no longer says what the model keeps",
     ),
     (["rewrite", "{in}", "-o", "{out}", "--dynamic"], "which of its sizes are open was decided"),
     (["rewrite", "{in}", "-o", "{out}", "--expect", "rms_norm"], "--expect takes KIND=N"),
@@ -143,7 +214,14 @@ BAD_USE = [
     (["rewrite", f"{MODELS}:returns_a_number", "-o", "{out}"], "has to return (model, args)"),
     (["rewrite", f"{MODELS}:not_callable", "-o", "{out}"], "is a int, not a function"),
     (["rewrite", f"{MODELS}:in_training", "-o", "{out}"], "is in training mode; call .eval()"),
+    (
+        ["rewrite", f"{MODELS}:named_arguments_that_are_none", "-o", "{out}"],
+        "named arguments of type int; a dict is expected",
+    ),
     (["rewrite", "no.such.module:f", "-o", "{out}"], "cannot import no.such.module"),
+    (["rewrite", "", "-o", "{out}"], "'' is neither a .pt2 file that exists nor module.path:factory"),
+    (["rewrite", "../models:f", "-o", "{out}"], "is neither a .pt2 file that exists nor module.path:factory"),
+    (["rewrite", "{in}", "-o", "{out}", "--json", os.devnull], "it is a device or a pipe"),
     (["explain", "{in}", "--html", "{dir}/none/r.html"], "none does not exist"),
     (["verify", "{in}"], "Missing argument 'B'"),
     (["verify", "{in}", "{junk}"], "is not a .pt2 program, or is truncated"),
@@ -151,6 +229,8 @@ BAD_USE = [
     (["fold", "{map}", "none.pt", "-o", "{out}"], "none.pt does not exist"),
     (["fold", "{map}", "{other}", "-o", "{out}"], "the map does not fit: the checkpoint holds no tensor"),
     (["fold", "{map}", "{nested}", "-o", "{out}"], "save its entry 'model' alone"),
+    (["fold", "{map}", "{cut}", "-o", "{out}"], "is no checkpoint that can be read"),
+    (["fold", "{map}", "{whole}", "-o", "{out}"], "holds more than tensors, which could run code"),
     (["fold", "{map}", "{other}", "-o", "{other}"], "is an input; choose another file"),
     (["fold", "{junk}", "{other}", "-o", "{out}"], "is no weight map: it is not JSON"),
     (["fold", "none.json", "{other}", "-o", "{out}"], "cannot read none.json"),
@@ -164,6 +244,8 @@ def files(original, tmp_path_factory):
     assert run("rewrite", original, "-o", folder / "made.pt2", "--verify", "off").exit_code == 0
     (folder / "junk.pt2").write_bytes(b"junk" * 50)
     torch.save({"another": torch.zeros(2)}, folder / "other.pt")
+    torch.save(nn.Linear(2, 2), folder / "whole.pt")
+    (folder / "cut.pt").write_bytes((folder / "other.pt").read_bytes()[:-100])
     torch.save({"model": {"embed.weight": torch.zeros(2)}}, folder / "nested.pt")
     return folder
 
@@ -175,6 +257,7 @@ def test_bad_use_is_one_line_with_status_2_and_leaves_nothing(arguments, message
     names = {
         "in": original, "out": tmp_path / "out.pt2", "dir": tmp_path, "junk": files / "junk.pt2",
         "map": files / "made.map.json", "other": files / "other.pt", "nested": files / "nested.pt",
+        "whole": files / "whole.pt", "cut": files / "cut.pt",
     }  # fmt: skip
     before = original.read_bytes(), (files / "other.pt").read_bytes()
     result = run(*(a.format(**names) if "{" in a else a for a in arguments))
@@ -191,6 +274,12 @@ def test_bad_use_is_one_line_with_status_2_and_leaves_nothing(arguments, message
     [
         (["rewrite", "{in}", "-o", "{out}", "--expect", "rms_norm=4"], "expected 4 rms_norm"),
         (["verify", "{in}", f"{MODELS}:other_signature"], "they are not versions of one program"),
+        (
+            ["rewrite", f"{MODELS}:branching", "-o", "{out}"],
+            "_Branching cannot be exported with these inputs",
+        ),
+        (["rewrite", f"{MODELS}:other_inputs_than_it_takes", "-o", "{out}"], "cannot be exported with these"),
+        (["explain", f"{MODELS}:other_inputs_than_it_takes"], "the model cannot run with these inputs"),
     ],
 )
 def test_refusals_are_one_line_with_status_1_and_leave_nothing(arguments, message, original, tmp_path):

@@ -98,6 +98,23 @@ def in_training() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     return prenorm(dtype=torch.float32).train(), (example(dtype=torch.float32),)
 
 
+class _Branching(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def branching() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    return _Branching().eval(), (torch.randn(3),)
+
+
+def other_inputs_than_it_takes() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    return prenorm(dtype=torch.float32), (torch.randn(3, 7),)
+
+
+def named_arguments_that_are_none() -> tuple[nn.Module, tuple[torch.Tensor, ...], int]:
+    return prenorm(dtype=torch.float32), (example(dtype=torch.float32),), 3
+
+
 not_callable = 3
 
 

@@ -137,6 +137,7 @@ def with_operator(name):
         (damaged(version=2), "version 2, and this normfuse reads 1"),
         (damaged(needed={}), "is damaged"),
         (damaged(changed=3), "is damaged"),
+        (lambda held: {**held, "changed": [{**held["changed"][0], "name": ["x"]}]}, "name is no text"),
         (with_operator("aten.from_file.default"), "has no place in a weight's recipe"),
         (with_operator("aten.add_.Tensor"), "has no place in a weight's recipe"),
         (with_operator("aten.nothing.default"), "is no operator of this PyTorch"),

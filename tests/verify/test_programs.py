@@ -41,6 +41,7 @@ def test_a_program_passes_against_itself():
     assert found.error_ratio <= 1
     kinds = [case.kind for case in found.cases]
     assert kinds[:3] == ["stored", "random", "random"]
+    assert found.cases[2].name == "random 2, x.size(0)=3"
     assert set(kinds[3:]) == {"hostile"}
 
 
@@ -194,3 +195,31 @@ def test_figures_that_are_not_finite_are_valid_json():
     text = json_text({"error_ratio": float("inf"), "leaves": [{"max_abs_error": float("nan"), "ok": False}]})
     held = json.loads(text, parse_constant=refuse)
     assert held == {"error_ratio": "inf", "leaves": [{"max_abs_error": "nan", "ok": False}]}
+
+
+class Overflowing(torch.nn.Module):
+    """x / x by a detour that only float64 survives for 1e30, and a nan wherever x is nan."""
+
+    def __init__(self, detour):
+        super().__init__()
+        self.detour = detour
+
+    def forward(self, x):
+        return x * (x * x) / (x * x * x) if self.detour == "overflows" else self.ratio(x)
+
+    def ratio(self, x):
+        return (x / x).nan_to_num(nan=1.0) if self.detour == "hides nan" else x / x
+
+
+def test_an_overflow_of_the_reference_says_nothing_and_a_hidden_nan_does():
+    x = torch.rand(4, 6) + 1
+    reference, better, wrong = (
+        torch.export.export(Overflowing(detour), (x,)) for detour in ("overflows", "", "hides nan")
+    )
+    found = {case.name: case for case in judged(better, reference, hostile=True).cases}
+    assert not torch.isfinite(reference.module()(torch.full((4, 6), 1e30))).any()
+    assert found["1e30"].ok
+    assert not found["1e30"].equivalence.leaves[0].judged
+    assert found["nan"].ok
+    found = {case.name: case for case in judged(wrong, reference, hostile=True).cases}
+    assert not found["nan"].ok

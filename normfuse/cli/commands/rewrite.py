@@ -11,8 +11,10 @@ import typer
 from normfuse.cli.options import DEBUG, DTYPE, JSON, ONLY, QUIET, SKIP, SOURCE, TARGET, as_list
 from normfuse.cli.outcome import one_line_errors
 from normfuse.cli.progress import steps
+from normfuse.cli.verification import verification_of
 
 if TYPE_CHECKING:
+    from normfuse.cli.verification import Verification
     from normfuse.rewriting import Rewritten
     from normfuse.sources import Source
 
@@ -25,8 +27,10 @@ VERIFY = Annotated[
     str | None,
     typer.Option(
         metavar="LEVEL",
-        help="off, or output: compare with the original before anything is written. "
-        "Without it: output where there are example inputs.",
+        help="sites: compare every norm and the outputs with the original, on the example inputs and on "
+        "hostile ones, and leave norms alone that lose precision. output: compare the outputs on the "
+        "example inputs, and write nothing when they differ. off: compare nothing. "
+        "Without it: sites, where that is possible.",
         show_default=False,
     ),
 ]
@@ -60,21 +64,25 @@ def rewrite(
     """
     with one_line_errors(debug):
         _check_outputs(source, destination, json_file)
+        level = verify or "sites"
         options = {
-            "target": target, "only": as_list(only), "skip": skip or [], "verify": verify or "off",
-            "expect": _counts(expect),
+            "target": target, "only": as_list(only), "skip": skip or [],
+            "verify": level, "expect": _counts(expect),
         }  # fmt: skip
         with steps(quiet) as say:
             say(f"loading {source}")
             loaded = _loaded(source, dtype, dynamic, options)
-            if verify is None and _has_inputs(loaded):
-                options["verify"] = "output"
-            say("rewriting" if options["verify"] == "off" else "rewriting and verifying")
+            if verify not in (None, "off"):
+                _require_inputs(loaded, verify)
+            say("rewriting" if verify == "off" else "rewriting and verifying")
             result = _rewritten(loaded, options)
+            verification = verification_of(result, level)
+            if verify == "sites" and verification is None:
+                raise _unverified(result)
             say(f"writing {destination}")
-            _write(result, destination, json_file)
+            _write(result, verification, destination, json_file)
         if not quiet:
-            _show(result, destination)
+            _show(result, verification, destination)
 
 
 def map_beside(destination: Path) -> Path:
@@ -88,11 +96,11 @@ def _check_outputs(source: str, destination: Path, json_file: Path | None) -> No
 
     if destination.suffix != ".pt2":
         raise InputError(f"the output has to be a .pt2 file, not {destination}")
-    if destination.exists() and Path(source).exists() and destination.samefile(source):
-        raise InputError(f"{destination} is the input; choose another file for the output")
-    for file in (destination, json_file):
+    for file in (destination, map_beside(destination), json_file):
         if file is not None:
             check_writable(file)
+    if destination.exists() and Path(source).exists() and destination.samefile(source):
+        raise InputError(f"{destination} is the input; choose another file for the output")
     if json_file is not None and json_file.resolve() in (
         destination.resolve(),
         map_beside(destination).resolve(),
@@ -129,8 +137,21 @@ def _loaded(text: str, dtype: str | None, dynamic: bool, options: dict[str, Any]
     return replace(source, dynamic_shapes=open_sizes(source.model, source.args, source.kwargs))
 
 
-def _has_inputs(source: Source) -> bool:
-    return not source.is_program or getattr(source.model, "example_inputs", None) is not None
+def _require_inputs(source: Source, level: str) -> None:
+    from normfuse.errors import InputError
+
+    if source.is_program and getattr(source.model, "example_inputs", None) is None:
+        raise InputError(
+            f"--verify {level} needs example inputs, and {source.name} holds none; save it with them, "
+            "or leave --verify out"
+        )
+
+
+def _unverified(result: Rewritten) -> Exception:
+    from normfuse.errors import VerificationError
+
+    why = "; ".join(result.report.notes) or "no output could be judged on any input"
+    return VerificationError(f"{why}; --verify off writes the program unverified")
 
 
 def _rewritten(source: Source, options: dict[str, Any]) -> Rewritten:
@@ -141,30 +162,27 @@ def _rewritten(source: Source, options: dict[str, Any]) -> Rewritten:
     )
 
 
-def _write(result: Rewritten, destination: Path, json_file: Path | None) -> None:
+def _write(
+    result: Rewritten, verification: Verification | None, destination: Path, json_file: Path | None
+) -> None:
     from contextlib import ExitStack
 
     from normfuse.files import json_text, replacing
 
+    record = {
+        **result.report.to_dict(),
+        "verification": None if verification is None else verification.to_dict(),
+    }
     with ExitStack() as stack:
         if json_file is not None:
             unfinished = stack.enter_context(replacing(json_file))
-            unfinished.write_text(json_text(_record(result)), encoding="utf-8")
+            unfinished.write_text(json_text(record), encoding="utf-8")
         result.save(destination, map_path=None if result.unmapped else map_beside(destination))
 
 
-def _record(result: Rewritten) -> dict[str, Any]:
-    found = result.equivalence
-    return {**result.report.to_dict(), "verification": None if found is None else found.to_dict()}
-
-
-def _show(result: Rewritten, destination: Path) -> None:
+def _show(result: Rewritten, verification: Verification | None, destination: Path) -> None:
     typer.echo(str(result.report))
-    if result.equivalence is not None:
-        typer.echo(
-            f"verified on the example inputs: {result.equivalence.error_ratio:.3g} times the original's own "
-            "distance from float64"
-        )
+    typer.echo("NOT verified" if verification is None else str(verification))
     if result.unmapped:
         typer.echo(f"wrote {destination}, without a map for other checkpoints: {result.unmapped}")
     else:

@@ -94,8 +94,7 @@ def _show(found: ProgramEquivalence) -> None:
         width=None if Console().is_terminal else 110, highlight=False, markup=False, emoji=False
     )
     console.print(table)
-    verdict = "equivalent" if found.ok else "NOT equivalent"
-    console.print(f"{verdict}: worst error ratio {found.error_ratio:.3g} (1.5 is allowed)")
+    console.print(_summary(found), soft_wrap=True)
     for case in found.cases:
         for leaf in () if case.equivalence is None else case.equivalence.leaves:
             if not leaf.ok:
@@ -106,7 +105,26 @@ def _show(found: ProgramEquivalence) -> None:
             console.print(f"  {case.name}: {case.note}", soft_wrap=True)
 
 
+def _summary(found: ProgramEquivalence) -> str:
+    """The worst figure and what is allowed, which for float64 is a distance and no ratio."""
+    import torch
+
+    from normfuse.verify.judge import BUDGET, DOUBLE_BOUND
+
+    judged = [leaf for leaf in found.leaves if leaf.judged]
+    wide = [leaf for leaf in judged if leaf.dtype in (torch.float64, torch.complex128)]
+    ratios = [leaf.error_ratio for leaf in judged if leaf not in wide]
+    figures = [f"worst error ratio {max(ratios):.3g} ({BUDGET} is allowed)"] if ratios else []
+    if wide:
+        largest = max(leaf.max_rel_error for leaf in wide)
+        figures.append(f"largest relative error in float64 {largest:.2g} ({DOUBLE_BOUND:.2g} is allowed)")
+    verdict = "equivalent" if found.ok else "NOT equivalent"
+    return f"{verdict}: {'; '.join(figures) or 'nothing could be judged'}"
+
+
 def _figures(found: Equivalence) -> tuple[str, str, str]:
+    if not any(leaf.judged for leaf in found.leaves):
+        return "", "", ""
     return f"{found.error_ratio:.3f}", f"{found.max_abs_error:.2e}", f"{found.max_rel_error:.2e}"
 
 
