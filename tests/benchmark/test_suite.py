@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import Mock
 
 import pytest
 from typer.testing import CliRunner
@@ -49,7 +50,7 @@ def test_without_figures_the_page_says_how_to_make_them(tmp_path):
 def test_the_suite_stores_a_command_that_is_understood(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "run_child", lambda settings, *names, **more: (
         '{"first_call": 1.0, "peak_bytes": null}' if names else rounds(0.9).to_json()))  # fmt: skip
-    monkeypatch.setattr(run, "load_source", lambda *a, **k: None)
+    monkeypatch.setattr(run, "load_source", Mock())
     suite.measure("vit_base", tmp_path, processes=2, seconds=0.5, cost_runs=1, training=True, device="cpu")
     written = json.loads((tmp_path / "vit_base.json").read_text())
     assert [batch["batch_size"] for batch in written["batches"]] == list(SUBJECTS["vit_base"])
