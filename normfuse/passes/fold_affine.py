@@ -28,7 +28,13 @@ from normfuse.ir.region import NormRegion, norm_of
 from normfuse.ir.sizes import is_row_major, rank_of, same, tensor_of
 from normfuse.passes.evidence import Certificate, folded_before, folded_behind, folded_beside
 from normfuse.passes.place import Placement
-from normfuse.passes.stored_values import refusal_of_cancellation, refusal_of_values, watch_statistics
+from normfuse.passes.settle_shifts import note_shift, note_shifts
+from normfuse.passes.stored_values import (
+    refusal_of_cancellation,
+    refusal_of_values,
+    shift_is_large,
+    watch_statistics,
+)
 from normfuse.passes.work import Work
 from normfuse.report import Refusal
 
@@ -95,6 +101,7 @@ class _Fold:
         before = self._into_writers(operands.source, axis, maps)
         if not isinstance(before, Refusal):
             proof = folded_before(node, before, self._work)
+            note_shifts(before, shift_is_large(operands, region.spec.eps, self._work.program))
             self._replace(node, operands.source, self._placement.make(before, node))
             return proof
         sibling = beside(node, operands.source, axis, self._weights)
@@ -107,6 +114,7 @@ class _Fold:
         if sibling is not None:
             proof = folded_beside(node, sibling, self._work)
             self._placement.add_beside(sibling, maps[0])
+            note_shift(sibling.reader)
             return proof
         proof = folded_behind(node, behind, self._work)
         self._into_readers(node, operands.source, behind)
@@ -147,6 +155,7 @@ class _Fold:
             if read.has_shift:
                 changed[read.bias] = self._placement.shifted(read)
             set_arguments(read.node, changed)
+            note_shift(read.node)
         self._replace(node, source, source)
 
     def _replace(self, node: Node, source: Node, made: Node) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch.fx import Node
 
@@ -12,7 +14,7 @@ from normfuse.ir.sizes import tensor_of
 from normfuse.report import Refusal
 from normfuse.torch_compat import outside_tracing
 
-__all__ = ["refusal_of_cancellation", "refusal_of_values", "watch_statistics"]
+__all__ = ["refusal_of_cancellation", "refusal_of_values", "shift_is_large", "watch_statistics"]
 
 #: How much larger, as a mean square, a value may be than its norm where readers take the norm. In a sum
 #: of products rounding errors grow with the values; 2 keeps them below 1.5 times what they were. In half
@@ -22,22 +24,54 @@ _ROOM = {torch.float32: 2.0, torch.bfloat16: 16.0, torch.float16: 16.0, torch.fl
 
 def refusal_of_cancellation(node: Node, operands: Operands, eps: float, program: Program) -> Refusal | None:
     """Refuse to let readers subtract a mean that is large beside the deviation; the norm does it exactly."""
-    known, fake = program.weights, tensor_of(node)
-    with outside_tracing():
-        named = {f: getattr(operands, f) for f in ("mean", "variance", "scale", "shift")}
-        held = {f: known[n].value.double() for f, n in named.items() if n in known}
-        if fake is None or "mean" not in held or "variance" not in held:
-            return None
-        mean, variance = held["mean"].flatten(), held["variance"].flatten()
-        gain = held.get("scale", torch.ones_like(mean)).flatten() ** 2 / (variance + eps)
-        normed = (gain * variance).sum() + (held.get("shift", torch.zeros_like(mean)) ** 2).sum()
-        if bool((gain * (variance + mean**2)).sum() <= _ROOM[fake.dtype] * normed):
-            return None
+    found, fake = _Moments.of(operands, eps, program), tensor_of(node)
+    if found is None or fake is None:
+        return None
+    normed = found.deviation**2 + found.shift**2
+    if bool((found.deviation**2 + found.mean**2).sum() <= _ROOM[fake.dtype] * normed.sum()):
+        return None
     return Refusal(
         "cancellation",
         f"the means that {node.name} subtracts are large beside the deviations, and would cancel with less "
         "precision in what reads it", node.name, "scale the values before the norm, or use float64",
     )  # fmt: skip
+
+
+def shift_is_large(operands: Operands, eps: float, program: Program) -> bool:
+    """Whether a sum of products that starts from the folded shift would lose more than a norm behind it.
+
+    A running sum from ``s`` to ``e`` with the variance ``v`` in the end has on its way the mean square
+    ``(s s + s e + e e) / 3 + v / 2``, and in each step a rounding error in proportion. The norm lets it
+    run from 0 to the mean, the fold from ``shift - mean`` to the shift.
+    """
+    found = _Moments.of(operands, eps, program)
+    if found is None:
+        return False
+    start, end = found.shift - found.mean, found.shift
+    way = (start**2 + start * end + end**2) / 3 + found.deviation**2 / 2
+    return bool(way.sum() > _ROOM[torch.float32] * (found.mean**2 / 3 + found.deviation**2 / 2).sum())
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Mean and deviation of what a norm reads, in units of what it returns, and its shift; per channel."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+    shift: torch.Tensor
+
+    @classmethod
+    def of(cls, operands: Operands, eps: float, program: Program) -> _Moments | None:
+        """By the stored statistics; None where they are not at hand."""
+        known = program.weights
+        with outside_tracing():
+            named = {f: getattr(operands, f) for f in ("mean", "variance", "scale", "shift")}
+            held = {f: known[n].value.double().flatten() for f, n in named.items() if n in known}
+            if "mean" not in held or "variance" not in held:
+                return None
+            mean, variance = held["mean"], held["variance"]
+            gain = held.get("scale", torch.ones_like(mean)) / (variance + eps).sqrt()
+            return cls(gain * mean, gain * variance.sqrt(), held.get("shift", torch.zeros_like(mean)))
 
 
 def watch_statistics(node: Node, operands: Operands, program: Program) -> Refusal | None:

@@ -33,16 +33,32 @@ def test_rewritten_program_in_float64(name: str) -> None:
         assert distance(model(x), normfuse.rewrite(model, (x,)).module()(x)) <= 1e-12
 
 
+#: Over single draws of tiny models the ratio scatters by a third, with and without systematic loss.
+DRAWS = 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_no_further_from_float64_than_the_original(name: str, dtype: torch.dtype) -> None:
-    """Statistics far from what a norm reads leave channels constant, where the order of a sum decides."""
-    calibrated, x = build(name)
-    calibrate(calibrated, x)
-    model, x = build(name, dtype)
-    model.load_state_dict(calibrated.state_dict())
+    """With statistics near those of the data, each draw with an input and a disturbance of its own."""
+    ratios = []
+    for draw in range(DRAWS if dtype == torch.float32 else 1):
+        calibrated, x = build(name)
+        torch.manual_seed(draw)
+        calibrate(calibrated, x := torch.randn_like(x))
+        model, _ = build(name, dtype)
+        model.load_state_dict(calibrated.state_dict())
+        torch.compiler.reset()
+        with torch.no_grad():
+            ratios.append(normfuse.verify(model, compiled(model), (x.to(dtype),)).error_ratio)
+    assert torch.tensor(ratios).square().mean().sqrt() <= 1.5, ratios
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_statistics_far_from_the_data(name: str) -> None:
+    """Where every channel is nearly constant, one rounding at its size is all that the original loses."""
+    model, x = build(name, torch.float32)
     with torch.no_grad():
-        result = normfuse.verify(model, compiled(model), (x,))
-    assert result.ok, str(result)
-    assert result.error_ratio <= 1.5
+        assert normfuse.verify(model, compiled(model), (x,)).error_ratio <= 1.5
