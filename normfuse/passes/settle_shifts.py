@@ -81,9 +81,9 @@ def _is_fused(node: Node) -> bool:
 
 
 def _add_behind(graph: Graph, node: Node) -> None:
-    bias = bind(node)["bias"]
+    bias, weight = bind(node)["bias"], bind(node)["weight"]
     with graph.inserting_after(bias):
-        entries = call(graph, aten.reshape.default, bias, [-1] + [1] * (rank_of(node) - 2))
+        entries = call(graph, aten.reshape.default, bias, [-1] + [1] * (rank_of(weight) - 2))
     entries.meta[FOLD] = True
     users = list(node.users)
     set_arguments(node, {"bias": None})
