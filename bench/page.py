@@ -13,7 +13,7 @@ from normfuse.files import write_text
 __all__ = ["render", "write_page"]
 
 _TEMPLATE = Path(__file__).with_name("page.md.jinja")
-_OURS, _NONE, _AGAIN = "normfuse", "norms deleted", "inductor (again)"
+_OURS, _NONE, _FROZEN = "normfuse", "norms deleted", "inductor, frozen"
 
 
 def write_page(results: Path, target: Path) -> Path:
@@ -48,6 +48,7 @@ def _row(run: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
         "verdict": batch["verdicts"][_OURS],
         "ours": _interval(ratios[_OURS]),
         "none": _interval(ratios[_NONE]) if _NONE in ratios else "",
+        "frozen": _interval(ratios[_FROZEN]) if _FROZEN in ratios else "",
         "eager": _interval(ratios["eager"]) if "eager" in ratios else "",
         "noise": f"{100 * batch['noise_floor']:.1f} %",
         "ms": f"{1e3 * batch['seconds']['inductor']['median']:.2f}",

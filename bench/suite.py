@@ -16,8 +16,9 @@ import typer
 from rich.console import Console
 
 from bench.page import write_page
-from bench.subjects import SUBJECTS
+from bench.subjects import FREEZABLE, SUBJECTS
 from normfuse.benchmark.run import bench
+from normfuse.benchmark.settings import CONTENDERS, FROZEN
 
 __all__ = ["measure"]
 
@@ -27,9 +28,11 @@ def measure(name: str, results: Path, *, training: bool, **options: Any) -> None
     sizes = SUBJECTS[name]
     source = f"bench.subjects:{name}"
     options = {**options, "threads": 1}
-    found = bench(source, batch_sizes=sizes, training=training, progress=_say, **options)
+    rivals = CONTENDERS[:4] + ((FROZEN,) if name in FREEZABLE and not training else ())
+    found = bench(source, batch_sizes=sizes, training=training, progress=_say, contenders=rivals, **options)
     words = ["normfuse", "bench", source]
     words += [word for size in sizes for word in ("--batch", str(size))]
+    words += [word for rival in rivals for word in ("--contender", rival)] if FROZEN in rivals else []
     words += [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     command = shlex.join(words + (["--training"] if training else []))
     results.mkdir(parents=True, exist_ok=True)

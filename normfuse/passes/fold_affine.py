@@ -12,11 +12,13 @@ reassociated.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch.fx import Node
 
 from normfuse.analysis.absorb import Plan, absorb
 from normfuse.analysis.affine_map import Standardise
-from normfuse.analysis.beside import beside
+from normfuse.analysis.beside import Beside, beside
 from normfuse.analysis.forward import Read, push
 from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues
@@ -28,7 +30,14 @@ from normfuse.ir.region import NormRegion, norm_of
 from normfuse.ir.sizes import is_row_major, rank_of, same, tensor_of
 from normfuse.passes.evidence import Certificate, folded_before, folded_behind, folded_beside
 from normfuse.passes.place import Placement
-from normfuse.passes.stored_values import refusal_of_cancellation, refusal_of_values, watch_statistics
+from normfuse.passes.settle_shifts import note_shift, note_shifts
+from normfuse.passes.stored_values import (
+    refusal_of_cancellation,
+    refusal_of_overflow,
+    refusal_of_values,
+    shift_is_large,
+    watch_statistics,
+)
 from normfuse.passes.work import Work
 from normfuse.report import Refusal
 
@@ -94,9 +103,7 @@ class _Fold:
         maps = (Standardise.of(operands, region.spec.eps),)
         before = self._into_writers(operands.source, axis, maps)
         if not isinstance(before, Refusal):
-            proof = folded_before(node, before, self._work)
-            self._replace(node, operands.source, self._placement.make(before, node))
-            return proof
+            return self._before(node, before)
         sibling = beside(node, operands.source, axis, self._weights)
         behind = push(node, axis, maps, self._weights) if sibling is None else []
         if isinstance(behind, Refusal):
@@ -105,12 +112,51 @@ class _Fold:
         if refusal is not None:
             return refusal
         if sibling is not None:
-            proof = folded_beside(node, sibling, self._work)
-            self._placement.add_beside(sibling, maps[0])
-            return proof
-        proof = folded_behind(node, behind, self._work)
-        self._into_readers(node, operands.source, behind)
+            return self._beside(node, sibling, maps[0])
+        return self._behind(node, operands.source, behind)
+
+    def _before(self, node: Node, plan: Plan) -> Certificate | Refusal:
+        region = norm_of(node)
+        assert region is not None
+        operands, eps, program = region.operands(node), region.spec.eps or 0.0, self._work.program
+        proof = folded_before(node, plan, self._work)
+        refusal = self._refuse_made(node, self._placement.weights(plan, node))
+        if refusal is not None:
+            return refusal
+        note_shifts(plan, shift_is_large(operands, eps, program))
+        self._replace(node, operands.source, self._placement.make(plan, node))
         return proof
+
+    def _beside(self, node: Node, found: Beside, mapping: Standardise) -> Certificate | Refusal:
+        proof = folded_beside(node, found, self._work)
+        changed = self._placement.beside(found, mapping)
+        refusal = self._refuse_made(node, changed.values())
+        if refusal is not None:
+            return refusal
+        set_arguments(found.reader, changed)
+        note_shift(found.reader)
+        found.sum.replace_all_uses_with(found.rest)
+        self._placement.erase(found.sum)
+        return proof
+
+    def _behind(self, node: Node, source: Node, reads: list[Read]) -> Certificate | Refusal:
+        proof = folded_behind(node, reads, self._work)
+        changed = [self._placement.behind(read) for read in reads]
+        refusal = self._refuse_made(node, [made for one in changed for made in one.values()])
+        if refusal is not None:
+            return refusal
+        for read, values in zip(reads, changed, strict=True):
+            set_arguments(read.node, values)
+            note_shift(read.node)
+        self._replace(node, source, source)
+        return proof
+
+    def _refuse_made(self, node: Node, made: Iterable[Node]) -> Refusal | None:
+        made = list(made)
+        refusal = refusal_of_overflow(node, made, self._work.program)
+        if refusal is not None:
+            self._placement.discard(made)
+        return refusal
 
     def _refuse_operands(self, node: Node, region: NormRegion) -> Refusal | None:
         spec, operands = region.spec, region.operands(node)
@@ -140,14 +186,6 @@ class _Fold:
         if source not in self._weights and len(value_readers(source)) > 1:
             return Refusal("raw_reader", f"{source.name} is also read elsewhere, as it is", source.name)
         return absorb(source, axis, maps, self._weights)
-
-    def _into_readers(self, node: Node, source: Node, reads: list[Read]) -> None:
-        for read in reads:
-            changed = {read.weight: self._placement.fold(read.leaf, read.node)}
-            if read.has_shift:
-                changed[read.bias] = self._placement.shifted(read)
-            set_arguments(read.node, changed)
-        self._replace(node, source, source)
 
     def _replace(self, node: Node, source: Node, made: Node) -> None:
         if not _lies_alike(node, source):

@@ -8,13 +8,21 @@ gradients are recorded, only the algebra on weights that do not train is taken o
 
 from __future__ import annotations
 
+import torch
 from torch.fx import Graph, Node
 
 from normfuse.folding.recipe import FOLD, Folded, Recipe
 from normfuse.ir.program import Program
 from normfuse.ir.sizes import tensor_of
 
-__all__ = ["hoist"]
+__all__ = ["hoist", "value_of"]
+
+
+def value_of(program: Program, node: Node) -> torch.Tensor:
+    """What a value of weights holds now, computed as the folded weight that ends there would be."""
+    recipe, sources = _recipe(program, node, sorted(_ancestors(node)))
+    weights = program.weights
+    return recipe.compute([weights[source].value for source in sources])
 
 
 def hoist(program: Program) -> list[Folded]:

@@ -1,7 +1,7 @@
 """The pipeline: every stage, in order, on one screen.
 
     capture -> functionalize -> canonicalize -> lift -> fold_constants -> fold_affine -> recentre
-            -> [hoist] -> lower
+            -> settle_shifts -> [hoist] -> lower
 
 The program is a runnable graph after each stage.
 """
@@ -30,6 +30,7 @@ from normfuse.passes.lower import lower
 from normfuse.passes.observer import Observer
 from normfuse.passes.recentre import NAME as RECENTRE
 from normfuse.passes.recentre import recentre
+from normfuse.passes.settle_shifts import settle_shifts
 from normfuse.passes.work import Work
 from normfuse.report import Refusal, Report, Site
 
@@ -37,11 +38,12 @@ __all__ = ["check_expectation", "run_pipeline"]
 
 
 def run_pipeline(
-    program: Program, options: Options, observer: Observer | None = None
+    program: Program, options: Options, observer: Observer | None = None, *, precise: bool = False
 ) -> tuple[Report, list[Folded]]:
     """Rewrite ``program`` in place; returns what happened and the weights to fold."""
     started = time.perf_counter()
-    work = Work(program, options, Report(target=options.target, graphs=1, notes=list(program.notes)))
+    report = Report(target=options.target, graphs=1, notes=list(program.notes))
+    work = Work(program, options, report, precise=precise)
     if not (program.grad_enabled and switches_gradients(program.gm.graph)):
         functionalize(program.gm)
     canonicalize(program.gm)
@@ -52,6 +54,7 @@ def run_pipeline(
     _run(work, FOLD_CONSTANTS, fold_constants)
     _run(work, FOLD_AFFINE, fold_affine)
     _run(work, RECENTRE, recentre, _no_conversion(work))
+    settle_shifts(work)
     folded = hoist(program)
     if observer is not None:
         observer.rewritten(work, folded)

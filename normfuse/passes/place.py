@@ -5,7 +5,7 @@ Nodes made on weights are marked in their metadata, so that a later pass can com
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -88,6 +88,23 @@ class Placement:
         bias = None if plan.bias is None else (plan.bias[0], self._constant(plan.bias[1], plan.node))
         return self._rebuild(plan, copies, bias)
 
+    def weights(self, plan: Plan, before: Node) -> list[Node]:
+        """The folded weights of a plan, made before anything that reads them."""
+        if isinstance(plan, Kept):
+            return []
+        if isinstance(plan, Redirected):
+            return self.weights(plan.plan, plan.operand)
+        if isinstance(plan, (Leaf, Constant)):
+            return [self.make(plan, before)]
+        made = [n for _, deeper in plan.operands for n in self.weights(deeper, plan.node)]
+        return made if plan.bias is None else [*made, self._constant(plan.bias[1], plan.node)]
+
+    def discard(self, made: Iterable[Node]) -> None:
+        """Remove folded weights that nothing reads after all."""
+        for node in made:
+            self.erase(node)
+        self.made = [node for node in self.made if node not in self._erased]
+
     def _rebuild(self, plan: Rebuilt, copies: dict[Node, Node], bias: tuple[str, Node] | None) -> Node:
         with self._graph.inserting_before(plan.node):
             made = self._graph.node_copy(plan.node, lambda n: copies.get(n, n))
@@ -138,8 +155,8 @@ class Placement:
         self._mark(made, sources)
         return made
 
-    def add_beside(self, found: Beside, mapping: ChannelMap) -> None:
-        """Give the weight that a norm stands beside what the norm does, and the sum without the norm."""
+    def beside(self, found: Beside, mapping: ChannelMap) -> dict[str, Node]:
+        """The weight that a norm stands beside, and its bias, with what the norm does."""
         bias = bind(found.reader)["bias"]
         sources = {found.weight, *mapping.sources}
         with self._inserting(sources, found.reader):
@@ -155,9 +172,12 @@ class Placement:
                     made = call(self._graph, aten.add.Tensor, made, bias)
                 changed["bias"] = cast(self._graph, made, dtype_of(found.weight))
             self._mark(changed["bias"], sources)
-        set_arguments(found.reader, changed)
-        found.sum.replace_all_uses_with(found.rest)
-        self.erase(found.sum)
+        return changed
+
+    def behind(self, read: Read) -> dict[str, Node]:
+        """The weight that reads a norm, and its bias, with what the norm does."""
+        changed = {read.weight: self.fold(read.leaf, read.node)}
+        return changed | {read.bias: self.shifted(read)} if read.has_shift else changed
 
     def _of_zero(self, maps: Maps, width: int, dtype: torch.dtype) -> Node:
         made = call(self._graph, aten.new_zeros.default, _sources(maps)[0], [width])

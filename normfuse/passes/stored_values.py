@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
 from torch.fx import Node
 
 from normfuse.folding import can_watch
 from normfuse.ir.program import Program
-from normfuse.ir.region import Operands
+from normfuse.ir.region import Operands, norm_of
 from normfuse.ir.sizes import tensor_of
+from normfuse.passes.hoist import value_of
 from normfuse.report import Refusal
 from normfuse.torch_compat import outside_tracing
 
-__all__ = ["refusal_of_cancellation", "refusal_of_values", "watch_statistics"]
+__all__ = [
+    "refusal_of_cancellation",
+    "refusal_of_overflow",
+    "refusal_of_values",
+    "shift_is_large",
+    "watch_statistics",
+]
 
 #: How much larger, as a mean square, a value may be than its norm where readers take the norm. In a sum
 #: of products rounding errors grow with the values; 2 keeps them below 1.5 times what they were. In half
@@ -22,17 +32,12 @@ _ROOM = {torch.float32: 2.0, torch.bfloat16: 16.0, torch.float16: 16.0, torch.fl
 
 def refusal_of_cancellation(node: Node, operands: Operands, eps: float, program: Program) -> Refusal | None:
     """Refuse to let readers subtract a mean that is large beside the deviation; the norm does it exactly."""
-    known, fake = program.weights, tensor_of(node)
-    with outside_tracing():
-        named = {f: getattr(operands, f) for f in ("mean", "variance", "scale", "shift")}
-        held = {f: known[n].value.double() for f, n in named.items() if n in known}
-        if fake is None or "mean" not in held or "variance" not in held:
-            return None
-        mean, variance = held["mean"].flatten(), held["variance"].flatten()
-        gain = held.get("scale", torch.ones_like(mean)).flatten() ** 2 / (variance + eps)
-        normed = (gain * variance).sum() + (held.get("shift", torch.zeros_like(mean)) ** 2).sum()
-        if bool((gain * (variance + mean**2)).sum() <= _ROOM[fake.dtype] * normed):
-            return None
+    found, fake = _Moments.of(operands, eps, program), tensor_of(node)
+    if found is None or fake is None:
+        return None
+    normed = found.deviation**2 + found.shift**2
+    if bool((found.deviation**2 + found.mean**2).sum() <= _ROOM[fake.dtype] * normed.sum()):
+        return None
     return Refusal(
         "cancellation",
         f"the means that {node.name} subtracts are large beside the deviations, and would cancel with less "
@@ -40,23 +45,67 @@ def refusal_of_cancellation(node: Node, operands: Operands, eps: float, program:
     )  # fmt: skip
 
 
+def shift_is_large(operands: Operands, eps: float, program: Program) -> bool:
+    """Whether a sum of products that starts from the folded shift would lose more than a norm behind it.
+
+    A running sum from ``s`` to ``e`` with the variance ``v`` in the end has on its way the mean square
+    ``(s s + s e + e e) / 3 + v / 2``, and in each step a rounding error in proportion. The norm lets it
+    run from 0 to the mean, the fold from ``shift - mean`` to the shift.
+    """
+    found = _Moments.of(operands, eps, program)
+    if found is None:
+        return False
+    start, end = found.shift - found.mean, found.shift
+    way = (start**2 + start * end + end**2) / 3 + found.deviation**2 / 2
+    return bool(way.sum() > _ROOM[torch.float32] * (found.mean**2 / 3 + found.deviation**2 / 2).sum())
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Mean and deviation of what a norm reads, in units of what it returns, and its shift; per channel."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+    shift: torch.Tensor
+
+    @classmethod
+    def of(cls, operands: Operands, eps: float, program: Program) -> _Moments | None:
+        """By the stored statistics; None where they are not at hand."""
+        if operands.mean is None or operands.variance is None:
+            return None
+        with outside_tracing():
+            mean, variance, scale, shift = (
+                None if n is None else value_of(program, n).double().flatten()
+                for n in (operands.mean, operands.variance, operands.scale, operands.shift)
+            )
+            assert mean is not None
+            assert variance is not None
+            gain = (variance + eps).rsqrt() * (1.0 if scale is None else scale)
+            return cls(
+                gain * mean, gain * variance.sqrt(), torch.zeros_like(mean) if shift is None else shift
+            )
+
+
 def watch_statistics(node: Node, operands: Operands, program: Program) -> Refusal | None:
     """Note which inputs a batch norm in training would write, unless nothing could tell of it.
 
-    Offline the weights do not change, and with gradients the algebra runs at each call.
+    Offline the weights do not change, and with gradients the algebra runs at each call. What is written
+    out in arithmetic is updated by operators that version counters see.
     """
-    known = program.weights
+    known, region = program.weights, norm_of(node)
     held = {n: known[n] for n in (operands.mean, operands.variance) if n is not None and n in known}
     once = program.copies_tables or program.grad_enabled
-    for found in held.values():
+    is_native = region is not None and any(n in region.spelling for n in ("batch_norm", "instance_norm"))
+    for statistic, found in held.items():
         owner = None if found.owner is None else found.owner()
-        if not once and not can_watch(found.value, owner):
+        if once or can_watch(found.value, owner):
+            program.statistics.add(statistic)
+        elif is_native:
             return Refusal(
                 "statistics_untracked",
                 f"a kernel may update {found.name} on {found.value.device} unseen", node.name,
                 "use torch.nn.BatchNorm, which counts its batches",
             )  # fmt: skip
-    program.statistics.update(held)
     return None
 
 
@@ -65,13 +114,30 @@ def refusal_of_values(node: Node, operands: Operands, eps: float, program: Progr
     known = program.weights
     with outside_tracing():
         for operand in operands.as_args()[1:]:
-            value = known[operand].value if operand in known else None
-            if value is not None and not bool(torch.isfinite(value).all()):
-                return _bad(node, f"{known[operand].name} holds numbers that are not finite")
-            if value is not None and operand is operands.variance and not bool((value >= 0).all()):
-                return _bad(node, f"{known[operand].name} holds a negative variance")
-            if value is not None and operand is operands.variance and not bool((value + eps > 0).all()):
-                return _bad(node, f"{known[operand].name} holds a variance of zero, and eps is zero")
+            if tensor_of(operand) is None:
+                continue
+            value = value_of(program, operand)
+            name = known[operand].name if operand in known else operand.name
+            if not bool(torch.isfinite(value).all()):
+                return _bad(node, f"{name} holds numbers that are not finite")
+            if operand is operands.variance and not bool((value >= 0).all()):
+                return _bad(node, f"{name} holds a negative variance")
+            if operand is operands.variance and not bool((value + eps > 0).all()):
+                return _bad(node, f"{name} holds a variance of zero, and eps is zero")
+    return None
+
+
+def refusal_of_overflow(node: Node, folded: Iterable[Node], program: Program) -> Refusal | None:
+    """Refuse folded weights that do not fit their dtype: there the norm's own arithmetic is wider."""
+    for weight in folded:
+        with outside_tracing():
+            if bool(torch.isfinite(value_of(program, weight)).all()):
+                continue
+        return Refusal(
+            "overflow",
+            f"a weight that does what {node.name} does would not be finite in {weight.meta['val'].dtype}",
+            node.name, "keep the weights in a wider dtype",
+        )  # fmt: skip
     return None
 
 

@@ -18,7 +18,8 @@ class Work:
     """One program on its way through the pipeline.
 
     ``sites`` maps each lifted norm's node to its record, in execution order. ``streams`` numbers the
-    streams: norms of one number may depend on the same changed weights.
+    streams: norms of one number may depend on the same changed weights. ``precise`` asks for the most exact
+    of several forms at any price; ``shifts_in_biases`` counts where that would make a difference.
     """
 
     program: Program
@@ -26,6 +27,8 @@ class Work:
     report: Report = field(default_factory=Report)
     sites: dict[Node, Site] = field(default_factory=dict)
     streams: dict[Node, int] = field(default_factory=dict)
+    precise: bool = False
+    shifts_in_biases: int = 0
 
     def record(self, node: Node, site: Site) -> None:
         self.sites[node] = site

@@ -19,6 +19,7 @@ from normfuse.ir.region import Operands
 from normfuse.ir.sizes import same, shape_of, tensor_of
 from normfuse.ir.spec import NormSpec
 from normfuse.patterns.candidate import Candidate
+from normfuse.patterns.stored_operands import added_eps, exact_root, told_apart, under_root
 
 __all__ = ["spelled_norms"]
 
@@ -61,9 +62,9 @@ def _begun(node: Node, weights: Container[Node]) -> _Chain | None:
         return None
     divides = is_call(node, aten.div.Tensor)
     operands = _less_mean(value, axis, weights)
-    variance = _exact_root(factor, divides)
-    if variance is not None and _channel_axis(variance, node) == axis:
-        return _Chain(node, axis, replace(operands, variance=variance), found)
+    root = exact_root(factor, divides)
+    if root is not None and _channel_axis(root[0], node) == axis:
+        return _Chain(node, axis, replace(operands, variance=root[0]), found)
     return None if divides else _Chain(node, axis, replace(operands, scale=factor), found)
 
 
@@ -97,44 +98,13 @@ def _stored_root(factor: Node) -> float | None:
     seen, stack = {factor}, [factor]
     while stack:
         node = stack.pop()
-        eps = _added(_under_root(node))
+        eps = added_eps(under_root(node))
         if eps is not None:
             return eps
         fresh = [n for n in node.all_input_nodes if n not in seen]
         seen.update(fresh)
         stack.extend(fresh)
     return None
-
-
-def _under_root(node: Node) -> object:
-    if is_call(node, aten.rsqrt.default, aten.sqrt.default):
-        return node.args[0]
-    halves = is_call(node, aten.pow.Tensor_Scalar) and node.args[1] in (0.5, -0.5)
-    return node.args[0] if halves else None
-
-
-def _added(node: object) -> float | None:
-    """The number in ``variance + eps``."""
-    if not isinstance(node, Node) or not is_call(node, aten.add.Tensor, aten.add.Scalar):
-        return None
-    eps = bind(node)["other"]
-    return float(eps) if isinstance(eps, (int, float)) and bind(node)["alpha"] == 1 else None
-
-
-def _exact_root(factor: Node, divides: bool) -> Node | None:
-    """The variance where the factor is ``1 / sqrt(variance + eps)`` and nothing else."""
-    root: object = factor
-    if not divides and is_call(factor, aten.reciprocal.default):
-        root, divides = factor.args[0], True
-    if not isinstance(root, Node):
-        return None
-    power = root.args[1] if is_call(root, aten.pow.Tensor_Scalar) else None
-    wanted = (aten.sqrt.default, 0.5) if divides else (aten.rsqrt.default, -0.5)
-    if not is_call(root, wanted[0]) and power != wanted[1]:
-        return None
-    inner = _under_root(root)
-    variance = bind(inner)["self"] if isinstance(inner, Node) and _added(inner) is not None else None
-    return variance if isinstance(variance, Node) else None
 
 
 def _less_mean(value: Node, axis: int, weights: Container[Node]) -> Operands:
@@ -171,15 +141,15 @@ def _weight_of(chain: _Chain, target: object, weights: Container[Node]) -> Node 
 
 
 def _candidate(chain: _Chain) -> Candidate:
-    operands = chain.operands
+    operands, eps = told_apart(chain.operands) or (chain.operands, chain.eps)
     source, result = tensor_of(operands.source), tensor_of(chain.root)
     assert source is not None
     assert result is not None
     stored = tuple(role for role in ("mean", "variance") if getattr(operands, role) is not None)
     spec = NormSpec(
-        kind="batch_norm" if _has_mean(operands) else "unified_norm",
+        kind="batch_norm" if _has_mean(chain.operands) else "unified_norm",
         dims=tuple(d for d in range(-source.dim(), 0) if d != chain.axis),
-        eps=chain.eps,
+        eps=eps,
         source_dtype=source.dtype,
         compute_dtype=torch.promote_types(source.dtype, result.dtype),
         scale_dtype=result.dtype,

@@ -1,6 +1,7 @@
 """``verify="sites"``: run every norm before and after, and undo the rewrites that lose precision.
 
     rewrite -> run the original, the rewritten program and the float64 oracle side by side
+            -> rewrite into the most exact forms that there are
             -> forbid the sites over budget -> rewrite again, until no site is over budget
 
 Each program returns the values of its norms beside its outputs, so the first value that is over budget names
@@ -53,10 +54,11 @@ def rewrite_verified(
     rewritten unverified, and a note in the report says why.
     """
     vetoed: dict[int, _Veto] = {}
+    precise = False
     while True:
         watch = _Watch(vetoed)
         made = program.copied()
-        report, folded = run_pipeline(made, options, watch)
+        report, folded = run_pipeline(made, options, watch, precise=precise)
         if all(site.action in ("kept", "reverted") for site in report.sites):
             return made, report, folded
         with outside_tracing():
@@ -66,6 +68,9 @@ def rewrite_verified(
         if not verdict.guilty:
             report.errors = watch.errors
             return made, report, folded
+        if watch.work is not None and watch.work.shifts_in_biases:
+            precise = True
+            continue
         vetoed |= _to_give_up(watch, verdict, len(vetoed))
 
 

