@@ -65,17 +65,20 @@ class FoldedWeight:
         self._watched = dict(watched or {})
         self.watches: dict[int, Watch] = {}
         self.refolds = 0
-        self.tensor = recipe.compute(sources)
         self.stamps: list[_Stamp] = []
         self._storages: list[torch.UntypedStorage] = []
         self._note(sources)
+        self.tensor = recipe.compute(sources)
         _alive.add(self)
         for owner in owners:
             if (module := owner()) is not None:
                 weakref.finalize(module, _release, weakref.ref(self)).atexit = False
 
     def _note(self, sources: Sequence[torch.Tensor]) -> None:
-        """Remember the sources; their memory is held, so an address is never reused by another tensor."""
+        """Remember the sources, before they are read: what another thread writes meanwhile is then seen.
+
+        Their memory is held, so an address is never reused by another tensor.
+        """
         self.stamps[:] = [_Stamp.of(s) for s in sources]
         self.watches = {i: Watch(sources[i], owner) for i, owner in self._watched.items()}
         self._storages[:] = [s.untyped_storage() for s in sources]
@@ -89,10 +92,14 @@ class FoldedWeight:
 
     def refold(self, sources: Sequence[torch.Tensor]) -> None:
         """Compute the tensor again, into the same memory."""
-        fresh = self.recipe.compute(sources)
-        with outside_tracing():
-            self.tensor.copy_(fresh)
         self._note(sources)
+        try:
+            fresh = self.recipe.compute(sources)
+            with outside_tracing():
+                self.tensor.copy_(fresh)
+        except BaseException:
+            self.forget()
+            raise
         self.refolds += 1
 
     def forget(self) -> None:

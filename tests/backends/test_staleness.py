@@ -12,6 +12,7 @@ from torch import nn
 
 import normfuse
 from normfuse.folding import store
+from normfuse.folding.recipe import Recipe
 from tests.backends.networks import PreNorm, example, prenorm
 
 
@@ -174,3 +175,25 @@ def test_a_failing_fold_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NORMFUSE_STRICT", "1")
     with pytest.raises(MemoryError):
         counted.difference(example())
+
+
+def test_a_write_while_a_weight_is_folded_is_seen(monkeypatch):
+    """Another thread writes between the reading of a source and the end of its folding."""
+    counted, x, writes = Counted(prenorm()), example(), []
+    counted.difference(x)
+    compute = Recipe.compute
+
+    def overtaken(recipe, sources):
+        made = compute(recipe, sources)
+        while writes:
+            writes.pop()()
+        return made
+
+    monkeypatch.setattr(Recipe, "compute", overtaken)
+    weight = counted.model.embed.weight
+    with torch.no_grad():
+        weight.mul_(2.0)
+        writes.append(lambda: weight.mul_(-3.0))
+        counted.fast(x)
+        assert not writes
+    assert counted.difference(x) < 1e-12

@@ -85,7 +85,7 @@ def test_networks_of_batch_norms_are_compared_with_freezing(monkeypatch, tmp_pat
         return Rounds("inductor", times).to_json()
 
     monkeypatch.setattr(run, "run_child", child)
-    monkeypatch.setattr(run, "load_source", lambda *a, **k: None)
+    monkeypatch.setattr(run, "load_source", Mock())
     for training in (False, True):
         suite.measure("resnet18", tmp_path, processes=1, seconds=0.5, cost_runs=0, training=training)
         written = json.loads((tmp_path / "resnet18.json").read_text())

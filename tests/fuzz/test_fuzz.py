@@ -34,9 +34,9 @@ def _forgotten_layer_scale(node, found, maps, weights):
 
 def _folded_for_one_use_only(self, leaf, before, original=Placement.fold):
     """The second reader of a weight gets it as it was."""
-    again = leaf in self._folded
+    readers = self.__dict__.setdefault("readers", {})
     made = original(self, leaf, before)
-    return leaf.node if again else made
+    return made if readers.setdefault(leaf, before) is before else leaf.node
 
 
 def _wrong_axis(self, leaf, before, original=Placement.fold):
