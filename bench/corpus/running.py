@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
+
+_PATH = re.compile(r"(?<![\w.):/])/(?:[\w.+-]+/)+[\w.+-]*")
 
 __all__ = ["is_settled", "same_bits", "sentence", "tensors_of"]
 
@@ -42,7 +45,11 @@ def _equal(x: torch.Tensor, y: torch.Tensor) -> bool:
 
 
 def sentence(error: BaseException) -> str:
-    """The kind of an error and the first line of what it says; of the cause, where Dynamo wraps one."""
+    """The kind of an error and the first line of what it says; of the cause, where Dynamo wraps one.
+
+    Where something lies on this machine is left out.
+    """
     error = getattr(error, "inner_exception", None) or error
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:150] if lines else ''}"
+    said = _PATH.sub("...", lines[0]) if lines else ""
+    return f"{type(error).__name__}: {said[:150]}"

@@ -14,7 +14,7 @@ import torch
 import normfuse.backends.compile as compiling
 from bench.corpus.compiling import by_compile
 from bench.corpus.distance import Judgement, judgement, relative
-from bench.corpus.running import is_settled, same_bits, tensors_of
+from bench.corpus.running import is_settled, same_bits, sentence, tensors_of
 from bench.corpus.table import SWEPT, counts, write_swept
 
 X = {"x": torch.randn(4, 8, generator=torch.Generator().manual_seed(0))}
@@ -121,3 +121,10 @@ def test_the_table_leaves_nothing_out(tmp_path: Path) -> None:
     assert [r["cause"] for r in rows] == ["", "no recipe"]
     assert rows[0]["found"] == "2 layer_norm"
     assert tuple(rows[0]) == SWEPT
+
+
+def test_a_cause_does_not_say_where_things_lie() -> None:
+    said = sentence(
+        ValueError("no Net in '/home/someone/lib/net.py', see https://a.org/b/c; (u0 + 1)//5 > 0")
+    )
+    assert said == "ValueError: no Net in '...', see https://a.org/b/c; (u0 + 1)//5 > 0"
