@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch.fx import Node
@@ -13,6 +13,7 @@ from normfuse.analysis.centring import Decision
 from normfuse.analysis.forward import Read
 from normfuse.analysis.stream import Stream, Value, norm_axis
 from normfuse.ir.calls import bind
+from normfuse.ir.program import Input
 from normfuse.passes.catalogue import CATALOGUE
 from normfuse.passes.work import Work
 
@@ -61,7 +62,8 @@ def certificate(
     weights that the nodes ``held`` are made of; ``form`` is the one of the rule's forms that was used.
     """
     rule = CATALOGUE[name]
-    weights = sorted({stored for node in held for stored in _stored(node, work)})
+    known = work.program.weights
+    weights = sorted({stored for node in held for stored in _stored(node, known)})
     return {
         "rule": rule.name,
         "numerics": rule.numerics.value,
@@ -117,8 +119,8 @@ def _roots(plan: Plan) -> list[Node]:
     return roots + [source for mapping in plan.maps for source in mapping.sources]
 
 
-def _stored(node: Node, work: Work) -> list[str]:
-    found = work.program.weights.get(node)
-    if found is not None:
-        return [found.name]
-    return [name for operand in node.all_input_nodes for name in _stored(operand, work)]
+def _stored(node: Node, known: Mapping[Node, Input]) -> list[str]:
+    """The names of the stored weights that a value is made of."""
+    if node in known:
+        return [known[node].name]
+    return [name for operand in node.all_input_nodes for name in _stored(operand, known)]
