@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -121,12 +122,17 @@ class Case:
     def arguments(self) -> list[Tensor]:
         return [*self.given, *self.weights]
 
-    def capture(self) -> GraphModule:
-        """The graph of the function, with fake values."""
-        mode = "symbolic" if self.recipe.dynamic else "fake"
+    def capture(self, described: bool = True) -> GraphModule:
+        """The graph of the function, with fake values; or, in a quarter of the time, without any."""
+        if described or self.recipe.dynamic:
+            return self._traced("symbolic" if self.recipe.dynamic else "fake")
+        with patch("torch.fx.experimental.proxy_tensor.extract_val", lambda *_, **__: None):
+            return self._traced("real")
+
+    def _traced(self, mode: str) -> GraphModule:
         with torch.no_grad():
             traced: GraphModule = make_fx(self.function, pre_dispatch=True, tracing_mode=mode)(
-                *self.arguments
+                *copies(self.arguments)
             )
         return traced
 

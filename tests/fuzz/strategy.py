@@ -50,7 +50,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     for step in draw(st.lists(hostile, max_size=draw(st.sampled_from((0, 0, 1, 3))))):
         steps.insert(draw(st.integers(0, len(steps))), step)
     steps.append(draw(_steps(("norm",), FRIENDLY)))
-    dynamic = draw(st.sampled_from((False,) * 9 + (True,)))
+    dynamic = draw(st.sampled_from((False,) * 19 + (True,)))
     return Recipe(
         steps=tuple(steps),
         width=draw(st.sampled_from((4, 3, 5, 6, 8))),

@@ -1,12 +1,14 @@
 """Run the tests against every mutant: ``make mutants``.
 
 PyTorch is imported once; each mutant lives in a forked process in which one module of normfuse has another
-source. A mutant is killed when a test fails. What survives has to be explained in ``survivors.json``.
+source. A mutant is killed when a test fails. What survives has to be explained in ``survivors.json``. Who
+was killed stays so when the command is stopped and called again; survivors are tried anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -16,9 +18,13 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from tests.mutants.mutations import MODULES, Mutant, mutants
+from tests.mutants.survey import Chosen, Survey, touching
 
 ROOT = Path(__file__).parents[2]
 SURVIVORS = Path(__file__).parent / "survivors.json"
@@ -27,8 +33,8 @@ TESTS = (
     ["tests/fuzz/test_corpus.py", "tests/fuzz/test_fuzz.py", "-k", "holds"],
     ["tests/passes", "-k", "not compil"],
 )
-"""In this order: the fast ones kill most."""
-SECONDS = 300
+"""What decides in the end; before them run the tests that are known to call the mutant's function."""
+SECONDS = 1800
 
 __all__ = ["SURVIVORS", "explained", "is_killed", "main"]
 
@@ -48,30 +54,59 @@ class _Other(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.source, f"<mutant of {self.name}>", "exec"), module.__dict__)
 
 
-def _child(module: str, source: str, suites: Any) -> None:
-    import pytest
+def _child(module: str, source: str, suites: Any, first: Any) -> None:
+    _quiet()
+    _forget()
+    sys.meta_path.insert(0, _Other(f"normfuse.{module}", source))
+    files = sorted({name.split("::")[0] for name in first})
+    if files and _run(files, Chosen(first)):
+        os._exit(1)
+    os._exit(1 if any(_run(suite) for suite in suites) else 0)
 
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 1)
-    os.dup2(quiet, 2)
+
+def _quiet() -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+
+
+def _forget() -> None:
     for name in [n for n in sys.modules if n.split(".")[0] in ("normfuse", "tests")]:
         del sys.modules[name]
-    sys.meta_path.insert(0, _Other(f"normfuse.{module}", source))
-    for suite in suites:
-        if pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *suite]) != 0:
-            os._exit(1)
-    os._exit(0)
 
 
-def is_killed(module: str, source: str, suites: Any = TESTS, seconds: float = SECONDS) -> bool:
-    """Whether some test fails (or hangs) with this source of the module."""
-    process = multiprocessing.get_context("fork").Process(target=_child, args=(module, source, suites))
+def _run(arguments: list[str], *plugins: object) -> bool:
+    """Whether a test fails."""
+    import pytest
+
+    words = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments]
+    return pytest.main(words, plugins=list(plugins)) not in (0, 5)
+
+
+def _survey(target: Path) -> None:
+    _quiet()
+    _forget()
+    survey = Survey(target)
+    os._exit(1 if any(_run(suite, survey) for suite in TESTS) else 0)
+
+
+def _finished(target: Any, arguments: tuple[Any, ...], seconds: float) -> int | None:
+    """The exit code of a process of its own; None where it had to be stopped."""
+    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
     process.start()
     process.join(seconds)
-    if process.is_alive():
-        process.kill()
-        process.join()
-    return process.exitcode != 0
+    if not process.is_alive():
+        return process.exitcode
+    process.kill()
+    process.join()
+    return None
+
+
+def is_killed(
+    module: str, source: str, suites: Any = TESTS, seconds: float = SECONDS, first: Any = ()
+) -> bool:
+    """Whether a test fails (or hangs) with this source of the module; ``first`` are tests to begin with."""
+    return _finished(_child, (module, source, suites, first), seconds) != 0
 
 
 def explained() -> dict[str, str]:
@@ -80,30 +115,40 @@ def explained() -> dict[str, str]:
     return found
 
 
+def _outcome(suites: Any, folder: Path, mutant: Mutant) -> bool:
+    digest = hashlib.sha256(f"{mutant.module}\0{mutant.source}".encode()).hexdigest()[:16]
+    grave = folder / f"killed_{digest}"
+    if grave.exists():
+        return True
+    first = touching(folder / "survey.json", mutant.module, mutant.name.split()[0])
+    killed = is_killed(mutant.module, mutant.source, suites, first=first)
+    if killed:
+        grave.write_text(f"{mutant.module}: {mutant.name}\n", encoding="utf-8")
+    return killed
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", default="", help="part of the names of the mutants to run")
     parser.add_argument("--suites", type=int, default=len(TESTS), help="how many of the test suites to run")
+    parser.add_argument("--folder", type=Path, default=Path("build/mutants"))
     given = parser.parse_args(arguments)
     import hypothesis
-    import pytest
     import torch._dynamo
     import torch.export
 
-    from tests.mutants.mutations import MODULES, mutants
-
     assert hypothesis
-    assert pytest
     assert torch
-    waiting = [m for module in MODULES for m in mutants(module) if given.only in f"{m.module} {m.name}"]
+    given.folder.mkdir(parents=True, exist_ok=True)
+    survey = given.folder / "survey.json"
+    if not survey.exists() and _finished(_survey, (survey,), SECONDS) != 0:
+        raise SystemExit("a test fails without any mutant: run the tests first")
+    waiting = [m for module in MODULES for m in mutants(module) if given.only in f"{m.module}: {m.name}"]
     started, survivors = time.perf_counter(), []
+    outcome = partial(_outcome, TESTS[: given.suites], given.folder)
     with ThreadPoolExecutor(given.processes) as pool:
-        for mutant, killed in zip(
-            waiting,
-            pool.map(lambda m: is_killed(m.module, m.source, TESTS[: given.suites]), waiting),
-            strict=True,
-        ):
+        for mutant, killed in zip(waiting, pool.map(outcome, waiting), strict=True):
             label = f"{mutant.module}: {mutant.name}"
             sys.stdout.write(
                 f"{time.perf_counter() - started:6.0f} s  {'killed  ' if killed else 'SURVIVES'}  {label}\n"
