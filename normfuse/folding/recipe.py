@@ -30,7 +30,8 @@ class Recipe:
 
     ``root`` holds the constants that the body reads.
 
-    ``key`` is equal for equal computations; ``label`` names the sources for people.
+    ``key`` is equal for equal computations; ``label`` names the sources for people; ``stride`` is where the
+    entries lie, in rows when unknown.
     """
 
     body: Graph
@@ -38,12 +39,21 @@ class Recipe:
     dtype: torch.dtype
     key: str
     label: str
+    stride: tuple[int, ...] | None = None
 
     def compute(self, sources: Sequence[torch.Tensor]) -> torch.Tensor:
         """The folded weight: mapped in float64, cast once."""
         with outside_tracing():
             result: torch.Tensor = _Exact(self.root, graph=self.body).run(*(s.detach() for s in sources))
-            return result.to(self.dtype).contiguous()
+            return self._laid_out(result)
+
+    def _laid_out(self, result: torch.Tensor) -> torch.Tensor:
+        """In memory of its own, since a later fold writes there, and as the graph says that it lies."""
+        if self.stride is None:
+            made = torch.empty(result.shape, dtype=self.dtype, device=result.device)
+        else:
+            made = torch.empty_strided(result.shape, self.stride, dtype=self.dtype, device=result.device)
+        return made.copy_(result)
 
 
 @dataclass(frozen=True)

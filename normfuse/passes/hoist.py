@@ -3,7 +3,8 @@
     y = linear(x, W - mean(W, 0))   =>   y = linear(x, folded),   folded = W - mean(W, 0) computed once
 
 What the folded weights are made of is returned as recipes, in the order of the new inputs. Where
-gradients are recorded, only the algebra on weights that do not train is taken out.
+gradients are recorded, only the algebra on weights that do not train is taken out. A folded weight lies in
+memory as what it stands for: the layout of outputs depends on it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ def hoist(program: Program) -> list[Folded]:
     order = {node: i for i, node in enumerate(graph.nodes)}
     last = [n for n in graph.nodes if n.op == "placeholder"][-1:]
     folded: list[Folded] = []
+    for node in reversed(order):
+        if FOLD in node.meta and _repeats(node) and any(FOLD not in user.meta for user in node.users):
+            del node.meta[FOLD]
     for root in [n for n in graph.nodes if _is_root(program, n)]:
         made = _hoist_one(program, root, last[0], order)
         last = [made.node]
@@ -50,6 +54,19 @@ def _is_root(program: Program, node: Node) -> bool:
         return False
     sources = [n for n in _ancestors(node) if n.op == "placeholder"]
     return bool(sources) and not (program.grad_enabled and any(program.weights[s].trains for s in sources))
+
+
+def _repeats(node: Node) -> bool:
+    """Whether a value may show one entry in several places, which memory of its own cannot."""
+    value = tensor_of(node)
+    if value is None:
+        return False
+    needed = 1
+    for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
+        if size > 1 and stride < needed:
+            return True
+        needed = max(needed, stride * size)
+    return False
 
 
 def _hoist_one(program: Program, root: Node, last: Node, order: dict[Node, int]) -> Folded:
@@ -80,10 +97,12 @@ def _recipe(program: Program, root: Node, needed: list[Node]) -> tuple[Recipe, t
     value = tensor_of(root)
     assert value is not None
     key = "\n".join(f"{n.op} {n.target} {n.args} {n.kwargs}" for n in body.nodes) + f"\n{value.dtype}"
+    stride = tuple(value.stride())
+    key += f" {stride}"
     if any(n.op == "get_attr" for n in body.nodes):
         key += f"\n{id(program.gm)}"
     named = [program.weights[s].name for s in sources]
-    return Recipe(body, program.gm, value.dtype, key, ", ".join(named)), tuple(sources)
+    return Recipe(body, program.gm, value.dtype, key, ", ".join(named), stride), tuple(sources)
 
 
 def _ancestors(root: Node) -> set[Node]:

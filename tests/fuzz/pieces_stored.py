@@ -178,6 +178,8 @@ def norm_before_padding(net, v, d):
 @writer(kind="stored")
 def norm_in_training(net, v, d):
     rows = F.linear(v, net.weight(d, d)).transpose(1, 2).contiguous()
+    if rows.shape[0] * rows.shape[2] == 1:
+        return rows.transpose(1, 2)  # PyTorch refuses statistics of one row
     return F.batch_norm(rows, None, None, net.weight(d), net.weight(d), True, 0.1, 0.1).transpose(1, 2)
 
 

@@ -45,14 +45,14 @@ def _wrong_axis(self, leaf, before, original=Placement.fold):
 
 def test_a_forgotten_layer_scale_is_found():
     with patch("normfuse.analysis.absorb._absorb_scale", _forgotten_layer_scale):
-        failure = find_failure(1, 100, shrink=False)
+        failure = find_failure(1, 250, shrink=False)
     assert failure is not None
     assert any("scale" in step.variant for step in failure[0].steps)
 
 
 def test_a_shared_weight_that_is_folded_for_one_use_only_is_found():
     with patch.object(Placement, "fold", _folded_for_one_use_only):
-        failure = find_failure(1, 100, shrink=False)
+        failure = find_failure(1, 250, shrink=False)
     assert failure is not None
     assert any(step.tie or step.variant == "the_same_twice" for step in failure[0].steps)
 

@@ -111,7 +111,7 @@ ZOO: dict[str, Entry] = {
     ),
 }  # fmt: skip
 #: Those that every run of the tests builds.
-QUICK = ("resnet", "mobilevit", "levit", "textnet", "patchtsmixer", "bit")
+QUICK = ("resnet", "levit", "patchtsmixer")
 
 
 def build(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, torch.Tensor]:

@@ -39,7 +39,9 @@ def differences(ours: nn.Module, theirs: nn.Module) -> list[float]:
     return [float((a - b).norm()) / max(float(b.norm()), 1e-6 * whole) for a, b in known]
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in {"beit", "blenderbot"} else []) for n in EXACT]
+)
 def test_gradients_in_float64(name: str) -> None:
     model, args, kwargs = build(name, torch.float64)
     reference = copy.deepcopy(model)

@@ -31,8 +31,14 @@ def test_rewritten_program_in_float64(name: str) -> None:
         assert distance(model(x), normfuse.rewrite(model, (x,)).module()(x)) <= 1e-12
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=[pytest.mark.slow] if index % 2 == half else [])
+        for index, name in enumerate(NAMES)
+        for half, dtype in enumerate((torch.float32, torch.bfloat16))
+    ],
+)
 def test_no_further_from_float64_than_the_original(name: str, dtype: torch.dtype) -> None:
     model, x = build(name, dtype)
     with torch.no_grad():

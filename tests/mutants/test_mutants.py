@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 
 import pytest
 
@@ -11,7 +12,10 @@ from normfuse.options import RULES
 from tests.mutants.mutations import MODULES, PACKAGE, ROW_MODULES, mutants, row_functions
 from tests.mutants.runner import explained, is_killed
 
-ALL = {module: mutants(module) for module in MODULES}
+
+@cache
+def made(module):
+    return mutants(module)
 
 
 def source(module):
@@ -29,9 +33,10 @@ def without_mutants(found):
 
 
 def test_every_rule_and_every_row_has_mutants():
-    assert without_mutants(ALL) == set()
-    assert without_mutants({**ALL, "analysis.rows_linear": []}) >= {"_linear", "_conv", "_embedding"}
-    assert without_mutants({**ALL, "passes.recentre": []}) == {"passes.recentre"}
+    every = {module: made(module) for module in MODULES}
+    assert without_mutants(every) == set()
+    assert without_mutants({**every, "analysis.rows_linear": []}) >= {"_linear", "_conv", "_embedding"}
+    assert without_mutants({**every, "passes.recentre": []}) == {"passes.recentre"}
 
 
 def test_every_row_of_the_table_is_in_a_module_that_is_mutated():
@@ -42,15 +47,15 @@ def test_every_row_of_the_table_is_in_a_module_that_is_mutated():
 @pytest.mark.parametrize("module", MODULES)
 def test_mutants_are_programs_that_differ_from_the_original(module):
     original = ast.unparse(ast.parse(source(module)))
-    made = ALL[module]
-    assert len({m.name for m in made}) == len(made)
-    for mutant in made:
+    found = made(module)
+    assert len({m.name for m in found}) == len(found)
+    for mutant in found:
         compile(mutant.source, module, "exec")
         assert mutant.source != original, mutant.name
 
 
 def test_survivors_are_mutants_and_every_one_has_a_reason():
-    names = {f"{m.module}: {m.name}" for made in ALL.values() for m in made}
+    names = {f"{m.module}: {m.name}" for module in MODULES for m in made(module)}
     assert set(explained()) <= names
     assert all(len(reason) > 20 for reason in explained().values())
 
@@ -59,6 +64,6 @@ def test_survivors_are_mutants_and_every_one_has_a_reason():
 def test_the_runner_tells_a_wrong_row_from_the_original():
     suite = (["tests/analysis/test_operator_table.py", "-k", "linear"],)
     module = "analysis.rows_linear"
-    (wrong,) = [m for m in ALL[module] if m.name == "_linear answers for another axis"]
+    (wrong,) = [m for m in made(module) if m.name == "_linear answers for another axis"]
     assert is_killed(module, wrong.source, suite)
     assert not is_killed(module, source(module), suite)
