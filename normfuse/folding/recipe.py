@@ -31,7 +31,7 @@ class Recipe:
     ``root`` holds the constants that the body reads.
 
     ``key`` is equal for equal computations; ``label`` names the sources for people; ``stride`` is where the
-    entries lie, in rows when unknown.
+    entries lie, as they were computed when unknown.
     """
 
     body: Graph
@@ -50,7 +50,7 @@ class Recipe:
     def _laid_out(self, result: torch.Tensor) -> torch.Tensor:
         """In memory of its own, since a later fold writes there, and as the graph says that it lies."""
         if self.stride is None:
-            made = torch.empty(result.shape, dtype=self.dtype, device=result.device)
+            made = torch.empty_like(result, dtype=self.dtype)
         else:
             made = torch.empty_strided(result.shape, self.stride, dtype=self.dtype, device=result.device)
         return made.copy_(result)

@@ -25,8 +25,15 @@ NAME = "fold_constants"
 
 def fold_constants(work: Work) -> None:
     """Mark every norm of weights, and what is made of it alone, to be computed once."""
-    gm = work.program.gm
-    weights = WeightValues(work.program, Effects(gm.graph))
+    graph, made = work.program.gm.graph, list[Node]()
+    while found := _inlined(work, WeightValues(work.program, Effects(graph))):
+        made += found  # what reads a norm of weights is a weight from now on
+    if made:
+        _mark(made, WeightValues(work.program, Effects(graph)))
+
+
+def _inlined(work: Work, weights: WeightValues) -> list[Node]:
+    """The operators of the norms whose operands are known to be weights."""
     made: list[Node] = []
     for node, site in list(work.sites.items()):
         region = norm_of(node)
@@ -40,9 +47,8 @@ def fold_constants(work: Work) -> None:
         names = [operand.name for operand in read]
         site.fold(certificate(NAME, (names, names), read, work))
         del work.sites[node]
-        made += inline(gm, node, region)
-    if made:
-        _mark(made, WeightValues(work.program, Effects(gm.graph)))
+        made += inline(work.program.gm, node, region)
+    return made
 
 
 def _grad_refusal(work: Work, node: Node) -> Refusal | None:

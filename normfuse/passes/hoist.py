@@ -30,15 +30,16 @@ def hoist(program: Program) -> list[Folded]:
     """Replace every marked weight expression by a placeholder behind the existing ones."""
     graph = program.gm.graph
     order = {node: i for i, node in enumerate(graph.nodes)}
-    last = [n for n in graph.nodes if n.op == "placeholder"][-1:]
-    folded: list[Folded] = []
     for node in reversed(order):
         if FOLD in node.meta and _repeats(node) and any(FOLD not in user.meta for user in node.users):
             del node.meta[FOLD]
-    for root in [n for n in graph.nodes if _is_root(program, n)]:
-        made = _hoist_one(program, root, last[0], order)
-        last = [made.node]
-        folded.append(made)
+    roots = [n for n in graph.nodes if _is_root(program, n)]
+    recipes = [_recipe(program, root, sorted(_ancestors(root), key=order.__getitem__)) for root in roots]
+    last = [n for n in graph.nodes if n.op == "placeholder"][-1:]
+    folded: list[Folded] = []
+    for root, (recipe, sources) in zip(roots, recipes, strict=True):
+        last = [_placeholder(graph, root, last[0])]
+        folded.append(Folded(last[0], recipe, sources))
     for node in reversed(list(graph.nodes)):
         if FOLD in node.meta and not node.users and node.op != "placeholder":
             graph.erase_node(node)
@@ -69,15 +70,14 @@ def _repeats(node: Node) -> bool:
     return False
 
 
-def _hoist_one(program: Program, root: Node, last: Node, order: dict[Node, int]) -> Folded:
-    graph = program.gm.graph
-    recipe, sources = _recipe(program, root, sorted(_ancestors(root), key=order.__getitem__))
+def _placeholder(graph: Graph, root: Node, last: Node) -> Node:
+    """An input behind the last one, for all that reads a folded weight."""
     with graph.inserting_after(last):
         node = graph.placeholder(f"folded_{root.name}")
     node.meta = {"val": root.meta["val"]}
     for user in [u for u in root.users if FOLD not in u.meta]:
         user.replace_input_with(root, node)
-    return Folded(node, recipe, sources)
+    return node
 
 
 def _recipe(program: Program, root: Node, needed: list[Node]) -> tuple[Recipe, tuple[Node, ...]]:
@@ -96,13 +96,19 @@ def _recipe(program: Program, root: Node, needed: list[Node]) -> tuple[Recipe, t
     body.output(copies[root])
     value = tensor_of(root)
     assert value is not None
-    key = "\n".join(f"{n.op} {n.target} {n.args} {n.kwargs}" for n in body.nodes) + f"\n{value.dtype}"
-    stride = tuple(value.stride())
-    key += f" {stride}"
+    stride = _stride(value)
+    key = "\n".join(f"{n.op} {n.target} {n.args} {n.kwargs}" for n in body.nodes)
+    key += f"\n{value.dtype} {stride}"
     if any(n.op == "get_attr" for n in body.nodes):
         key += f"\n{id(program.gm)}"
-    named = [program.weights[s].name for s in sources]
-    return Recipe(body, program.gm, value.dtype, key, ", ".join(named), stride), tuple(sources)
+    named = ", ".join(program.weights[s].name for s in sources)
+    return Recipe(body, program.gm, value.dtype, key, named, stride), tuple(sources)
+
+
+def _stride(value: torch.Tensor) -> tuple[int, ...] | None:
+    """None where it is a symbol, as that of a weight under ``make_fx`` may be."""
+    stride = tuple(value.stride())
+    return stride if all(isinstance(s, int) for s in stride) else None
 
 
 def _ancestors(root: Node) -> set[Node]:

@@ -48,6 +48,12 @@ def test_outputs_made_of_weights_keep_their_layout(name):
     assert made.report.after.get("layer_norm", 0) == 0
 
 
+def test_norms_of_norms_of_weights_are_constants_at_once():
+    model = OfWeights(lambda t: F.layer_norm(F.layer_norm(t, (4,)).t(), (3,))).eval()
+    made = normfuse.rewrite(model, (torch.randn(5, 4, dtype=torch.float64),))
+    assert [s.action for s in made.report.sites] == ["converted", "folded", "folded", "folded"]
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_convolution_that_took_a_batch_norm_keeps_its_layout(layout, tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5)).double().eval().to(memory_format=layout)
