@@ -18,13 +18,13 @@ Subject = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 #: Factories by name, and the batch sizes of a full run.
 SUBJECTS: dict[str, tuple[int, ...]] = {
-    "gpt2_prefill": (1, 4),
+    "gpt2_prefill": (1,),
     "gpt2_decode": (1,),
     "llama_prefill": (1,),
-    "bert": (1, 8),
+    "bert": (1,),
     "vit_tiny": (1, 8),
-    "vit_small": (1, 8),
-    "vit_base": (1, 4),
+    "vit_small": (1, 4),
+    "vit_base": (1,),
     "swin": (1,),
     "convnext": (1,),
     "resnet18": (1, 8),

@@ -338,6 +338,8 @@ REDUCE = [
     case(aten.where.self, mask(N, 1), CUBE, CUBE, axes=(0, 2)),
     case(aten.where.self, mask(N, N, 1), CUBE, real()),
     case(aten.where.self, mask(N, N, N), CUBE, CUBE * 2),
+    case(aten.where.self, mask(N, N, 1), CUBE, real(N, N, 1)),
+    case(aten.where.self, mask(N, 1, 1), CUBE, real(N, N, 1), axes=(1,)),
 ]
 
 CASES = [*ELEMENTWISE, *LAYOUT, *LISTS, *LINEAR, *REDUCE]

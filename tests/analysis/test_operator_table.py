@@ -237,3 +237,23 @@ def test_rows_are_written_for_the_operators_that_a_capture_shows():
     gm = make_fx(model, pre_dispatch=True)(real(N, N), real(N, N), real(N, N), index(N))
     targets = {n.target for n in gm.graph.nodes if n.op == "call_function"}
     assert targets <= ALL_TARGETS, targets - ALL_TARGETS
+
+
+@pytest.mark.parametrize("target", [aten.div.Tensor, aten.div.Scalar])
+def test_division_by_zero_has_no_factor(target):
+    node, _ = traced(case(target, CUBE, 0.0, axes=()))
+    assert flow(node, 2).factor is None
+
+
+@pytest.mark.parametrize("call", [c for c in CASES if c.axes], ids=str)
+def test_what_nothing_is_known_about_is_blocked(call):
+    node, _ = traced(call)
+    del node.meta["val"]
+    assert isinstance(flow(node, min(call.axes)), Blocks)
+
+
+def test_a_value_that_is_read_on_two_axes_is_blocked(monkeypatch):
+    node, _ = traced(case(aten.add.Tensor, SQUARE, SQUARE))
+    (value,) = node.all_input_nodes
+    monkeypatch.setitem(ROWS, node.target, lambda *_: Carries(((value, 0), (value, 1))))
+    assert flow(node, 1).refusal.code == "nonlinear_writer"

@@ -26,7 +26,7 @@ MODULES = (
     *(f"analysis.{name}" for name in ROW_MODULES), "analysis.operator_table", "analysis.absorb",
     "analysis.forward", "analysis.beside", "analysis.stream", "analysis.centring", "analysis.weights",
     "passes.canonicalize", "passes.functionalize", "passes.lift", "passes.recentre", "passes.fold_affine",
-    "passes.fold_constants", "passes.stored_values",
+    "passes.fold_constants", "passes.settle_shifts", "passes.stored_values",
 )  # fmt: skip
 """Where the rules and the table decide."""
 _REFUSALS = ("block(", "_mixed(", "_reduces(", "_per_row(", "unknown(", "Refusal")

@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from tests.mutants.mutations import MODULES, Mutant, mutants
-from tests.mutants.survey import Chosen, Survey, touching
+from tests.mutants.survey import Chosen, Remaining, Survey, touching
 
 ROOT = Path(__file__).parents[2]
 SURVIVORS = Path(__file__).parent / "survivors.json"
@@ -61,7 +61,7 @@ def _child(module: str, source: str, suites: Any, first: Any) -> None:
     files = sorted({name.split("::")[0] for name in first})
     if files and _run(files, Chosen(first)):
         os._exit(1)
-    os._exit(1 if any(_run(suite) for suite in suites) else 0)
+    os._exit(1 if any(_run(suite, Remaining(first)) for suite in suites) else 0)
 
 
 def _quiet() -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from tests.mutants.mutations import MODULES, PACKAGE
 
-__all__ = ["Chosen", "Survey", "touching"]
+__all__ = ["Chosen", "Remaining", "Survey", "touching"]
 
 
 class Survey:
@@ -62,6 +62,16 @@ class Chosen:
         items[:] = sorted(
             (item for item in items if item.nodeid in self.place), key=lambda item: self.place[item.nodeid]
         )
+
+
+class Remaining:
+    """A plugin that leaves out tests that have run already."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = set(names)
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if item.nodeid not in self.names]
 
 
 def touching(survey: Path, module: str, function: str) -> list[str]:
