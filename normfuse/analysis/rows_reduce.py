@@ -70,11 +70,11 @@ def _per_token(mask: object, node: Node, axis: int) -> bool:
 @row(aten.masked_fill.Scalar)
 def _masked_fill(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     """Whole tokens set to zero."""
-    source, full, shape = bound["self"], shape_of(node), shape_of(bound["self"])
+    full, shape = shape_of(node), shape_of(bound["self"])
     keeps_rank = full is not None and shape is not None and len(full) == len(shape)
     if bound["value"] != 0 or not keeps_rank or not _per_token(bound["mask"], node, axis):
         return _reduces(node)
-    return Carries(((source, axis),)) if same(shape[axis], full[axis]) else _reduces(node)  # type: ignore[index]
+    return Carries(((bound["self"], axis),))
 
 
 @row(aten.where.self)
