@@ -23,9 +23,11 @@ from normfuse.benchmark.settings import CONTENDERS, FROZEN
 __all__ = ["measure"]
 
 
-def measure(name: str, results: Path, *, training: bool, **options: Any) -> None:
-    """Measure one model at its batch sizes and store the figures with the command that makes them."""
-    sizes = SUBJECTS[name]
+def measure(
+    name: str, results: Path, *, training: bool, sizes: tuple[int, ...] | None = None, **options: Any
+) -> None:
+    """Measure one model, at its own batch sizes or these, and store the figures with the command."""
+    sizes = sizes or SUBJECTS[name]
     source = f"bench.subjects:{name}"
     options = {**options, "threads": 1}
     rivals = CONTENDERS[:4] + ((FROZEN,) if name in FREEZABLE and not training else ())
@@ -51,6 +53,9 @@ def main(
     processes: Annotated[int, typer.Option(min=1, help="Fresh processes per model and batch size.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.1, help="Time of one process.")] = 10.0,
     cost_runs: Annotated[int, typer.Option(min=0, help="For compile time and memory.")] = 1,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Batch sizes; each model's own without any.")
+    ] = None,
     training: Annotated[bool, typer.Option("--training")] = False,
     device: Annotated[str, typer.Option()] = "cpu",
     missing: Annotated[bool, typer.Option("--missing", help="Leave out models that have a file.")] = False,
@@ -61,7 +66,7 @@ def main(
             continue
         _say(name)
         options = {"processes": processes, "seconds": seconds, "cost_runs": cost_runs, "device": device}
-        measure(name, results, training=training, **options)
+        measure(name, results, training=training, sizes=tuple(batch or ()), **options)
     if page is not None:
         write_page(results, page)
 

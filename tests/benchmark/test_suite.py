@@ -47,13 +47,15 @@ def test_without_figures_the_page_says_how_to_make_them(tmp_path):
     assert "No figures are stored yet" in text
 
 
-def test_the_suite_stores_a_command_that_is_understood(monkeypatch, tmp_path):
+@pytest.mark.parametrize("sizes", [None, (3,)])
+def test_the_suite_stores_a_command_that_is_understood(monkeypatch, tmp_path, sizes):
     monkeypatch.setattr(run, "run_child", lambda settings, *names, **more: (
         '{"first_call": 1.0, "peak_bytes": null}' if names else rounds(0.9).to_json()))  # fmt: skip
     monkeypatch.setattr(run, "load_source", Mock())
-    suite.measure("vit_base", tmp_path, processes=2, seconds=0.5, cost_runs=1, training=True, device="cpu")
-    written = json.loads((tmp_path / "vit_base.json").read_text())
-    assert [batch["batch_size"] for batch in written["batches"]] == list(SUBJECTS["vit_base"])
+    options = {"processes": 2, "seconds": 0.5, "cost_runs": 1, "device": "cpu"}
+    suite.measure("vit_small", tmp_path, training=True, sizes=sizes, **options)
+    written = json.loads((tmp_path / "vit_small.json").read_text())
+    assert [b["batch_size"] for b in written["batches"]] == list(sizes or SUBJECTS["vit_small"])
     _, command, *arguments = written["command"].split()
     assert command == "bench"
     found = CliRunner().invoke(app, ["bench", *arguments, "--json", str(tmp_path / "again.json")])
