@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from bench.subjects import SUBJECTS
 from normfuse.files import write_text
 
 __all__ = ["render", "write_page"]
@@ -36,7 +37,8 @@ def render(runs: list[dict[str, Any]]) -> str:
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     commands = [run["command"] for run in runs]
     machines = list({json.dumps(run["machine"], sort_keys=True): run["machine"] for run in runs}.values())
-    return template.render(groups=groups, rows=rows, commands=commands, machines=machines)
+    missing = [name for name in SUBJECTS if name not in {row["name"] for row in rows}]
+    return template.render(groups=groups, rows=rows, commands=commands, machines=machines, missing=missing)
 
 
 def _row(run: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ def test_the_page_sorts_models_by_verdict_and_marks_those_below_98_percent():
     tie, slower = rest.split("### Slower")
     assert "| won | 4 | 0.900 (0.900 .. 0.900) |" in faster
     assert "| tied | 4 |" in tie
+    assert "No figures are stored yet for gpt2_prefill, gpt2_decode" in slower
     assert "| lost (!) | 4 |" in slower
     assert "| near | 4 |" in slower
     assert page.count("P, 2 cores") == 1
