@@ -8,7 +8,7 @@ reads. Calling the module runs the original operators, so lifting changes no bit
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch.fx import Graph, GraphModule, Interpreter, Node
@@ -37,8 +37,8 @@ class Operands:
     sizes: tuple[Node, ...] = ()
 
     def as_args(self) -> tuple[Node, ...]:
-        named = (getattr(self, f.name) for f in fields(self) if f.name != "sizes")
-        return (*(n for n in named if n is not None), *self.sizes)
+        named = (self.source, self.eps, self.scale, self.shift, self.mean, self.variance, self.skip)
+        return (*[node for node in named if node is not None], *self.sizes)
 
 
 class NormRegion(torch.nn.Module):
