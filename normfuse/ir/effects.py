@@ -13,7 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 from normfuse.ir.calls import aten, bind, is_call, mutated_arguments
 from normfuse.torch_compat import fake_storage_id
 
-__all__ = ["Effects", "is_effectful"]
+__all__ = ["Effects", "aliased_by", "is_effectful"]
 
 #: Operators that update running statistics, which their schemas do not say: the argument that asks for it.
 _KEEPS_STATISTICS = {aten.batch_norm.default: "training", aten.instance_norm.default: "use_input_stats"}
@@ -51,7 +51,7 @@ class Effects:
     def _find_memory(self, graph: Graph) -> None:
         for node in graph.nodes:
             own = self.storages(node)
-            self._memory[node] = own.union(*(self._memory[n] for n in _aliased_by(node)))
+            self._memory[node] = own.union(*(self._memory[n] for n in aliased_by(node)))
 
     @staticmethod
     def storages(node: Node) -> set[int]:
@@ -89,7 +89,7 @@ def _changes_state(node: Node) -> bool:
     return module not in ("_operator", "math") and not getattr(node.target, "__name__", "").startswith("sym_")
 
 
-def _aliased_by(node: Node) -> list[Node]:
+def aliased_by(node: Node) -> list[Node]:
     """The inputs that the result of a node may be a view of."""
     if node.op == "call_method" or _changes_state(node):
         return list(node.all_input_nodes)

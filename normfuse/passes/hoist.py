@@ -4,7 +4,8 @@
 
 What the folded weights are made of is returned as recipes, in the order of the new inputs. Where
 gradients are recorded, only the algebra on weights that do not train is taken out. A folded weight lies in
-memory as what it stands for: the layout of outputs depends on it.
+memory as what it stands for: the layout of outputs depends on it. What is returned is a copy, since the
+caller may write to it and a later fold writes to the folded weight.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import torch
 from torch.fx import Graph, Node
 
 from normfuse.folding.recipe import FOLD, Folded, Recipe
+from normfuse.ir.calls import aten
+from normfuse.ir.effects import aliased_by
+from normfuse.ir.emit import call
 from normfuse.ir.program import Program
 from normfuse.ir.sizes import tensor_of
 
@@ -30,8 +34,9 @@ def hoist(program: Program) -> list[Folded]:
     """Replace every marked weight expression by a placeholder behind the existing ones."""
     graph = program.gm.graph
     order = {node: i for i, node in enumerate(graph.nodes)}
+    returned = _returned(graph)
     for node in reversed(order):
-        if FOLD in node.meta and _repeats(node) and any(FOLD not in user.meta for user in node.users):
+        if FOLD in node.meta and _is_view_of_one(node, returned):
             del node.meta[FOLD]
     roots = [n for n in graph.nodes if _is_root(program, n)]
     recipes = [_recipe(program, root, sorted(_ancestors(root), key=order.__getitem__)) for root in roots]
@@ -40,6 +45,9 @@ def hoist(program: Program) -> list[Folded]:
     for root, (recipe, sources) in zip(roots, recipes, strict=True):
         last = [_placeholder(graph, root, last[0])]
         folded.append(Folded(last[0], recipe, sources))
+    for root, one in zip(roots, folded, strict=True):
+        if root in returned:
+            _copy(graph, one.node)
     for node in reversed(list(graph.nodes)):
         if FOLD in node.meta and not node.users and node.op != "placeholder":
             graph.erase_node(node)
@@ -55,6 +63,33 @@ def _is_root(program: Program, node: Node) -> bool:
         return False
     sources = [n for n in _ancestors(node) if n.op == "placeholder"]
     return bool(sources) and not (program.grad_enabled and any(program.weights[s].trains for s in sources))
+
+
+def _returned(graph: Graph) -> set[Node]:
+    """The values whose memory the graph may return."""
+    found: set[Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output":
+            found.update(node.all_input_nodes)
+        elif node in found:
+            found.update(aliased_by(node))
+    return found
+
+
+def _is_view_of_one(node: Node, returned: set[Node]) -> bool:
+    """Whether a value that is read elsewhere has to stay a view: nothing else lies as it does."""
+    if all(FOLD in user.meta for user in node.users):
+        return False
+    return _repeats(node) or (node in returned and bool(aliased_by(node)))
+
+
+def _copy(graph: Graph, weight: Node) -> None:
+    """Let all that reads a folded weight read a copy."""
+    users = list(weight.users)
+    with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
+        made = call(graph, aten.clone.default, weight)
+    for user in users:
+        user.replace_input_with(weight, made)
 
 
 def _repeats(node: Node) -> bool:

@@ -48,6 +48,23 @@ def test_outputs_made_of_weights_keep_their_layout(name):
     assert made.report.after.get("layer_norm", 0) == 0
 
 
+@pytest.mark.parametrize("name", ["as it is", *LAYOUTS])
+def test_what_the_caller_does_to_outputs_made_of_weights_is_not_seen_by_the_next_call(name):
+    """And what a later call folds is not seen in the outputs of an earlier one."""
+    model = OfWeights({**LAYOUTS, "as it is": lambda t: t}[name]).eval()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        wanted = model(x)[1].clone()
+        compiled = torch.compile(model, backend="normfuse", options={"normfuse.inner": "eager"})
+        for run in (normfuse.rewrite(model, (x,)).module(), compiled):
+            run(x)[1].untyped_storage().fill_(0)
+            torch.testing.assert_close(run(x)[1], wanted, rtol=1e-12, atol=1e-12)
+        kept = compiled(x)[1]
+        model.table.mul_(torch.randn(4, dtype=torch.float64))
+        assert not torch.allclose(compiled(x)[1], wanted)
+        torch.testing.assert_close(kept, wanted, rtol=1e-12, atol=1e-12)
+
+
 def test_norms_of_norms_of_weights_are_constants_at_once():
     model = OfWeights(lambda t: F.layer_norm(F.layer_norm(t, (4,)).t(), (3,))).eval()
     made = normfuse.rewrite(model, (torch.randn(5, 4, dtype=torch.float64),))
