@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -111,8 +112,16 @@ def _nodes(value: Any) -> list[Node]:
     return [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, Node)]
 
 
+@cache
+def _only_reads(target: OpOverload) -> bool:
+    """Whether an operator writes to nothing, whatever its arguments."""
+    return target not in _KEEPS_STATISTICS and not target._schema.is_mutable
+
+
 def _written_by(node: Node) -> list[Node]:
     """The inputs whose memory a node may write to."""
+    if isinstance(node.target, OpOverload) and _only_reads(node.target):
+        return []
     if is_call(node, *_KEEPS_STATISTICS):
         bound = bind(node)
         updates = bound[_KEEPS_STATISTICS[node.target]]  # type: ignore[index]

@@ -36,7 +36,8 @@ def canonicalize(gm: GraphModule) -> int:
     effects = Effects(gm.graph)
     removed = 0
     for node in list(gm.graph.nodes):
-        node.target = _ALIASES.get(node.target, node.target)
+        if node.target in _ALIASES:
+            node.target = _ALIASES[node.target]
         if is_call(node, aten.type_as.default, aten.to.other) and not effects.is_written(node):
             _name_the_dtype(node)
         if _hands_on(node) and not effects.is_written(node) and not _is_returned(node):

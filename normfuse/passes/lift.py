@@ -6,7 +6,7 @@ passes see a norm.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -14,11 +14,13 @@ from torch.fx import GraphModule, Node
 
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import readers
+from normfuse.ir.changed import changed
 from normfuse.ir.effects import Effects
 from normfuse.ir.grad_mode import gradient_regions
 from normfuse.ir.location import module_path, source_line
 from normfuse.ir.region import NormRegion
 from normfuse.passes.bodies import Bodies
+from normfuse.passes.collector import collector_at_rest
 from normfuse.passes.work import Work
 from normfuse.patterns import (
     Candidate,
@@ -35,6 +37,7 @@ from normfuse.report import Refusal, Site
 __all__ = ["lift"]
 
 
+@collector_at_rest()
 def lift(work: Work) -> None:
     """Lift all norms of the program and record a site for each."""
     gm = work.program.gm
@@ -70,13 +73,13 @@ class _Lifting:
         moved: dict[str, Any] = {
             role: self.lifted[n] for role, n in held.items() if isinstance(n, Node) and n in self.lifted
         }
-        return replace(norm, operands=replace(norm.operands, **moved)) if moved else norm
+        return changed(norm, operands=changed(norm.operands, **moved)) if moved else norm
 
     def lift(self, norm: Candidate, module: str, source: str) -> None:
         nodes = _between(norm)
         sizes = tuple(sorted((n for n in nodes if not _is_tensor(n)), key=self._place))
         if sizes:
-            norm = replace(norm, operands=replace(norm.operands, sizes=sizes))
+            norm = changed(norm, operands=changed(norm.operands, sizes=sizes))
             nodes = _between(norm)
         interior = sorted(nodes, key=self._place)
         spelling = ", ".join(_operator(node) for node in interior)

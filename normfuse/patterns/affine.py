@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch.fx import Node
 
 from normfuse.ir.calls import CASTS, aten, bind, is_call, readers
+from normfuse.ir.changed import changed
 from normfuse.ir.dtypes import WIDER
 from normfuse.ir.sizes import rank_of, same, shape_of, static_size, tensor_of
 from normfuse.patterns.algebra import number
@@ -55,7 +55,7 @@ def cast(norm: Candidate, reader: Node) -> Candidate | None:
     if not value.is_floating_point() or value.device != before.device or len(reader.all_input_nodes) > 1:
         return None
     if norm.spec.has_scale or norm.spec.has_shift:
-        return replace(norm.grown(reader), closed=True)
+        return changed(norm.grown(reader), closed=True)
     if norm.spec.scale_dtype != norm.spec.compute_dtype:
         return None
     return norm.grown(reader, scale_dtype=value.dtype)
@@ -90,7 +90,7 @@ def scale(norm: Candidate, reader: Node) -> Candidate | None:
     found = _operand(norm, reader)
     if found is None:
         return None
-    operands = replace(norm.operands, scale=found[0])
+    operands = changed(norm.operands, scale=found[0])
     return norm.grown(
         reader, operands, has_scale=True, affine_dims=found[1], weight_offset=weight_offset(found[0])
     )
@@ -104,7 +104,7 @@ def shift(norm: Candidate, reader: Node) -> Candidate | None:
     found = _operand(norm, reader) if norm.spec.post_factor == 1 else None
     if found is None or (norm.spec.has_scale and found[1] != norm.spec.affine_dims):
         return None
-    return norm.grown(reader, replace(norm.operands, shift=found[0]), has_shift=True, affine_dims=found[1])
+    return norm.grown(reader, changed(norm.operands, shift=found[0]), has_shift=True, affine_dims=found[1])
 
 
 @piece
@@ -121,7 +121,7 @@ def scale_and_shift(norm: Candidate, reader: Node) -> Candidate | None:
         return None
     if not all(isinstance(n, Node) and _floating(n) and spans(n, norm.root, norm.spec.dims) for n in nodes):
         return None
-    operands = replace(norm.operands, scale=weight, shift=bias)
+    operands = changed(norm.operands, scale=weight, shift=bias)
     return norm.grown(reader, operands, has_scale=True, has_shift=True, weight_offset=weight_offset(weight))
 
 
@@ -139,7 +139,7 @@ def factor(norm: Candidate, reader: Node) -> Candidate | None:
     post = spec.post_factor * (1 / known if divides else known)
     is_core = not (spec.has_scale or spec.has_shift) and spec.out_dtype == spec.compute_dtype
     if not is_core or spec.eps is None or spec.kind not in ("rms_norm", "l2_norm"):
-        return replace(norm.grown(reader, post_factor=post), closed=True)
+        return changed(norm.grown(reader, post_factor=post), closed=True)
     sizes = [static_size(norm.root, d) for d in spec.dims]
     made = Constants(spec.divisor, spec.eps, spec.eps_mode, post).canonical(
         None if None in sizes else math.prod(s for s in sizes if s)
@@ -165,7 +165,7 @@ def merged_groups(norm: Candidate, reader: Node) -> Candidate | None:
     source = _before_widening(split.args[0])
     value = tensor_of(source)
     assert value is not None
-    return norm.grown(reader, replace(norm.operands, source=source), groups=groups, source_dtype=value.dtype)
+    return norm.grown(reader, changed(norm.operands, source=source), groups=groups, source_dtype=value.dtype)
 
 
 _VIEWS = (aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int)

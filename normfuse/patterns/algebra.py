@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 import torch
 from torch.fx import Node
 
+from normfuse.ir.changed import changed
 from normfuse.ir.sizes import shape_of, static_size, tensor_of
 from normfuse.patterns.facts import Fact, Stage
 
@@ -59,12 +59,12 @@ def power(fact: Fact, exponent: float | Fraction) -> Fact | None:
     made = fact.exponent * Fraction(exponent)
     if made not in _EXPONENTS:
         return None
-    return replace(fact, exponent=made, factor=fact.factor ** float(exponent))
+    return changed(fact, exponent=made, factor=fact.factor ** float(exponent))
 
 
 def times(fact: Fact, factor: float) -> Fact:
     """A statistic or a mean times a positive number."""
-    return replace(fact, factor=fact.factor * factor)
+    return changed(fact, factor=fact.factor * factor)
 
 
 def divided_by_count(fact: Fact) -> bool:
@@ -82,7 +82,7 @@ def _without_factor(fact: Fact) -> Fact | None:
     divisor = fact.divisor if fact.divisor is not None else count(fact)
     if divisor is None:
         return None
-    return replace(fact, factor=1.0, divisor=divisor / fact.factor ** float(1 / fact.exponent))
+    return changed(fact, factor=1.0, divisor=divisor / fact.factor ** float(1 / fact.exponent))
 
 
 def plus(fact: Fact, eps: float | Node) -> Fact | None:
@@ -92,7 +92,7 @@ def plus(fact: Fact, eps: float | Node) -> Fact | None:
     bare = _without_factor(fact) if fact.eps == 0 else None
     if bare is None or fact.exponent not in (1, HALF):
         return None
-    return replace(bare, eps=eps, eps_mode="inside" if fact.exponent == 1 else "outside")
+    return changed(bare, eps=eps, eps_mode="inside" if fact.exponent == 1 else "outside")
 
 
 def clamped(fact: Fact, least: float | Node) -> Fact | None:
@@ -101,5 +101,5 @@ def clamped(fact: Fact, least: float | Node) -> Fact | None:
     if bare is None or fact.exponent not in (1, HALF) or fact.stage is not Stage.STATISTIC:
         return None
     if fact.exponent == 1:
-        return replace(bare, eps=math.sqrt(least), eps_mode="clamp") if isinstance(least, float) else None
-    return replace(bare, eps=least, eps_mode="clamp")
+        return changed(bare, eps=math.sqrt(least), eps_mode="clamp") if isinstance(least, float) else None
+    return changed(bare, eps=least, eps_mode="clamp")

@@ -9,12 +9,11 @@ over other dimensions or in another precision never meet.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch.fx import Node
 
 from normfuse.ir.calls import aten, bind, is_call
+from normfuse.ir.changed import changed
 from normfuse.ir.dtypes import WIDER
 from normfuse.ir.sizes import same, shape_of
 from normfuse.patterns import roots
@@ -37,7 +36,7 @@ def centre(node: Node, facts: Facts) -> Fact | None:
         return None
     if not divided_by_count(right) or not _aligned(right):
         return None
-    made = replace(left, centred=True, dims=right.dims, flaw=left.flaw or right.flaw)
+    made = changed(left, centred=True, dims=right.dims, flaw=left.flaw or right.flaw)
     return stays(node, made) if _keeps_shape(node, left) else None
 
 
@@ -69,7 +68,7 @@ def _normed(node: Node, subject: Fact | None, statistic: Fact | None) -> Fact | 
         return None
     if scale is not None and not spans(scale, node, statistic.dims):
         return None
-    return replace(statistic, stage=Stage.NORMED, scale=scale)
+    return changed(statistic, stage=Stage.NORMED, scale=scale)
 
 
 def _same_precision(node: Node, subject: Fact, statistic: Fact) -> bool:
@@ -123,7 +122,7 @@ def _linear_image(value: object, factor: object, statistic: Fact, facts: Facts) 
         return None
     if not isinstance(factor, Node) or statistic.scale is not None:
         return None
-    return replace(statistic, stage=Stage.FACTOR, root=factor)
+    return changed(statistic, stage=Stage.FACTOR, root=factor)
 
 
 def _times_weight(node: Node, value: object, weight: object, facts: Facts) -> Fact | None:
@@ -137,7 +136,7 @@ def _times_weight(node: Node, value: object, weight: object, facts: Facts) -> Fa
     )
     if fact is None or not exact or fact.scale is not None or (statistic and fact.missing):
         return None
-    made = replace(fact, scale=weight, stage=fact.stage if statistic else Stage.SCALED)
+    made = changed(fact, scale=weight, stage=fact.stage if statistic else Stage.SCALED)
     return stays(node, made)
 
 
@@ -167,5 +166,5 @@ def divide(node: Node, facts: Facts) -> Fact | None:
         if made is not None:
             return made
     if is_stored(numerator) and isinstance(numerator, Node) and inverse.scale is None and not inverse.missing:
-        return stays(node, replace(inverse, scale=numerator))
+        return stays(node, changed(inverse, scale=numerator))
     return None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch.fx import Node
 
+from normfuse.ir.changed import changed
 from normfuse.ir.region import Operands
 from normfuse.ir.sizes import tensor_of
 from normfuse.ir.spec import NormSpec
@@ -35,5 +36,5 @@ class Candidate:
         assert value is not None
         out = changes.pop("out_dtype", value.dtype)
         assert isinstance(out, torch.dtype)
-        spec = replace(self.spec, out_dtype=out, **changes)  # type: ignore[arg-type]
-        return replace(self, spec=spec, root=root, operands=operands or self.operands)
+        spec = changed(self.spec, out_dtype=out, **changes)  # type: ignore[arg-type]
+        return changed(self, spec=spec, root=root, operands=operands or self.operands)

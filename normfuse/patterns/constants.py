@@ -6,9 +6,11 @@ post_factor * x / sqrt(S / divisor + eps)
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch.fx import Node
+
+from normfuse.ir.changed import changed
 
 __all__ = ["Constants"]
 
@@ -39,7 +41,7 @@ class Constants:
 
         A divisor that is no whole number goes into the factor.
         """
-        bare = replace(self, eps_mode="inside") if self.eps == 0 else self
+        bare = changed(self, eps_mode="inside") if self.eps == 0 else self
         if not elements:
             return bare
         divisor = float(elements) if self.divisor is None else self.divisor
@@ -47,14 +49,14 @@ class Constants:
             joins = not (isinstance(self.eps, Node) and self.post_factor != 1)
             if joins and math.isclose(divisor * self.post_factor**2, whole, rel_tol=_CLOSE):
                 made = bare if self.post_factor == 1 else bare._with_root_times(divisor / whole)
-                return replace(made, post_factor=1.0)._named(whole, elements)
+                return changed(made, post_factor=1.0)._named(whole, elements)
         whole = round(divisor)
         if math.isclose(divisor, whole, rel_tol=_CLOSE) or isinstance(self.eps, Node):
             return bare._named(whole, elements)
         return bare._with_root_times(divisor / elements)._named(elements, elements)
 
     def _named(self, divisor: int, elements: int) -> Constants:
-        return replace(self, divisor=None if divisor == elements else divisor)
+        return changed(self, divisor=None if divisor == elements else divisor)
 
     def _with_root_times(self, square: float) -> Constants:
         """The same function with ``sqrt(square)`` times the root, and so much more in front.
@@ -64,4 +66,4 @@ class Constants:
         eps = self.eps
         if not isinstance(eps, Node):
             eps = float(f"{eps * (square if self.eps_mode == 'inside' else math.sqrt(square)):.15g}")
-        return replace(self, eps=eps, post_factor=self.post_factor * math.sqrt(square))
+        return changed(self, eps=eps, post_factor=self.post_factor * math.sqrt(square))

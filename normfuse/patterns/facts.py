@@ -11,7 +11,7 @@ stage SQUARE, and whatever comes after needs to know nothing about them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, auto
 from fractions import Fraction
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from normfuse.ir.changed import changed
 from normfuse.ir.sizes import tensor_of
 
 __all__ = ["Fact", "Facts", "Stage", "transfer"]
@@ -81,7 +82,7 @@ class Fact:
         """A statistic over ``dims``; a centred source has statistics over its own dims only."""
         if self.centred and dims != self.dims:
             return None
-        return replace(self, stage=stage, dims=dims, **changes)
+        return changed(self, stage=stage, dims=dims, **changes)
 
     @property
     def subject(self) -> tuple[Node, bool]:
@@ -115,6 +116,7 @@ class Facts:
 
     def __init__(self, graph: Graph) -> None:
         self._known: dict[Node, Fact] = {}
+        self._sources: dict[Node, Fact] = {}
         for node in graph.nodes:
             rule = _TRANSFERS.get(node.target) if node.op == "call_function" else None
             fact = rule(node, self) if rule is not None else None
@@ -132,10 +134,13 @@ class Facts:
         fact = self._known.get(node)
         if fact is not None and fact.stage in stages:
             return fact
+        return self._source(node) if Stage.SOURCE in stages else None
+
+    def _source(self, node: Node) -> Fact | None:
         value = tensor_of(node)
-        if Stage.SOURCE not in stages or value is None or value.dtype == torch.bool:
-            return None
-        return Fact(Stage.SOURCE, node, compute_dtype=value.dtype, flaw=_flaw(value.dtype))
+        if node not in self._sources and value is not None and value.dtype != torch.bool:
+            self._sources[node] = Fact(Stage.SOURCE, node, compute_dtype=value.dtype, flaw=_flaw(value.dtype))
+        return self._sources.get(node)
 
     def ending(self, *stages: Stage) -> list[tuple[Node, Fact]]:
         """Every value at one of these stages, in execution order."""

@@ -7,11 +7,10 @@ No rewrite of an unmasked norm is exact for it.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch.fx import Node
 
 from normfuse.ir.calls import aten, bind
+from normfuse.ir.changed import changed
 from normfuse.patterns.facts import Fact, Facts, Stage, transfer
 
 __all__ = ["CODE", "masked"]
@@ -33,11 +32,11 @@ def _masked(value: object, facts: Facts) -> Fact | None:
     fact = facts.at(value, Stage.SOURCE, Stage.SQUARE)
     if fact is None or fact.flaw not in ("", CODE) or not isinstance(value, Node):
         return None
-    return replace(fact, stage=Stage.MASKED, root=value)
+    return changed(fact, stage=Stage.MASKED, root=value)
 
 
 def masked(value: object, facts: Facts) -> Fact | None:
     """What is below the mask, marked."""
     fact = facts.at(value, Stage.MASKED)
     inner = None if fact is None else facts.at(fact.root, Stage.SOURCE, Stage.SQUARE)
-    return None if inner is None else replace(inner, flaw=CODE)
+    return None if inner is None else changed(inner, flaw=CODE)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
 from normfuse.ir.calls import aten, bind
+from normfuse.ir.changed import changed
 from normfuse.ir.dtypes import opmath
 from normfuse.ir.region import Operands
 from normfuse.ir.sizes import same, tensor_of
@@ -97,12 +97,12 @@ def _native(kind: str, root: Node, bound: dict[str, Any], facts: Facts, eps: Any
     source = tensor_of(fact.source)
     if made is None or source is None:
         return None
-    spec = replace(made.spec, source_dtype=source.dtype)
+    spec = changed(made.spec, source_dtype=source.dtype)
     flaw = flaw_of(tuple(value.shape), dims)
-    return replace(
+    return changed(
         made,
         spec=spec,
-        operands=replace(made.operands, source=fact.source),
+        operands=changed(made.operands, source=fact.source),
         refusal=refusal(flaw, root) if flaw else None,
     )
 
@@ -150,7 +150,7 @@ def instance_norm(node: Node, facts: Facts) -> Candidate | None:
         return None
     made = _over_positions("instance_norm", node, bound, value, 1)
     updates = made is not None and bound["running_mean"] is not None
-    return replace(made, refusal=refusal("updates_statistics", node)) if made and updates else made
+    return changed(made, refusal=refusal("updates_statistics", node)) if made and updates else made
 
 
 def _over_positions(
@@ -163,12 +163,12 @@ def _over_positions(
     if made is None:
         return None
     shared = groups if kind == "group_norm" else 1
-    spec = replace(made.spec, affine_dims=(1 - value.dim(),), groups=shared)
+    spec = changed(made.spec, affine_dims=(1 - value.dim(),), groups=shared)
     flaw = flaw_of(tuple(value.shape), dims, symbolic=True)
-    return replace(
+    return changed(
         made,
         spec=spec,
-        operands=replace(made.operands, source=bound["input"]),
+        operands=changed(made.operands, source=bound["input"]),
         closed=True,
         refusal=refusal(flaw, root) if flaw else None,
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from fractions import Fraction
 
 import torch
 from torch.fx import Node
 
 from normfuse.ir.calls import aten, bind
+from normfuse.ir.changed import changed
 from normfuse.ir.dtypes import FLOATS, WIDER
 from normfuse.ir.sizes import same, shape_of, tensor_of
 from normfuse.patterns.algebra import HALF, clamped, dtype_of, number, plus, power, stays
@@ -32,9 +32,9 @@ def cast(node: Node, facts: Facts) -> Fact | None:
         return fact
     if fact.stage is Stage.STATISTIC:
         rounds = before.dtype in WIDER.get(after.dtype, ()) and fact.factor_dtype is None
-        return replace(fact, factor_dtype=after.dtype) if rounds and fact.exponent in (HALF, -HALF) else None
+        return changed(fact, factor_dtype=after.dtype) if rounds and fact.exponent in (HALF, -HALF) else None
     widens = after.dtype in WIDER.get(fact.compute_dtype, ()) and not fact.centred
-    return replace(fact, compute_dtype=after.dtype) if widens else None
+    return changed(fact, compute_dtype=after.dtype) if widens else None
 
 
 @transfer(aten.pow.Tensor_Scalar)
@@ -128,7 +128,7 @@ def restored(node: Node, facts: Facts) -> Fact | None:
     between = [d for d in fact.missing if low < d < high]
     if not between:
         return None
-    return replace(fact, missing=tuple(d for d in fact.missing if d != between[0]))
+    return changed(fact, missing=tuple(d for d in fact.missing if d != between[0]))
 
 
 @transfer(aten.view.default, aten.reshape.default)
@@ -140,4 +140,4 @@ def reshaped(node: Node, facts: Facts) -> Fact | None:
         return None
     wanted = [1 if d in fact.dims else full[d] for d in range(-len(full), 0)]
     fits = all(same(a, b) for a, b in zip(shape, wanted, strict=True))
-    return replace(fact, missing=()) if fits and dtype_of(node) is not None else None
+    return changed(fact, missing=()) if fits and dtype_of(node) is not None else None

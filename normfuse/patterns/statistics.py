@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch.fx import Node
 
 from normfuse.ir.calls import aten, bind, is_call
+from normfuse.ir.changed import changed
 from normfuse.ir.dtypes import opmath
 from normfuse.ir.einsum import subscripts
 from normfuse.ir.sizes import rank_of, shape_of
@@ -58,7 +58,7 @@ def square(node: Node, value: object, facts: Facts) -> Fact | None:
     bare = statistic is not None and statistic.factor_dtype is None and statistic.scale is None
     made = stays(node, power(statistic, 2)) if statistic is not None and bare else None
     fact = facts.at(value, Stage.SOURCE)
-    return made if made is not None or fact is None else stays(node, replace(fact, stage=Stage.SQUARE))
+    return made if made is not None or fact is None else stays(node, changed(fact, stage=Stage.SQUARE))
 
 
 @transfer(aten.square.default)
@@ -80,7 +80,7 @@ def _spread(call: Node, facts: Facts, exponent: Fraction) -> Fact | None:
         return _in_more_precision(made)
     if elements is None or elements <= correction:
         return None
-    return _in_more_precision(replace(made, divisor=float(elements - correction)))
+    return _in_more_precision(changed(made, divisor=float(elements - correction)))
 
 
 def _in_more_precision(fact: Fact) -> Fact:
@@ -88,7 +88,7 @@ def _in_more_precision(fact: Fact) -> Fact:
     assert fact.compute_dtype is not None
     wider = opmath(fact.compute_dtype)
     exact = fact.flaw or wider == fact.compute_dtype
-    return fact if exact else replace(fact, statistics_dtype=wider)
+    return fact if exact else changed(fact, statistics_dtype=wider)
 
 
 @transfer(aten.var.correction, aten.var.dim)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Container
-from dataclasses import replace
 from typing import Any
 
 from torch.fx import Graph, Node
 
 from normfuse.ir.calls import aten, bind, is_call
+from normfuse.ir.changed import changed
 from normfuse.ir.dtypes import opmath
 from normfuse.ir.region import Operands
 from normfuse.ir.sizes import same, shape_of, tensor_of
@@ -86,17 +86,17 @@ def _native(
 
 def _with_batch_statistics(norm: Candidate, weights: Container[Node]) -> Candidate:
     """Statistics of the batch; of a weight they are as constant as the weight is."""
-    spec, operands = norm.spec, replace(norm.operands, mean=None, variance=None)
-    spec = replace(spec, statistics="input", stored=())
+    spec, operands = norm.spec, changed(norm.operands, mean=None, variance=None)
+    spec = changed(spec, statistics="input", stored=())
     if operands.source in weights and norm.operands.mean is None:
-        return Candidate(replace(spec, kind="weight_standardization"), norm.root, operands)
+        return Candidate(changed(spec, kind="weight_standardization"), norm.root, operands)
     refusal = Refusal(
         "batch_statistics",
         f"{norm.root.name} normalizes by the statistics of the batch it is given",
         norm.root.name,
         "call .eval() on the norm, and keep track_running_stats=True",
     )
-    return replace(norm, spec=spec, operands=operands, refusal=refusal)
+    return changed(norm, spec=spec, operands=operands, refusal=refusal)
 
 
 def with_skip(norm: Candidate, weights: Container[Node]) -> Candidate:
@@ -110,7 +110,7 @@ def with_skip(norm: Candidate, weights: Container[Node]) -> Candidate:
     skip = _factor(other, norm, weights)
     if skip is None:
         return norm
-    operands = replace(norm.operands, skip=skip)
+    operands = changed(norm.operands, skip=skip)
     return norm.grown(reader, operands, kind="rep_batch_norm", stored=(*norm.spec.stored, "skip"))
 
 

@@ -9,12 +9,13 @@ A product with a vector is a norm only if the vector comes from the root of a st
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch.fx import Graph, Node
 
 from normfuse.ir.calls import aten, bind, is_call
+from normfuse.ir.changed import changed
 from normfuse.ir.region import Operands
 from normfuse.ir.sizes import same, shape_of, tensor_of
 from normfuse.ir.spec import NormSpec
@@ -64,8 +65,8 @@ def _begun(node: Node, weights: Container[Node]) -> _Chain | None:
     operands = _less_mean(value, axis, weights)
     root = exact_root(factor, divides)
     if root is not None and _channel_axis(root[0], node) == axis:
-        return _Chain(node, axis, replace(operands, variance=root[0]), found)
-    return None if divides else _Chain(node, axis, replace(operands, scale=factor), found)
+        return _Chain(node, axis, changed(operands, variance=root[0]), found)
+    return None if divides else _Chain(node, axis, changed(operands, scale=factor), found)
 
 
 def _value_and_factor(node: Node, weights: Container[Node]) -> tuple[Node | None, Node | None]:
@@ -120,14 +121,14 @@ def _with_scale(chain: _Chain, weights: Container[Node]) -> _Chain:
     weight = _weight_of(chain, aten.mul.Tensor, weights)
     if weight is None or chain.reader is None or chain.operands.scale is not None:
         return chain
-    return replace(chain, root=chain.reader, operands=replace(chain.operands, scale=weight))
+    return changed(chain, root=chain.reader, operands=changed(chain.operands, scale=weight))
 
 
 def _with_shift(chain: _Chain, weights: Container[Node]) -> _Chain:
     bias = _weight_of(chain, aten.add.Tensor, weights)
     if bias is None or chain.reader is None or bind(chain.reader)["alpha"] != 1:
         return chain
-    return replace(chain, root=chain.reader, operands=replace(chain.operands, shift=bias))
+    return changed(chain, root=chain.reader, operands=changed(chain.operands, shift=bias))
 
 
 def _weight_of(chain: _Chain, target: object, weights: Container[Node]) -> Node | None:

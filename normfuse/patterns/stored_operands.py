@@ -7,11 +7,10 @@ Told apart, it is described as the batch norm that it is, and its mean is known.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch.fx import Node
 
 from normfuse.ir.calls import aten, bind, is_call
+from normfuse.ir.changed import changed
 from normfuse.ir.region import Operands
 from normfuse.ir.sizes import same, shape_of
 
@@ -31,7 +30,7 @@ def told_apart(operands: Operands) -> tuple[Operands, float] | None:
     if eps is None or len(found) < 4:
         return None
     scale, shift, mean, variance = found
-    return replace(operands, scale=scale, shift=shift, mean=mean, variance=variance), eps
+    return changed(operands, scale=scale, shift=shift, mean=mean, variance=variance), eps
 
 
 def _entries(value: Node | None) -> Node | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import replace
 
 from torch.fx import Node
 
 from normfuse.ir.calls import CASTS, aten, is_call, readers
+from normfuse.ir.changed import changed
 from normfuse.ir.sizes import same, shape_of, tensor_of
 from normfuse.patterns.candidate import Candidate
 from normfuse.patterns.operands import varying_dims
@@ -29,7 +29,7 @@ def of_weight(norm: Candidate, weights: Container[Node]) -> Candidate:
     whole = spec.dims == tuple(range(1 - len(shape), 0))
     if source not in weights or filters is None or len(filters) < 3 or not whole:
         return norm
-    return replace(norm, spec=spec.as_kind("weight_standardization"))
+    return changed(norm, spec=spec.as_kind("weight_standardization"))
 
 
 def modulation(root: Node) -> str:
