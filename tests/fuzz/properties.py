@@ -1,7 +1,8 @@
 """What must hold for every network, whatever it looks like.
 
 * The rewritten program is equal to the original: in float64 up to the order of sums, in float32 and bfloat16
-  within the error budget against a float64 oracle. What it does to the caller's tensors is the same.
+  within the error budget against a float64 oracle. What it does to the caller's tensors is the same, and so
+  is the memory that its outputs lie in: what the caller writes to one changes no weight that was folded.
 * Lifting changes no bit. Gradients are equal while the algebra on weights is still in the graph.
 * The pipeline has nothing left to do on what it made, and its rules may run in any order, or not at all.
 """
@@ -128,7 +129,20 @@ def _same_function(case: Case, program: Program) -> Counter[str]:
         found = evaluate(made.gm, given, weights, kept)
         if not _almost_equal(wanted, found):
             _close_enough(program, case.recipe, torch.float64)
+    before, after = _memory(program.gm, case, []), _memory(made.gm, case, folded)
+    assert before == after, f"outputs lie in the memory of {after} and did in that of {before}"
     return _fired(report, len(folded)) + _lifting_is_bitwise(program, case)
+
+
+def _memory(gm: GraphModule, case: Case, folded: Sequence[Tensor]) -> list[list[str]]:
+    """For each output whose memory it lies in: an input's, another output's, a folded weight's."""
+    own, hidden = copies([*case.given, *case.weights]), copies(folded)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        outputs = gm(*own, *hidden)
+    groups = {"input": own, "output": outputs, "folded": hidden}
+    named = [(f"{name} {i}", t) for name, group in groups.items() for i, t in enumerate(group)]
+    return [[n for n, t in named if torch._C._is_alias_of(t, output)] for output in outputs]
 
 
 def _other_sizes(case: Case, program: Program) -> list[tuple[Tensor, ...]]:
