@@ -74,7 +74,7 @@ def _matmul(node: Node, bound: dict[str, Any], axis: int) -> Flow:
 def _grouped(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     """Rows of one expert after the other, each times that expert's matrix: all experts take the map."""
     experts = bound["mat2"]
-    if axis != 1 or len(shape_of(experts) or ()) != 3 or bound["bias"] is not None:
+    if (axis, rank_of(node), rank_of(experts)) != (1, 2, 3) or bound["bias"] is not None:
         return _per_row(node, "the grouped product")
     return Carries(((experts, 2),))
 
