@@ -214,3 +214,20 @@ def read_by_linear(net, h):
 @tap
 def squared(net, h):
     return (h * h).sum(-1)
+
+
+@tap
+def weight_itself(net, h):
+    return net.weight(net.width, net.width)
+
+
+@tap
+def norm_of_weights(net, h):
+    d = net.width
+    return F.layer_norm(net.weight(d, d), (d,), net.weight(d), None, EPS)
+
+
+@tap
+def view_of_weights(net, h):
+    d = net.width
+    return F.layer_norm(net.weight(d, d), (d,), None, None, EPS).t()[1:]

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -14,7 +15,8 @@ from normfuse.analysis import absorb
 from normfuse.passes.place import Placement
 from tests.fuzz import campaign
 from tests.fuzz.campaign import Tally, find_failure, run_batch, shortfalls, summary
-from tests.fuzz.properties import FIRES
+from tests.fuzz.properties import FIRES, check
+from tests.fuzz.recipe import Recipe
 
 CASES = 80
 
@@ -43,18 +45,29 @@ def _wrong_axis(self, leaf, before, original=Placement.fold):
     return original(self, replace(leaf, axis=0), before)
 
 
-def test_a_forgotten_layer_scale_is_found():
-    with patch("normfuse.analysis.absorb._absorb_scale", _forgotten_layer_scale):
-        failure = find_failure(1, 250, shrink=False)
-    assert failure is not None
-    assert any("scale" in step.variant for step in failure[0].steps)
+PLANTED = {
+    "forgotten_layer_scale": lambda: patch("normfuse.analysis.absorb._absorb_scale", _forgotten_layer_scale),
+    "shared_weight": lambda: patch.object(Placement, "fold", _folded_for_one_use_only),
+    "returned_weight": lambda: patch("normfuse.passes.hoist._copy", lambda *_: None),
+}
+"""Bugs, and under the same names in ``planted/`` the smallest network in which each was found."""
 
 
-def test_a_shared_weight_that_is_folded_for_one_use_only_is_found():
-    with patch.object(Placement, "fold", _folded_for_one_use_only):
+@pytest.mark.parametrize("bug", PLANTED)
+def test_the_properties_see_a_planted_bug(bug):
+    recipe = Recipe.from_json((Path(__file__).parent / "planted" / f"{bug}.json").read_text("utf-8"))
+    check(recipe)
+    with PLANTED[bug](), pytest.raises(AssertionError, match="output"):
+        check(recipe)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", PLANTED)
+def test_the_search_finds_a_planted_bug(bug):
+    with PLANTED[bug]():
         failure = find_failure(1, 250, shrink=False)
     assert failure is not None
-    assert any(step.tie or step.variant == "the_same_twice" for step in failure[0].steps)
+    assert "output" in failure[1]
 
 
 def test_a_failure_is_stored_and_a_batch_is_not_run_again(tmp_path, monkeypatch):

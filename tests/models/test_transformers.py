@@ -36,7 +36,7 @@ JUDGED = [
     for dtype in (torch.float32, torch.bfloat16)
     if not (ZOO[name].routes and dtype is torch.bfloat16)
 ]
-#: One of each way to be changed; the others in bfloat16 are slow tests.
+#: One of each way to be changed; the others are judged in float32, and all in the other dtype when slow.
 IN_BFLOAT16 = ["gpt2", "opt", "gpt_neox", "clip_text", "vit", "dinov2", "cohere", "whisper"]
 
 
@@ -49,7 +49,14 @@ def check_outcome(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, torch.float32) for name in CHANGED] + [(name, torch.bfloat16) for name in IN_BFLOAT16],
+    [
+        pytest.param(
+            name,
+            dtype,
+            marks=[] if (name in IN_BFLOAT16) is (dtype is torch.bfloat16) else [pytest.mark.slow],
+        )
+        for name, dtype in JUDGED
+    ],
 )
 def test_outcome_and_no_further_from_float64_than_the_original(name: str, dtype: torch.dtype) -> None:
     model, args, kwargs = build(name, dtype)
