@@ -7,6 +7,7 @@ value cleans all that hangs below it. The best single place is the one with most
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from torch.fx import Node
@@ -84,16 +85,23 @@ class _Dirt:
         return found
 
 
-def decide(stream: Stream, weights: WeightValues, order: dict[Node, int], may_centre: bool) -> Decision:
+def decide(
+    stream: Stream,
+    weights: WeightValues,
+    order: dict[Node, int],
+    may_centre: bool,
+    settled: Container[Node] = (),
+) -> Decision:
     """Convert every norm of the stream that weights alone, or weights and one centring, make possible.
 
-    One centring is added only where at least two norms lose theirs.
+    One centring is added only where at least two norms lose theirs. Nothing is done for the norms in
+    ``settled``, which stay as they are.
     """
     decision, dirt = Decision(), _Dirt()
     members = sorted((m for m in stream.members if m not in stream.raw), key=lambda v: (order[v[0]], v[1]))
     for value in members:
         _judge(value, stream, weights, decision, dirt)
-    readable = [(v, n) for v in members for n in stream.norms.get(v, ())]
+    readable = [(v, n) for v in members for n in stream.norms.get(v, ()) if n not in settled]
     decision.cut = (
         _best_cut([v for v, _ in readable if v in dirt.parent], dirt, stream, order) if may_centre else None
     )

@@ -27,8 +27,9 @@ class Carries:
 
     ``table`` says that the operand is a lookup table, which holds more rows than are ever read. With
     ``groups``, the first axis of the first operand is ``groups`` runs, each of which has channels of its
-    own. A shift goes where ``shift`` says, ONCE into one of ``adders``, or into the missing argument
-    ``bias``. ``factor`` is the number that the operator multiplies by, where that is all it does.
+    own. A shift goes where ``shift`` says, ONCE into one of ``adders`` (operands that are read once) or
+    into the missing argument ``bias``. ``factor`` is the number that the operator multiplies by, where that
+    is all it does.
     """
 
     operands: tuple[tuple[Node, int], ...]

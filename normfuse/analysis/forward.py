@@ -90,7 +90,7 @@ def _into(user: Node, value: Node, axis: int, maps: Maps, weights: WeightValues)
     regrouped = _regrouped(user, value, axis, maps)
     if regrouped is not None:
         return _push_all(regrouped, axis, weights)
-    out = carried_axis(user, value, axis)
+    out = carried_axis(user, value, axis, maps)
     found = flow(user, out) if out is not None else None
     if out is None or not isinstance(found, Carries) or len(found.operands) > 1:
         return _nonlinear(user)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
+from normfuse.analysis.channel_map import ChannelMap
 from normfuse.analysis.flow import Blocks, Carries, Flow, Scales, Vanishes
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.dtypes import FLOATS
@@ -98,17 +99,20 @@ def _checked(node: Node, found: Flow) -> Flow:
     reads = Counter(leaf for leaf in leaves if leaf in roles)
     if reads != roles or len(distinct) != len(roles):
         return block(node, "nonlinear_writer", f"{node.name} reads one value in two roles")
-    return replace(found, operands=distinct) if isinstance(found, Carries) else found
+    if not isinstance(found, Carries):
+        return found
+    return replace(found, operands=distinct, adders=tuple(a for a in found.adders if roles[a] == 1))
 
 
-def carried_axis(user: Node, operand: Node, axis: int) -> int | None:
-    """The axis of ``user``'s output on which the channels along ``axis`` of an operand come out."""
+def carried_axis(user: Node, operand: Node, axis: int, maps: Sequence[ChannelMap]) -> int | None:
+    """The axis of ``user``'s output on which maps along ``axis`` of an operand come out as they are."""
     if user.target not in ROWS:
         return None
     for out in range(rank_of(user)):
         found = flow(user, out)
         if isinstance(found, Carries) and (operand, axis) in found.operands:
-            return out
+            passes = found.groups == 1 and all(m.admitted_by(found.needs) for m in maps)
+            return out if passes else None
     return None
 
 

@@ -52,11 +52,11 @@ def _sum(node: Node, bound: dict[str, Any], axis: int) -> Flow:
 
 
 def _unscaled(node: Node, bound: dict[str, Any]) -> tuple[Node, ...]:
-    """The terms that enter the sum once and as they are."""
+    """The terms that enter the sum as they are."""
     left, right = bound["self"], bound["other"]
     plain = node.target is aten.add.Tensor and bound["alpha"] == 1
     terms = [left, right] if plain else [left]
-    return tuple(t for t in terms if isinstance(t, Node) and left is not right)
+    return tuple(t for t in terms if isinstance(t, Node))
 
 
 @row(aten.mul.Tensor, aten.div.Tensor)

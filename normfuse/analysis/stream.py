@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
+from normfuse.analysis.channel_map import Centre
 from normfuse.analysis.flow import Blocks, Carries, Scales
 from normfuse.analysis.operator_table import carried_axis, flow, operator_name
 from normfuse.analysis.readers import reads_only_type
@@ -96,7 +97,7 @@ def _forward(value: Value, stream: Stream) -> list[Value]:
         if norm_axis(user) == value:
             stream.norms.setdefault(value, []).append(user)
         elif not reads_only_type(user, node):
-            out = carried_axis(user, node, axis)
+            out = carried_axis(user, node, axis, (Centre(),))
             if out is None:
                 stream.raw.setdefault(value, _raw_reader(user, node))
             else:

@@ -1,7 +1,7 @@
 """The pipeline: every stage, in order, on one screen.
 
-    capture -> functionalize -> canonicalize -> lift -> fold_constants -> fold_affine -> recentre
-            -> settle_shifts -> [hoist] -> lower
+    capture -> positional -> functionalize -> canonicalize -> lift -> fold_constants -> fold_affine
+            -> recentre -> settle_shifts -> [hoist] -> lower
 
 The program is a runnable graph after each stage.
 """
@@ -28,6 +28,7 @@ from normfuse.passes.hoist import hoist
 from normfuse.passes.lift import lift
 from normfuse.passes.lower import lower
 from normfuse.passes.observer import Observer
+from normfuse.passes.positional import positional
 from normfuse.passes.recentre import NAME as RECENTRE
 from normfuse.passes.recentre import recentre
 from normfuse.passes.settle_shifts import settle_shifts
@@ -44,6 +45,7 @@ def run_pipeline(
     started = time.perf_counter()
     report = Report(target=options.target, graphs=1, notes=list(program.notes))
     work = Work(program, options, report, precise=precise)
+    positional(program.gm)
     if not (program.grad_enabled and switches_gradients(program.gm.graph)):
         functionalize(program.gm)
     canonicalize(program.gm)

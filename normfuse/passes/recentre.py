@@ -41,16 +41,17 @@ def recentre(work: Work) -> None:
     weights.admit(n for n in gm.graph.nodes if FOLD in n.meta)
     converts = work.options.converts(work.program.grad_enabled)
     order = {node: i for i, node in enumerate(gm.graph.nodes)}
+    settled = {node for node, site in work.sites.items() if site.refusal is not None}
     seen: set[Value] = set()
     found: list[tuple[Stream, Decision]] = []
-    for node, site in work.sites.items():
+    for node in work.sites:
         value = norm_axis(node)
-        if value is None or value in seen or site.refusal is not None:
+        if value is None or value in seen or node in settled:
             continue
         stream = explore(value, weights, effects)
         seen.update(stream.members)
         work.streams |= {norm: len(found) for norms in stream.norms.values() for norm in norms}
-        decision = decide(stream, weights, order, converts)
+        decision = decide(stream, weights, order, converts, settled)
         if work.program.grad_enabled and not converts:
             _keep_what_does_not_pay(decision, weights)
         found.append((stream, decision))
@@ -62,8 +63,7 @@ def recentre(work: Work) -> None:
     for stream, decision in found:
         _apply(work, stream, decision, placement)
     for node, proof in proofs.items():
-        if work.sites[node].action == "converted":
-            work.sites[node].certificate = proof
+        work.sites[node].certificate = proof
 
 
 def _substitutions(decision: Decision) -> list[Substitution]:
@@ -124,8 +124,7 @@ def _apply(work: Work, stream: Stream, decision: Decision, placement: Placement)
     if decision.cut is not None:
         _centre_explicitly(work, stream, decision, placement)
     for node in decision.converted:
-        if work.sites[node].refusal is None:
-            _convert(work, node)
+        _convert(work, node)
     for node, refusal in decision.refusals.items():
         work.sites[node].refuse(refusal)
 

@@ -59,7 +59,8 @@ def rewrite_verified(
         watch = _Watch(vetoed)
         made = program.copied()
         report, folded = run_pipeline(made, options, watch, precise=precise)
-        if all(site.action in ("kept", "reverted") for site in report.sites):
+        unchanged = all(site.action in ("kept", "reverted") for site in report.sites)
+        if unchanged and not folded and not report.centrings:
             return made, report, folded
         with outside_tracing():
             verdict = _measure(program, watch, inputs, report)
@@ -68,6 +69,9 @@ def rewrite_verified(
         if not verdict.guilty:
             report.errors = watch.errors
             return made, report, folded
+        if unchanged:
+            report.notes.append("weights were folded though no norm changed, and the outputs moved: undone")
+            return _as_it_came(program, report)
         if watch.work is not None and watch.work.shifts_in_biases:
             precise = True
             continue
@@ -80,6 +84,10 @@ def _untouched(program: Program, report: Report) -> tuple[Program, Report, list[
     for site in report.sites:
         site.revert(Refusal("recognition_not_bitwise", message, remedy="report this model"))
         site.certificate = None
+    return _as_it_came(program, report)
+
+
+def _as_it_came(program: Program, report: Report) -> tuple[Program, Report, list[Folded]]:
     report.folded = report.centrings = 0
     return program.copied(), report, []
 

@@ -206,6 +206,7 @@ LINEAR = [
     case(aten.addmm.default, real(N, 1), SQUARE, SQUARE * 2),
     case(aten.addmm.default, real(), SQUARE, SQUARE * 2),
     case(aten.addmm.default, ROW, SQUARE, SQUARE),
+    case(aten.addmm.default, SQUARE, SQUARE * 2, SQUARE, axes=(1,)),
     case(aten.mm.default, SQUARE, SQUARE * 2, axes=(0, 1)),
     case(aten.mm.default, SQUARE, SQUARE),
     case(aten.bmm.default, CUBE, CUBE * 2, axes=(1, 2)),

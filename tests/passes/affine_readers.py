@@ -290,3 +290,19 @@ def beside_a_convolution_of_even_size(s, x):
 @case("raw_reader", norm=bn(6), conv=conv(6, 6, 3, padding=0, stride=7), args=(image(6)[..., :4, :4],))
 def beside_a_convolution_of_another_place(s, x):
     return torch.relu(s.norm(x) + s.conv(x))
+
+
+@case(
+    "stream_enters_graph",
+    args=(normal(2, 4, 5), normal(4, 3, 2)),
+    var=buffer(3, 1),
+    conv=linear(2, 3, bias=False),
+)
+def kernel_of_a_grouped_transposed_convolution(s, z, kernel):
+    y = F.conv_transpose1d(z, kernel / torch.sqrt(s.var + 1e-5), groups=2)
+    return s.conv(y[:, 2:4].transpose(1, 2))
+
+
+@case(args=(normal(2, 4, 7), normal(6, 2, 3)), var=buffer(6, 1, 1), conv=linear(6, 3, bias=False))
+def kernel_of_a_grouped_convolution(s, z, kernel):
+    return s.conv(F.conv1d(z, kernel / torch.sqrt(s.var + 1e-5), groups=2).transpose(1, 2))

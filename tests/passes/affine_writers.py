@@ -104,6 +104,11 @@ def matmul_has_no_bias(s, x):
     return torch.relu(s.norm(x @ s.w))
 
 
+@case("shift_blocked", args=(normal(5, 5),), w=param(5, 5), norm=bn1())
+def addmm_that_adds_its_factor(s, x):
+    return s.norm(torch.addmm(s.w, x, s.w))
+
+
 @case("shift_blocked", args=(normal(4, 6),), w=param(6, 5), b=param(5), norm=bn1())
 def addmm_that_scales_its_bias(s, x):
     return torch.relu(s.norm(torch.addmm(s.b, x, s.w, beta=2)))

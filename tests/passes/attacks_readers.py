@@ -324,3 +324,23 @@ def one_centring_of_parts(s, x):
 def one_centring_where_a_norm_reads_the_raw_values(s, x):
     h = torch.relu(s.lin(x))
     return s.ln(h * 2), s.ln2(h * 3), s.ln(h), h
+
+
+@attack(0, "raw_reader grouped_weight", args=lambda: (normal(2, D, 7), normal(3, 5)))
+def kernel_of_a_depthwise_convolution(s, z, a):
+    w = s.lin(a)
+    out = F.conv1d(z, w.t().unsqueeze(1), padding=1, groups=D)
+    return s.ln(w), s.ln2(out.transpose(1, 2))
+
+
+@attack(2, args=lambda: (normal(2, 4, 7), normal(4, 3, 5)))
+def kernel_of_a_convolution(s, z, a):
+    w = s.lin(a)
+    return s.ln(w), s.ln2(F.conv1d(z, w.permute(2, 0, 1)).transpose(1, 2))
+
+
+@attack(1, "raw_reader", args=lambda: (normal(2, 4, 7), normal(4, 3, 5)))
+def kernel_of_a_grouped_transposed_convolution(s, z, a):
+    w = s.lin(a)
+    out = F.conv_transpose1d(z, w.permute(0, 2, 1), groups=2).transpose(1, 2)
+    return s.ln(w), out[..., :D] + out[..., D:], s.ln2(s.lin2(a))
