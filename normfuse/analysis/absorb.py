@@ -19,7 +19,7 @@ from normfuse.analysis.ranges import Piece, narrowed, pieces_of, read_apart, wid
 from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten
-from normfuse.ir.sizes import same, shape_of, tensor_of
+from normfuse.ir.sizes import rank_of, shape_of, tensor_of
 from normfuse.report import Refusal
 
 __all__ = ["Constant", "Kept", "Leaf", "Maps", "Plan", "Rebuilt", "Redirected", "absorb", "linear_parts"]
@@ -247,16 +247,13 @@ def _absorb_scale(node: Node, found: Scales, maps: Maps, weights: WeightValues) 
             return refusal
     before, after = tensor_of(found.operand), tensor_of(node)
     keeps = before is not None and after is not None and before.dtype == after.dtype
-    if not keeps or not _same_shape(found.operand, node):
-        return Refusal("channel_gate", f"{node.name} changes the shape or dtype of what it scales", node.name)
+    if not keeps or rank_of(found.operand) != rank_of(node):
+        return Refusal(
+            "channel_gate", f"{node.name} changes the axes or the dtype of what it scales", node.name
+        )
     if found.operand not in weights and len(value_readers(found.operand)) > 1:
         return _read_elsewhere(found.operand)
     return absorb(found.operand, found.axis, (Diagonal(found.scale), *maps), weights)
-
-
-def _same_shape(a: Node, b: Node) -> bool:
-    left, right = shape_of(a) or (), shape_of(b) or ()
-    return len(left) == len(right) and all(same(x, y) for x, y in zip(left, right, strict=True))
 
 
 def _may_copy_table(found: Carries, weights: WeightValues) -> bool:

@@ -368,3 +368,36 @@ def the_result_of_the_norm_is_written(s, x):
     y = s.norm(s.conv(x))
     y.mul_(2)
     return y.relu_()
+
+
+@case("raw_reader", conv=conv(6, 5, 3), norm=bn())
+def a_value_further_up_is_read_elsewhere(s, x):
+    h = s.conv(x)
+    return torch.relu(s.norm(h.transpose(2, 3))), h.sum(1)
+
+
+@case("grouped_weight", args=(normal(2, 4, 7), normal(4, 5, 3)), lin=linear(3, 3), norm=bn1(10))
+def a_grouped_kernel_that_depends_on_data(s, z, a):
+    return torch.relu(s.norm(F.conv_transpose1d(z, s.lin(a), groups=2)))
+
+
+@case("nonlinear_writer", args=(normal(2, 4, 7), normal(4, 3, 6)), lin=linear(6, 5), norm=bn1())
+def a_kernel_that_depends_on_data(s, z, a):
+    return torch.relu(s.norm(F.conv1d(z, s.lin(a).permute(2, 0, 1))))
+
+
+@case("channel_gate", args=(normal(1, 6, 7, 7),), conv=conv(6, 5, 3), gate=conv(6, 5, 1), norm=bn())
+def a_gate_of_one_image(s, x):
+    gate = torch.sigmoid(s.gate(x.mean((2, 3), keepdim=True)))
+    return torch.relu(s.norm(s.conv(x) * gate))
+
+
+@case("channel_gate", conv=conv(6, 5, 3), g=param(5, 1, 1), norm=bn())
+def a_factor_that_widens(s, x):
+    h = F.conv2d(x.float(), s.conv.weight.float(), s.conv.bias.float())
+    return torch.relu(s.norm(h * s.g))
+
+
+@case("channel_gate", args=(normal(6, 7),), conv=lambda: nn.Conv1d(6, 5, 3), g=param(1, 5, 1), norm=bn1())
+def a_factor_that_adds_an_axis(s, x):
+    return torch.relu(s.norm(s.conv(x) * s.g))

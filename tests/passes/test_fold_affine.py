@@ -93,6 +93,13 @@ def test_refusals_name_both_sides() -> None:
     assert "reflect" in site.refusal.remedy
 
 
+def test_a_norm_that_is_returned_is_refused_for_that() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.BatchNorm1d(5)).eval()
+    (site,) = normfuse.rewrite(model, (torch.randn(4, 5),)).report.sites
+    assert "behind it, the normalized values" in site.refusal.message
+    assert "are returned" in site.refusal.message
+
+
 def test_channel_counts_that_disagree_fail_as_in_eager() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(5)).eval()
     with pytest.raises(normfuse.CaptureError):

@@ -75,3 +75,22 @@ def test_kept_with_a_reason(norm, kind, code) -> None:
     assert site.refusal.code == code
     assert site.refusal.message
     assert torch.equal(made.module()(x), model(x))
+
+
+class Table(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(9, 6), nn.LayerNorm(6)
+
+    def forward(self, ids):
+        return self.norm(self.table(ids))
+
+
+def test_a_table_is_replaced_in_a_program_and_not_copied_beside_a_model() -> None:
+    model, ids = Table().eval(), torch.tensor([[1, 2]])
+    assert normfuse.rewrite(model, (ids,)).report.after == {"rms_norm": 1}
+    options = {"normfuse.inner": "eager"}
+    with torch.no_grad():
+        torch.compile(model, backend=normfuse.normfuse_backend, options=options)(ids)
+    (site,) = normfuse.last_report().sites
+    assert site.refusal.code == "table_copy"
