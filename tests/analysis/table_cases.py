@@ -199,6 +199,7 @@ LINEAR = [
     case(aten.linear.default, CUBE, SQUARE, ROW, axes=(2,)),
     case(aten.linear.default, CUBE, SQUARE, real(1)),
     case(aten.linear.default, CUBE, ROW, axes=(0, 1)),
+    case(aten.linear.default, SQUARE * 2, SQUARE, SQUARE),
     case(aten.linear.default, ROW, SQUARE, ROW * 2, axes=(0,)),
     case(aten.linear.default, SQUARE, SQUARE),
     case(aten.addmm.default, ROW, SQUARE, SQUARE * 2, axes=(1,), beta=2, alpha=-0.5),

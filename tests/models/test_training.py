@@ -52,8 +52,15 @@ def test_gradients_in_float64(name: str) -> None:
     assert (report.after, report.folded) == (ZOO[name].after, 0)
 
 
-@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
-@pytest.mark.parametrize("name", ["gpt2", "vit"])
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [
+        ("gpt2", torch.optim.AdamW),
+        ("vit", torch.optim.SGD),
+        pytest.param("gpt2", torch.optim.SGD, marks=pytest.mark.slow),
+        pytest.param("vit", torch.optim.AdamW, marks=pytest.mark.slow),
+    ],
+)
 def test_twenty_steps_follow_eager(name: str, optimizer: type[torch.optim.Optimizer]) -> None:
     model, args, kwargs = build(name, torch.float64)
     reference = copy.deepcopy(model)

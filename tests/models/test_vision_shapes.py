@@ -47,7 +47,9 @@ def test_no_further_from_float64_than_the_original(name: str, dtype: torch.dtype
     assert result.error_ratio <= 1.5
 
 
-@pytest.mark.parametrize("name", ["resnet_basic", "repvgg", "levit"])
+@pytest.mark.parametrize(
+    "name", ["resnet_basic", *(pytest.param(n, marks=pytest.mark.slow) for n in ("repvgg", "levit"))]
+)
 def test_gradients_with_the_statistics_fixed(name: str) -> None:
     """In evaluation with gradients the fold is part of the graph, and every parameter keeps its gradient."""
     model, x = build(name)

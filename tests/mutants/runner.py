@@ -131,6 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", default="", help="part of the names of the mutants to run")
+    parser.add_argument("--skip-explained", action="store_true", help="leave out those that may survive")
     parser.add_argument("--suites", type=int, default=len(TESTS), help="how many of the test suites to run")
     parser.add_argument("--folder", type=Path, default=Path("build/mutants"))
     given = parser.parse_args(arguments)
@@ -145,6 +146,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not survey.exists() and _finished(_survey, (survey,), SECONDS) != 0:
         raise SystemExit("a test fails without any mutant: run the tests first")
     waiting = [m for module in MODULES for m in mutants(module) if given.only in f"{m.module}: {m.name}"]
+    if given.skip_explained:
+        waiting = [m for m in waiting if f"{m.module}: {m.name}" not in explained()]
     started, survivors = time.perf_counter(), []
     outcome = partial(_outcome, TESTS[: given.suites], given.folder)
     with ThreadPoolExecutor(given.processes) as pool:

@@ -12,7 +12,8 @@ from torch.fx import Node
 import normfuse
 from tests.programs.models import SUBJECTS, exported, other_inputs
 
-pytestmark = pytest.mark.models
+#: One process makes the programs for all tests.
+pytestmark = [pytest.mark.models, pytest.mark.xdist_group("offline models")]
 pytest.importorskip("transformers")
 
 #: Runs every program of a folder on the inputs beside it.

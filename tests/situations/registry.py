@@ -21,16 +21,19 @@ class Situation:
     name: str
     expected: str
     run: Callable[[], Report]
+    slow: bool = False
 
 
 SITUATIONS: list[Situation] = []
 
 
-def situation(area: str, name: str, expected: str) -> Callable[[Callable[[], Report]], Callable[[], Report]]:
+def situation(
+    area: str, name: str, expected: str, *, slow: bool = False
+) -> Callable[[Callable[[], Report]], Callable[[], Report]]:
     """Register a situation; ``expected`` is the cell that it must give."""
 
     def register(run: Callable[[], Report]) -> Callable[[], Report]:
-        SITUATIONS.append(Situation(area, name, expected, run))
+        SITUATIONS.append(Situation(area, name, expected, run, slow))
         return run
 
     return register

@@ -165,7 +165,10 @@ def _cached(model: Any, lookups: Counter[str]) -> None:
 
 
 @situation(
-    SERVING, "a warm cache, and one loaded by `torch.compiler.load_cache_artifacts`, with other weights", ALL
+    SERVING,
+    "a warm cache, and one loaded by `torch.compiler.load_cache_artifacts`, with other weights",
+    ALL,
+    slow=True,
 )
 def cache_artifacts() -> Report:
     cold, warm, loaded = Counter[str](), Counter[str](), Counter[str]()

@@ -14,7 +14,10 @@ from tests.situations.registry import SITUATIONS, Situation, cell, page
 PAGE = Path(__file__).parents[2] / "docs" / "situations.md"
 
 
-@pytest.mark.parametrize("one", SITUATIONS, ids=lambda s: s.run.__name__)
+EACH = [pytest.param(s, id=s.run.__name__, marks=[pytest.mark.slow] if s.slow else []) for s in SITUATIONS]
+
+
+@pytest.mark.parametrize("one", EACH)
 def test_situation(one: Situation) -> None:
     session._reports.clear()
     assert cell(one.run()) == one.expected
