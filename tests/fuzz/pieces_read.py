@@ -231,3 +231,18 @@ def norm_of_weights(net, h):
 def view_of_weights(net, h):
     d = net.width
     return F.layer_norm(net.weight(d, d), (d,), None, None, EPS).t()[1:]
+
+
+@tap
+def as_kernel(net, h):
+    """The channels are what a convolution of something else gives."""
+    made = F.conv1d(net.x.permute(2, 0, 1), h.permute(2, 0, 1))
+    net.streams.append(made[0].t().expand(h.shape))
+
+
+@tap
+def as_depthwise_kernel(net, h):
+    """Here every channel convolves another one."""
+    tokens = h.shape[1]
+    made = F.conv1d(net.x.mT, h[0].t().unsqueeze(1), padding=tokens - 1, groups=net.width)
+    net.streams.append(made[..., :tokens].mT)

@@ -194,3 +194,10 @@ def computed_statistics(net, v, d):
 def norm_before_a_gate(net, v, d):
     normed = batch_norm(net, F.relu(v).reshape(-1, d)).view(v.shape)
     return F.linear(normed, net.weight(d, d)) * torch.sigmoid(normed)
+
+
+@writer(kind="stored")
+def norm_of_a_factor_that_is_added(net, v, d):
+    rows, weight = v.reshape(-1, d), net.weight(d, d)
+    made = batch_norm(net, torch.addmm(weight, rows.t() @ rows, weight))
+    return made.mean(0).expand(v.shape)
