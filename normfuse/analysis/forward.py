@@ -136,7 +136,7 @@ def _nonlinear(user: Node) -> Refusal:
 
 
 def _contraction(user: Node, value: Node, axis: int) -> _Contraction | None:
-    row = READERS.get(user.target) if is_call(user) else None
+    row = READERS.get(user.target)
     reads = [a for a in (*user.args, *user.kwargs.values()) if a is value]
     return row(user, bind(user), value, axis) if row is not None and len(reads) == 1 else None
 

@@ -306,3 +306,9 @@ def kernel_of_a_grouped_transposed_convolution(s, z, kernel):
 @case(args=(normal(2, 4, 7), normal(6, 2, 3)), var=buffer(6, 1, 1), conv=linear(6, 3, bias=False))
 def kernel_of_a_grouped_convolution(s, z, kernel):
     return s.conv(F.conv1d(z, kernel / torch.sqrt(s.var + 1e-5), groups=2).transpose(1, 2))
+
+
+@case(norm=bn(6), a=conv(6, 4, 1), b=conv(6, 3, 1))
+def split_along_another_axis(s, x):
+    first, second = s.norm(x).chunk(2, 2)
+    return s.a(first), s.b(second)
