@@ -19,10 +19,21 @@ from normfuse.analysis.ranges import Piece, narrowed, pieces_of, read_apart, wid
 from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten
-from normfuse.ir.sizes import rank_of, shape_of, tensor_of
+from normfuse.ir.sizes import lies_alike, rank_of, shape_of, tensor_of
 from normfuse.report import Refusal
 
-__all__ = ["Constant", "Kept", "Leaf", "Maps", "Plan", "Rebuilt", "Redirected", "absorb", "linear_parts"]
+__all__ = [
+    "Constant",
+    "Kept",
+    "Leaf",
+    "Maps",
+    "Plan",
+    "Rebuilt",
+    "Redirected",
+    "absorb",
+    "linear_parts",
+    "redirected",
+]
 
 Maps = tuple[ChannelMap, ...]
 
@@ -78,6 +89,14 @@ class Redirected:
 Plan = Leaf | Constant | Rebuilt | Kept | Redirected
 
 
+def redirected(plan: Plan) -> list[Node]:
+    """The values of which a plan changes a part for all readers, one entry for each such part."""
+    if isinstance(plan, Redirected):
+        return [plan.operand, *redirected(plan.plan)]
+    operands = plan.operands if isinstance(plan, Rebuilt) else ()
+    return [node for _, operand in operands for node in redirected(operand)]
+
+
 def linear_parts(maps: Maps) -> Maps:
     """The maps without their shifts."""
     return tuple(m.linear_part() for m in maps)
@@ -118,6 +137,10 @@ def _absorb_weight(node: Node, axis: int, maps: Maps, weights: WeightValues) -> 
 
 def _absorb_operands(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Plan | Refusal:
     found = flow(node, axis)
+    if node.target is aten.detach.default and weights.train(maps):
+        return Refusal(
+            "grad_mode", f"{node.name} would keep gradients from what scales its result", node.name
+        )
     if isinstance(found, Blocks):
         pieces = pieces_of(node, axis) if all(m.admitted_by(Trait.DIAGONAL) for m in maps) else ()
         return _absorb_pieces(node, pieces, axis, maps, weights) if pieces else found.refusal
@@ -251,6 +274,10 @@ def _absorb_scale(node: Node, found: Scales, maps: Maps, weights: WeightValues) 
         return Refusal(
             "channel_gate", f"{node.name} changes the axes or the dtype of what it scales", node.name
         )
+    if not lies_alike(node, found.operand):
+        return Refusal("layout", f"{node.name} lays its result out in memory in another way", node.name)
+    if weights.divided:
+        return Refusal("grad_mode", f"the graph switches gradients on or off around {node.name}", node.name)
     if found.operand not in weights and len(value_readers(found.operand)) > 1:
         return _read_elsewhere(found.operand)
     return absorb(found.operand, found.axis, (Diagonal(found.scale), *maps), weights)

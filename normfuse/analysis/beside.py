@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten, bind, is_call
-from normfuse.ir.sizes import rank_of, same, shape_of, static_size, tensor_of
+from normfuse.ir.sizes import rank_of, same, shape_of, tensor_of
 
 __all__ = ["Beside", "beside"]
 
@@ -34,17 +34,22 @@ class Beside:
 
 def beside(norm: Node, source: Node, axis: int, weights: WeightValues) -> Beside | None:
     """A linear or convolution that can take the norm, where there is one."""
-    if len(norm.users) != 1:
-        return None
-    total = next(iter(norm.users))
-    if not _is_plain_sum(total) or list(total.args).count(norm) != 1:
+    total = _only_reader(norm)
+    if total is None or not _is_plain_sum(total) or weights.is_written(source):
         return None
     rest = total.args[1] if total.args[0] is norm else total.args[0]
     for term in _terms(rest):
         found = _weight_of(term, source, axis)
-        if found is not None and _is_free(found[0], weights) and not weights.is_written(term):
+        if found is not None and _are_free(term, found[0], weights) and not weights.is_written(term):
             return Beside(total, rest, term, *found)  # type: ignore[arg-type]
     return None
+
+
+def _only_reader(value: Node) -> Node | None:
+    """Who reads a value, where that is one node in one place."""
+    readers = list(value.users)
+    reads = [a for user in readers for a in (*user.args, *user.kwargs.values()) if a is value]
+    return readers[0] if len(readers) == len(reads) == 1 else None
 
 
 def _is_plain_sum(node: Node) -> bool:
@@ -63,11 +68,16 @@ def _is_alike(a: object, b: Node) -> bool:
 
 def _terms(value: object) -> list[Node]:
     """The values that are added, each of which nothing else reads."""
-    if not isinstance(value, Node) or len(value.users) != 1:
+    if not isinstance(value, Node) or _only_reader(value) is None:
         return []
     if not _is_plain_sum(value):
         return [value]
     return [term for operand in value.args[:2] for term in _terms(operand)]
+
+
+def _are_free(term: Node, weight: Node, weights: WeightValues) -> bool:
+    bias = bind(term)["bias"]
+    return _is_free(weight, weights) and (bias is None or _is_free(bias, weights))
 
 
 def _is_free(weight: Node, weights: WeightValues) -> bool:
@@ -76,23 +86,16 @@ def _is_free(weight: Node, weights: WeightValues) -> bool:
 
 
 def _weight_of(node: Node, source: Node, axis: int) -> tuple[Node, int] | None:
-    """The weight whose middle tap maps each channel of ``source`` onto itself."""
+    """The weight whose middle tap maps each channel of ``source`` onto itself: the sum is of one shape."""
     if is_call(node, aten.linear.default):
         bound = bind(node)
-        square = bound["input"] is source and axis == rank_of(source) - 1
-        return (bound["weight"], 1) if square and _keeps_width(bound["weight"], 1) else None
+        fits = bound["input"] is source and axis == rank_of(source) - 1
+        return (bound["weight"], 1) if fits else None
     if not is_call(node, *_CONVS):
         return None
     bound = bind(node)
-    keeps = bound["input"] is source and axis == rank_of(source) - (rank_of(bound["weight"]) - 1)
-    if not keeps or not _keeps_width(bound["weight"], bound["groups"]) or not _is_centred(bound):
-        return None
-    return bound["weight"], bound["groups"]
-
-
-def _keeps_width(weight: Node, groups: int) -> bool:
-    out, inner = static_size(weight, 0), static_size(weight, 1)
-    return out is not None and inner is not None and out == inner * groups
+    fits = bound["input"] is source and axis == rank_of(source) - (rank_of(bound["weight"]) - 1)
+    return (bound["weight"], bound["groups"]) if fits and _is_centred(bound) else None
 
 
 def _is_centred(bound: dict[str, Any]) -> bool:

@@ -73,7 +73,7 @@ class _Dirt:
                 a = self.parent[a]
             else:
                 b = self.parent[b]
-        return a if a == b else None
+        return a
 
     def chain(self, value: Value) -> list[Value]:
         """The values at which one centring would clean ``value``, itself first."""

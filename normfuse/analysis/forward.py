@@ -72,6 +72,15 @@ def _reader(*targets: object) -> Callable[[_Row], _Row]:
 
 def push(value: Node, axis: int, maps: Maps, weights: WeightValues) -> list[Read] | Refusal:
     """How every reader of ``value`` comes to read ``x`` instead, where ``value`` is ``maps`` of ``x``."""
+    found = _push(value, axis, maps, weights)
+    if isinstance(found, Refusal):
+        return found
+    readers = [read.node for read in found]
+    again = next((node for node in readers if readers.count(node) > 1), None)
+    return found if again is None else _read_again(again)
+
+
+def _push(value: Node, axis: int, maps: Maps, weights: WeightValues) -> list[Read] | Refusal:
     found: list[Read] = []
     for user in value_readers(value):
         made = _into(user, value, axis, maps, weights)
@@ -84,6 +93,8 @@ def push(value: Node, axis: int, maps: Maps, weights: WeightValues) -> list[Read
 def _into(user: Node, value: Node, axis: int, maps: Maps, weights: WeightValues) -> list[Read] | Refusal:
     if user.op == "output":
         return Refusal("norm_is_output", f"the normalized values ({value.name}) are returned", value.name)
+    if user.target is aten.detach.default and weights.train(maps):
+        return Refusal("grad_mode", f"{user.name} keeps gradients from the norm's own weights", user.name)
     contraction = _contraction(user, value, axis)
     if contraction is not None:
         return _absorbed(user, contraction, maps, weights)
@@ -95,9 +106,9 @@ def _into(user: Node, value: Node, axis: int, maps: Maps, weights: WeightValues)
     if out is None or not isinstance(found, Carries) or len(found.operands) > 1:
         return _nonlinear(user)
     if all(m.is_linear for m in maps) or found.shift is Shift.EVERYWHERE:
-        return push(user, out, maps, weights)
+        return _push(user, out, maps, weights)
     if found.factor:
-        return push(user, out, (Diagonal(1 / found.factor), *maps, Diagonal(found.factor)), weights)
+        return _push(user, out, (Diagonal(1 / found.factor), *maps, Diagonal(found.factor)), weights)
     return Refusal("shift_blocked", f"{user.name} does not carry the shift on to what reads it", user.name)
 
 
@@ -120,7 +131,7 @@ def _regrouped(user: Node, value: Node, axis: int, maps: Maps) -> list[tuple[Nod
 def _push_all(values: list[tuple[Node, Maps]], axis: int, weights: WeightValues) -> list[Read] | Refusal:
     found: list[Read] = []
     for value, maps in values:
-        made = push(value, axis, maps, weights)
+        made = _push(value, axis, maps, weights)
         if isinstance(made, Refusal):
             return made
         found += made
@@ -132,6 +143,13 @@ def _nonlinear(user: Node) -> Refusal:
     return Refusal(
         "nonlinear_reader", f"{name} ({user.name}) reads the normalized values, and no weight of it can take "
         "the scale and shift", user.name,
+    )  # fmt: skip
+
+
+def _read_again(node: Node) -> Refusal:
+    return Refusal(
+        "nonlinear_reader", f"{node.name} reads the normalized values in several places, each of which would "
+        "give its one weight another map", node.name,
     )  # fmt: skip
 
 

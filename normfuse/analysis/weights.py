@@ -9,9 +9,11 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
+from normfuse.analysis.channel_map import ChannelMap
 from normfuse.ir.calls import aten
 from normfuse.ir.dtypes import FLOATS
 from normfuse.ir.effects import Effects
+from normfuse.ir.grad_mode import switches_gradients
 from normfuse.ir.program import Input, Program
 from normfuse.ir.sizes import tensor_of
 from normfuse.report import Refusal
@@ -24,12 +26,16 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
 class WeightValues:
-    """The values of a graph that are computed from parameters, buffers and constants only."""
+    """The values of a graph that are computed from parameters, buffers and constants only.
+
+    ``divided`` says that some operators of the graph record gradients and others do not.
+    """
 
     def __init__(self, program: Program, effects: Effects) -> None:
         self.program = program
         self._inputs = program.weights
         self._effects = effects
+        self.divided = program.grad_enabled and switches_gradients(program.gm.graph)
         self._known: set[Node] = set()
         self._folded: set[Node] = set()
         for node in program.gm.graph.nodes:
@@ -116,6 +122,10 @@ class WeightValues:
             seen.update(fresh)
             stack.extend(fresh)
         return False
+
+    def train(self, maps: Iterable[ChannelMap]) -> bool:
+        """Whether gradients flow into what maps are made of."""
+        return self.program.grad_enabled and any(self.records_gradients(s) for m in maps for s in m.sources)
 
     def is_shared(self, node: Node) -> bool:
         """Whether the memory of a weight is read by more than one operator, under any name."""

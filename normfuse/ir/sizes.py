@@ -12,6 +12,7 @@ from normfuse.torch_compat import statically_known_true
 
 __all__ = [
     "is_row_major",
+    "lies_alike",
     "no_larger",
     "rank_of",
     "same",
@@ -80,6 +81,15 @@ def is_row_major(value: torch.Tensor) -> bool:
             return False
         expected = expected * size
     return True
+
+
+def lies_alike(a: Node, b: Node) -> bool:
+    """Whether two values of one shape have provably the same strides."""
+    left, right = tensor_of(a), tensor_of(b)
+    if left is None or right is None:
+        return False
+    strides = zip(left.shape, left.stride(), right.stride(), strict=True)
+    return all(same(size, 1) or same(one, other) for size, one, other in strides)
 
 
 def static_size(node: object, axis: int) -> int | None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 from torch.fx import Node
 
-from normfuse.analysis.absorb import Plan, absorb
+from normfuse.analysis.absorb import Plan, absorb, redirected
 from normfuse.analysis.affine_map import Standardise
 from normfuse.analysis.beside import Beside, beside
 from normfuse.analysis.forward import Read, push
@@ -27,7 +27,7 @@ from normfuse.ir.calls import aten, set_arguments
 from normfuse.ir.effects import Effects
 from normfuse.ir.emit import call
 from normfuse.ir.region import NormRegion, norm_of
-from normfuse.ir.sizes import is_row_major, rank_of, same, tensor_of
+from normfuse.ir.sizes import is_row_major, lies_alike, rank_of, tensor_of
 from normfuse.passes.evidence import Certificate, folded_before, folded_behind, folded_beside
 from normfuse.passes.place import Placement
 from normfuse.passes.settle_shifts import note_shift, note_shifts
@@ -97,6 +97,10 @@ class _Fold:
         refusal = self._refuse_operands(node, region)
         if refusal is not None:
             return refusal
+        if self._weights.divided:
+            return Refusal(
+                "grad_mode", f"the graph switches gradients on or off around {node.name}", node.name
+            )
         if region.spec.eps is None:
             return Refusal("unusual_form", f"the eps of {node.name} is no number", node.name)
         axis = next(d for d in range(rank_of(node)) if d - rank_of(node) not in region.spec.dims)
@@ -185,10 +189,14 @@ class _Fold:
     def _into_writers(self, source: Node, axis: int, maps: tuple[Standardise, ...]) -> Plan | Refusal:
         if source not in self._weights and len(value_readers(source)) > 1:
             return Refusal("raw_reader", f"{source.name} is also read elsewhere, as it is", source.name)
-        return absorb(source, axis, maps, self._weights)
+        plan = absorb(source, axis, maps, self._weights)
+        changed = [] if isinstance(plan, Refusal) else redirected(plan)
+        if len(set(changed)) < len(changed):
+            return Refusal("raw_reader", f"{source.name} is made of several parts of one value", source.name)
+        return plan
 
     def _replace(self, node: Node, source: Node, made: Node) -> None:
-        if not _lies_alike(node, source):
+        if not lies_alike(node, source):
             with node.graph.inserting_before(node):
                 made = call(node.graph, aten.contiguous.default, made)
         node.replace_all_uses_with(made)
@@ -197,16 +205,7 @@ class _Fold:
 
 def _fits(node: Node, source: Node) -> bool:
     result = tensor_of(node)
-    return result is not None and (_lies_alike(node, source) or is_row_major(result))
-
-
-def _lies_alike(node: Node, source: Node) -> bool:
-    """Whether two values of one shape have provably the same strides."""
-    a, b = tensor_of(node), tensor_of(source)
-    if a is None or b is None:
-        return False
-    strides = zip(a.shape, a.stride(), b.stride(), strict=True)
-    return all(same(size, 1) or same(left, right) for size, left, right in strides)
+    return result is not None and (lies_alike(node, source) or is_row_major(result))
 
 
 def _both(before: Refusal, behind: Refusal) -> Refusal:

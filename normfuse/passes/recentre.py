@@ -130,13 +130,13 @@ def _apply(work: Work, stream: Stream, decision: Decision, placement: Placement)
 
 
 def _centre_explicitly(work: Work, stream: Stream, decision: Decision, placement: Placement) -> None:
-    """One subtraction at the cut; where somebody wants the mean, only the centred readers see it."""
+    """One subtraction at the cut; where somebody wants the mean, only those that carry it on see it."""
     assert decision.cut is not None
     node, axis = decision.cut
     readers: set[Node] | None = None
     if decision.cut in stream.raw:
-        centred = {v for v, _ in decision.centred if (v, _) not in stream.raw}
-        readers = {u for u in node.users if u in centred}
+        written = [v for v in decision.centred if v not in stream.raw]
+        readers = {v[0] for v in written if decision.cut in stream.operands.get(v, ())}
     placement.after(node, axis, Centre(), readers)
     work.report.centrings += 1
 

@@ -312,3 +312,126 @@ def kernel_of_a_grouped_convolution(s, z, kernel):
 def split_along_another_axis(s, x):
     first, second = s.norm(x).chunk(2, 2)
     return s.a(first), s.b(second)
+
+
+@case("raw_reader", norm=bn(6), conv=conv(6, 6, 3, padding=2, stride=3), args=(image(6)[..., :2, :2],))
+def beside_a_convolution_of_as_many_other_places(s, x):
+    return torch.relu(s.norm(x) + s.conv(x))
+
+
+@case("raw_reader", norm=bn(6), conv=conv(6, 6, 2, padding=1, dilation=2))
+def beside_a_convolution_without_a_middle(s, x):
+    return torch.relu(s.norm(x) + s.conv(x))
+
+
+@case("raw_reader", norm=bn1(6), lin=linear(6, 6), args=(normal(4, 6, 6),))
+def beside_a_linear_of_another_axis(s, x):
+    return torch.relu(s.norm(x) + s.lin(x))
+
+
+@case("raw_reader", norm=bn1(6), args=(normal(4, 6, 7), normal(6, 6, 3)))
+def beside_a_convolution_with_a_kernel_from_outside(s, x, kernel):
+    return torch.relu(s.norm(x) + F.conv1d(x, kernel, padding=1))
+
+
+@case("raw_reader", norm=bn(6), conv=conv(6, 6, 3, padding=1))
+def beside_a_convolution_and_read_again(s, x):
+    normed = s.norm(x)
+    return torch.relu(normed + s.conv(x)), normed.sum(1)
+
+
+@case(
+    "raw_reader",
+    norm=bn(6),
+    conv=conv(6, 6, 3, padding=1),
+    b=param(6, 6, 6),
+    args=(normal(6, 6, 6, 6),),
+)
+def beside_a_convolution_with_a_bias_behind_it(s, x):
+    return torch.relu(s.norm(x) + (s.conv(x) + s.b))
+
+
+SQUARE = (normal(6, 6),)
+
+
+@case("stream_enters_graph", norm=bn1(6), w=param(6, 6), b=param(6), args=SQUARE)
+def addmm_as_second_factor(s, x):
+    return torch.addmm(s.b, s.w, s.norm(x))
+
+
+@case("stream_enters_graph", norm=bn1(6), w=param(6, 6), args=(normal(6, 6), normal(6, 6, seed=2)))
+def addmm_as_what_is_added(s, x, z):
+    return torch.addmm(s.norm(x), z, s.w)
+
+
+@case("stream_enters_graph", norm=bn1(6), w=param(6, 6), b=param(6), args=SQUARE)
+def addmm_of_another_axis(s, x):
+    return torch.addmm(s.b, s.norm(x).t(), s.w)
+
+
+@case("shift_blocked", norm=bn1(6), w=param(6, 6), args=SQUARE)
+def matmul_of_another_axis(s, x):
+    return s.norm(x).t() @ s.w
+
+
+@case("shift_blocked", norm=bn1(6), w=param(6, 6), args=SQUARE)
+def matmul_as_second_factor(s, x):
+    return s.w @ s.norm(x)
+
+
+@case("stream_enters_graph", norm=bn1(6), w=param(6, 6, 6), args=SQUARE)
+def matmul_with_a_stack(s, x):
+    return s.norm(x) @ s.w
+
+
+@case("stream_enters_graph", norm=bn(6), conv=conv(6, 4, 1), args=(normal(2, 6, 6, 6),))
+def convolution_of_another_axis(s, x):
+    return s.conv(s.norm(x).transpose(1, 2))
+
+
+@case(
+    "stream_enters_graph",
+    norm=bn(6),
+    conv=lambda: nn.ConvTranspose2d(6, 4, 1),
+    args=(normal(2, 6, 6, 6),),
+)
+def transposed_convolution_of_another_axis(s, x):
+    return s.conv(s.norm(x).transpose(1, 2))
+
+
+SEQUENCE = (normal(4, 6, 7),)
+
+
+@case("nonlinear_writer", norm=bn1(6), conv=lambda: nn.Conv1d(12, 4, 1), args=SEQUENCE)
+def joined_with_itself_pooled(s, x):
+    h = s.norm(torch.relu(x))
+    pooled = F.avg_pool1d(h, 3, 1, 1, count_include_pad=False)
+    return s.conv(torch.cat([h, pooled], 1))
+
+
+@case("nonlinear_writer", norm=bn1(6), conv=lambda: nn.Conv1d(12, 4, 1), args=SEQUENCE)
+def joined_with_its_negative(s, x):
+    h = s.norm(torch.relu(x))
+    return s.conv(torch.cat([h, -h], 1))
+
+
+@case("nonlinear_writer", norm=bn1(6), conv=lambda: nn.Conv1d(6, 4, 1), args=SEQUENCE)
+def halves_that_are_joined_the_other_way_round(s, x):
+    first, second = s.norm(torch.relu(x)).split(3, 1)
+    return s.conv(torch.cat([second, first], 1))
+
+
+@case("raw_reader", norm=bn1(6), conv=lambda: nn.Conv1d(6, 6, 1), args=SEQUENCE)
+def beside_a_convolution_that_is_added_twice(s, x):
+    c = s.conv(x)
+    return torch.relu(s.norm(x) + (c + c))
+
+
+@case("raw_reader", norm=bn1(6), w=param(6, 6), args=(normal(4, 6),))
+def beside_a_linear_whose_bias_depends_on_data(s, x):
+    return torch.relu(F.linear(x, s.w, x.sum(0)) + s.norm(x))
+
+
+@case("raw_reader", norm=bn1(6), w=param(6, 6), args=(normal(4, 6), normal(6)))
+def beside_a_linear_with_a_bias_from_outside(s, x, b):
+    return torch.relu(F.linear(x, s.w, b) + s.norm(x))

@@ -401,3 +401,20 @@ def a_factor_that_widens(s, x):
 @case("channel_gate", args=(normal(6, 7),), conv=lambda: nn.Conv1d(6, 5, 3), g=param(1, 5, 1), norm=bn1())
 def a_factor_that_adds_an_axis(s, x):
     return torch.relu(s.norm(s.conv(x) * s.g))
+
+
+@case("raw_reader", conv=lambda: nn.Conv1d(6, 10, 1), norm=bn1(), args=(normal(4, 6, 7),))
+def halves_that_are_added(s, x):
+    first, second = s.conv(x).chunk(2, 1)
+    return torch.relu(s.norm(first + second))
+
+
+@case("raw_reader", conv=lambda: nn.Conv1d(6, 10, 1), norm=bn1(10), args=(normal(4, 6, 7),))
+def halves_that_change_places(s, x):
+    first, second = s.conv(x).chunk(2, 1)
+    return torch.relu(s.norm(torch.cat([second, first], 1)))
+
+
+@case("layout", lin=linear(6, 5, bias=False), norm=bn1(), args=(normal(4, 3, 6),))
+def a_number_behind_a_slice_before_a_view(s, x):
+    return torch.relu(s.norm((s.lin(x)[:, 1:] * 2.0).view(-1, 5)))

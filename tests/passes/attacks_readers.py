@@ -344,3 +344,47 @@ def kernel_of_a_grouped_transposed_convolution(s, z, a):
     w = s.lin(a)
     out = F.conv_transpose1d(z, w.permute(0, 2, 1), groups=2).transpose(1, 2)
     return s.ln(w), out[..., :D] + out[..., D:], s.ln2(s.lin2(a))
+
+
+@attack(0, "several_axes raw_reader")
+def a_norm_over_the_same_axis_and_another(s, x):
+    h = s.lin(x).mT
+    centred = h - h.mean(1, keepdim=True)
+    first = centred * torch.rsqrt(centred.pow(2).mean(1, keepdim=True) + 1e-5)
+    return first, F.layer_norm(h, (D, D))
+
+
+@attack(1, args=lambda: (normal(9, 5), torch.tensor([[1, 8, 0], [3, 3, 2]])))
+def looked_up_in_a_table_that_is_computed(s, x, ids):
+    return s.ln(F.embedding(ids, s.lin(x)))
+
+
+SQUARE = {"args": lambda: (normal(D, D, 5),), "extras": lambda: {"w": param(D, D), "v": param(D, D)}}
+
+
+@attack(2, **SQUARE)
+def one_centring_beside_a_linear_that_is_added(s, x):
+    h = torch.relu(s.lin(x))
+    return s.ln(h + F.linear(h, s.w)), s.ln2(h * 2)
+
+
+@attack(2, **SQUARE)
+def one_centring_beside_products_that_are_added(s, x):
+    h = torch.relu(s.lin(x))
+    return s.ln(h + h @ s.w), s.ln2((h + h @ s.v).view(-1, D))
+
+
+@attack(3, **SQUARE)
+def post_norm_with_parallel_branches(s, x):
+    h = F.layer_norm(s.lin(x), (D,), s.w[0], s.w[1])
+    return s.ln(h + F.linear(h, s.w)), s.ln2(h + F.linear(h, s.v))
+
+
+@attack(0, "layout", extras=lambda: {"g": param(D)})
+def a_factor_behind_a_slice_before_a_view(s, x):
+    return s.ln((s.lin(x)[:, 1:] * s.g).view(-1, D))
+
+
+@attack(0, "layout", extras=lambda: {"g": param(D)})
+def a_factor_behind_an_expanded_value_before_a_view(s, x):
+    return s.ln((s.lin(x[:1]).expand(D, D, D) * s.g).view(-1, D))

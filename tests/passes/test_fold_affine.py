@@ -270,3 +270,23 @@ def test_folded_weights_are_centred_as_a_whole() -> None:
     assert [s.action for s in made.report.sites] == ["folded", "converted"]
     with torch.no_grad():
         assert same([made.module()(x)], [model(x)])
+
+
+def test_a_value_that_is_written_between_its_readers_keeps_its_norm() -> None:
+    """The convolution beside the norm reads the values as they were before."""
+
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv1d(6, 6, 1), nn.BatchNorm1d(6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            made = self.conv(x)
+            x.mul_(2)
+            return torch.relu(made + self.norm(x))
+
+    model, x = Written().double().eval(), torch.randn(2, 6, 5, dtype=torch.float64)
+    fast = torch.compile(model, backend=normfuse.normfuse_backend, options={"normfuse.inner": "eager"})
+    with torch.no_grad():
+        assert same([fast(x.clone())], [model(x.clone())])
+    assert normfuse.last_report().after == {"batch_norm": 1}
