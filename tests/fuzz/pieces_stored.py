@@ -16,7 +16,8 @@ __all__ = ["BLOCKED"]
 
 BLOCKED = {
     "norm_read_elsewhere", "norm_of_a_nonlinearity", "norm_before_padding", "norm_in_training",
-    "computed_statistics", "norm_before_a_gate",
+    "computed_statistics", "norm_before_a_gate", "norm_read_in_two_places", "norm_of_added_halves",
+    "norm_beside_two_of_one",
 }  # fmt: skip
 
 
@@ -201,3 +202,23 @@ def norm_of_a_factor_that_is_added(net, v, d):
     rows, weight = v.reshape(-1, d), net.weight(d, d)
     made = batch_norm(net, torch.addmm(weight, rows.t() @ rows, weight))
     return made.mean(0).expand(v.shape)
+
+
+@writer(kind="stored")
+def norm_read_in_two_places(net, v, d):
+    h = batch_norm(net, torch.relu(_first(v)))
+    pooled = F.avg_pool1d(h, 3, 1, 1, count_include_pad=False)
+    return F.conv1d(torch.cat([h, pooled], 1), net.weight(d, 2 * d, 1)).transpose(1, 2)
+
+
+@writer(kind="stored")
+def norm_of_added_halves(net, v, d):
+    first, second = F.conv1d(_first(v), net.weight(2 * d, d, 1)).chunk(2, 1)
+    return torch.tanh(batch_norm(net, first + second)).transpose(1, 2)
+
+
+@writer(kind="stored")
+def norm_beside_two_of_one(net, v, d):
+    x = _first(v)
+    made = F.conv1d(x, net.weight(d, d, 1))
+    return torch.tanh(batch_norm(net, x) + (made + made)).transpose(1, 2)

@@ -12,7 +12,17 @@ from tests.fuzz.recipe import Step
 __all__ = ["BLOCKED", "JOINS"]
 
 JOINS = ("add", "swapped", "sub", "alpha", "in_place", "iadd", "new", "branch")
-BLOCKED = {"post_norm", "relu", "glu", "grouped", "dropped_in_training", "scalar", "per_token", "softmax"}
+BLOCKED = {
+    "post_norm",
+    "relu",
+    "glu",
+    "grouped",
+    "dropped_in_training",
+    "scalar",
+    "per_token",
+    "softmax",
+    "linear_of_the_stream",
+}
 
 
 def _join(net: Net, step: Step, made: Tensor) -> None:
@@ -254,3 +264,11 @@ def per_token(net, v, d):
 @writer()
 def softmax(net, v, d):
     return F.linear(v, net.weight(d, d)).softmax(-1)
+
+
+def _linear_of_the_stream(net: Net, step: Step) -> None:
+    h = net.stream(step)
+    _join(net, step, F.linear(h, net.weight(net.width, net.width), net.weight(net.width)))
+
+
+STEPS["write"]["linear_of_the_stream"] = _linear_of_the_stream
