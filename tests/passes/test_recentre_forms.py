@@ -94,3 +94,21 @@ def test_a_table_is_replaced_in_a_program_and_not_copied_beside_a_model() -> Non
         torch.compile(model, backend=normfuse.normfuse_backend, options=options)(ids)
     (site,) = normfuse.last_report().sites
     assert site.refusal.code == "table_copy"
+
+
+class Entering(nn.Module):
+    """Values that come from outside, read by two norms: one centring would serve both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(6), nn.LayerNorm(6)
+
+    def forward(self, x):
+        return self.first(x * 2), self.second(-x)
+
+
+@pytest.mark.parametrize(("policy", "centrings"), [("convert", 1), ("pays", 0)])
+def test_the_policy_says_whether_a_centring_may_be_added(policy: str, centrings: int) -> None:
+    report = normfuse.rewrite(Entering().eval(), (torch.randn(4, 6),), policy=policy).report
+    assert report.centrings == centrings
+    assert report.after == ({"rms_norm": 2} if centrings else {"layer_norm": 2})

@@ -1,0 +1,63 @@
+"""Which tensors may have a folded copy."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch.fx import Graph, GraphModule
+
+from normfuse.analysis.weights import WeightValues
+from normfuse.ir import Input, Program, Role
+from normfuse.ir.effects import Effects
+
+
+class Sub(torch.Tensor):
+    """A tensor with a class of its own."""
+
+
+def inference() -> torch.Tensor:
+    with torch.inference_mode():
+        return torch.ones(3)
+
+
+def quantized() -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+
+
+REFUSED = {
+    "subclass": (lambda: torch.ones(3).as_subclass(Sub), "weight_subclass"),
+    "quantized": (quantized, "weight_subclass"),
+    "sparse": (lambda: torch.eye(3).to_sparse(), "weight_subclass"),
+    "float8": (lambda: torch.ones(3).to(torch.float8_e4m3fn), "weight_dtype"),
+    "complex": (lambda: torch.ones(3, dtype=torch.complex64), "weight_dtype"),
+    "meta": (lambda: torch.ones(3, device="meta"), "weight_dtype"),
+    "inference": (inference, "weight_untracked"),
+}
+
+
+def refusal(value: torch.Tensor):
+    graph = Graph()
+    node = graph.placeholder("weight")
+    graph.output(node)
+    program = Program(GraphModule({}, graph), [Input(node, Role.PARAMETER, "weight", value)])
+    return WeightValues(program, Effects(graph)).refusal(node)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_plain_tensor_is_refused(name: str) -> None:
+    make, code = REFUSED[name]
+    found = refusal(make())
+    assert found is not None
+    assert found.code == code
+    assert "weight" in found.message
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64])
+def test_plain_tensors_are_not(dtype: torch.dtype) -> None:
+    assert refusal(torch.ones(3, dtype=dtype)) is None
+    if dtype.is_floating_point:
+        assert refusal(torch.nn.Parameter(torch.ones(3, dtype=dtype))) is None
