@@ -109,6 +109,6 @@ class Entering(nn.Module):
 
 @pytest.mark.parametrize(("policy", "centrings"), [("convert", 1), ("pays", 0)])
 def test_the_policy_says_whether_a_centring_may_be_added(policy: str, centrings: int) -> None:
-    report = normfuse.rewrite(Entering().eval(), (torch.randn(4, 6),), policy=policy).report
+    report = normfuse.rewrite(Entering().eval(), (torch.randn(4, 6),), policy=policy, verify="off").report
     assert report.centrings == centrings
     assert report.after == ({"rms_norm": 2} if centrings else {"layer_norm": 2})
