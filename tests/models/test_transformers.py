@@ -79,7 +79,9 @@ def test_what_is_left_alone_is_left_alone_bitwise(name: str) -> None:
         assert not isinstance(a, torch.Tensor) or torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in IN_BFLOAT16 else [pytest.mark.slow]) for n in EXACT]
+)
 def test_rewritten_program_in_float64(name: str) -> None:
     """1e-12: 40 layers of sums of 100 terms with float64's 1.1e-16 stay below 4,500 ulps."""
     model, args, kwargs = build(name, torch.float64)

@@ -57,7 +57,10 @@ def test_rewriting(case: Case) -> None:
 COMPILED = {"statistics_written_by_the_graph": ["weight_mutated"]}
 
 
-@pytest.mark.parametrize("case", CASES[::3], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, id=c.name, marks=[pytest.mark.slow] if i % 6 else []) for i, c in enumerate(CASES)],
+)
 def test_compiling(case: Case) -> None:
     model = case.model()
     reference = copy.deepcopy(model)
