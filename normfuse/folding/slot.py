@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from ctypes import string_at
 from typing import Any
@@ -17,7 +18,7 @@ from normfuse.folding.watch import HostCopy, Watch
 __all__ = ["Slot", "Slots"]
 
 _Identity = tuple[Any, ...]
-_Check = tuple[int, int, int, torch.dtype, torch.Size, torch.device]
+_Check = tuple[int, weakref.ref[torch.Tensor], int, int, torch.dtype, torch.Size, torch.device]
 _Known = tuple[int, list[_Check], list[HostCopy], list[Watch], tuple[torch.Tensor, ...]]
 _shared: WeakValueDictionary[tuple[str, _Identity], FoldedWeight] = WeakValueDictionary()
 
@@ -95,8 +96,10 @@ class Slots:
         epoch, checks, copies, watches, tensors = self._known
         if epoch != store.epoch:
             return self._look_up(inputs)
-        for position, version, address, dtype, shape, device in checks:
+        for position, known, version, address, dtype, shape, device in checks:
             source = inputs[position]
+            if known() is not source or source is None:
+                return self._look_up(inputs)
             if source._version != version or source.data_ptr() != address:
                 return self._look_up(inputs)
             if source.dtype is not dtype or source.shape != shape or source.device != device:
@@ -113,9 +116,9 @@ class Slots:
         with LOCK:
             found = [slot.find(inputs) for slot in self._slots]
             checks = [
-                (position, *stamp)
+                (position, known, *stamp)
                 for slot, folded in zip(self._slots, found, strict=True)
-                for position, stamp in zip(slot.positions, folded.stamps, strict=True)
+                for position, known, stamp in zip(slot.positions, folded.sources, folded.stamps, strict=True)
             ]
             watches = {
                 (slot.positions[i], watch.known): watch

@@ -66,6 +66,7 @@ class FoldedWeight:
         self.watches: dict[int, Watch] = {}
         self.refolds = 0
         self.stamps: list[_Stamp] = []
+        self.sources: list[weakref.ref[torch.Tensor]] = []
         self._storages: list[torch.UntypedStorage] = []
         self._note(sources)
         self.tensor = recipe.compute(sources)
@@ -77,8 +78,10 @@ class FoldedWeight:
     def _note(self, sources: Sequence[torch.Tensor]) -> None:
         """Remember the sources, before they are read: what another thread writes meanwhile is then seen.
 
-        Their memory is held, so an address is never reused by another tensor.
+        Their memory is held, so an address is never reused by another tensor. Another tensor over the same
+        memory counts its own versions, so the tensors themselves are known as well.
         """
+        self.sources[:] = [weakref.ref(s) for s in sources]
         self.stamps[:] = [_Stamp.of(s) for s in sources]
         self.watches = {i: Watch(sources[i], owner) for i, owner in self._watched.items()}
         self._storages[:] = [s.untyped_storage() for s in sources]
@@ -87,6 +90,8 @@ class FoldedWeight:
     def is_current(self, sources: Sequence[torch.Tensor]) -> bool:
         """Whether the sources are the ones that were folded, unchanged."""
         if self.stamps != [_Stamp.of(s) for s in sources]:
+            return False
+        if any(known() is not s for known, s in zip(self.sources, sources, strict=True)):
             return False
         return not any(watch.has_changed() for watch in self.watches.values())
 
@@ -111,6 +116,7 @@ class FoldedWeight:
         """Give the memory back: the model is gone."""
         self.tensor = torch.empty(0)
         self.stamps.clear()
+        self.sources.clear()
         self.watches = {}
         self._storages.clear()
         _advance()

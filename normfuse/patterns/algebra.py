@@ -55,9 +55,9 @@ def count(fact: Fact) -> int | None:
 
 
 def power(fact: Fact, exponent: float | Fraction) -> Fact | None:
-    """A statistic raised to a power."""
+    """A statistic raised to a power; one that a weight multiplies is not looked into."""
     made = fact.exponent * Fraction(exponent)
-    if made not in _EXPONENTS:
+    if made not in _EXPONENTS or fact.scale is not None:
         return None
     return changed(fact, exponent=made, factor=fact.factor ** float(exponent))
 

@@ -73,9 +73,21 @@ def new_data(model: PreNorm) -> None:
     model.embed.weight.data = torch.randn(16, 8, dtype=torch.float64)
 
 
+def another_parameter_over_the_same_memory(model: PreNorm) -> None:
+    """It counts its versions from the beginning, and soon has the number that the old one had."""
+    layer = model.blocks[1].down
+    known = layer.weight._version
+    layer.weight = nn.Parameter(layer.weight.data)
+    with torch.no_grad():
+        while layer.weight._version < known:
+            layer.weight.add_(torch.randn(16, 32, dtype=torch.float64))
+    assert layer.weight._version == known
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        another_parameter_over_the_same_memory,
         optimizer_step,
         fused_optimizer_step,
         load_state_dict,

@@ -296,6 +296,10 @@ NEAR_MISSES: dict[str, Norm] = {
         (x - x.sum(-1, True) / 9) * torch.rsqrt(x.var(-1, keepdim=True, unbiased=False) + 1e-6)
     ),
     "one-norm": lambda x, w, b: x / x.norm(p=1, dim=-1, keepdim=True),
+    "weight in the denominator": lambda x, w, b: (
+        (x - x.mean(-1, True)) / (w * torch.sqrt((x - x.mean(-1, True)).pow(2).mean(-1, True) + 1e-5))
+    ),
+    "weight behind the root": lambda x, w, b: x / (torch.sqrt(x.pow(2).mean(-1, True) + 1e-6) * w),
     "linear with a bias": lambda x, w, b: (
         F.linear(x, w[None], b[:1]) * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
     ),
