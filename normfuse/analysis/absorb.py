@@ -18,7 +18,7 @@ from normfuse.analysis.operator_table import flow
 from normfuse.analysis.ranges import Piece, narrowed, pieces_of, read_apart, widened
 from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues
-from normfuse.ir.calls import aten
+from normfuse.ir.calls import CASTS, aten, is_call
 from normfuse.ir.sizes import lies_alike, rank_of, shape_of, tensor_of
 from normfuse.report import Refusal
 
@@ -127,12 +127,19 @@ def _absorb_weight(node: Node, axis: int, maps: Maps, weights: WeightValues) -> 
         return Refusal(
             "weight_shape", f"the size of the weight value {node.name} is not a fixed number", node.name
         )
-    if node.op != "placeholder" and not weights.is_folded(node):
+    if node.op != "placeholder" and not weights.is_folded(node) and not _widens(node):
         deeper = _absorb_operands(node, axis, maps, weights)
         if not isinstance(deeper, Refusal):
             return deeper
     apart = weights.refusal_apart(node, (source for one in maps for source in one.sources))
     return apart or Leaf(node, axis, maps)
+
+
+def _widens(node: Node) -> bool:
+    """Whether a weight is cast to a wider dtype: folded before, it would be rounded to the narrow one."""
+    before, after = tensor_of(node.args[0]) if node.args else None, tensor_of(node)
+    is_cast = before is not None and after is not None and is_call(node, *CASTS)
+    return is_cast and after.dtype.itemsize > before.dtype.itemsize  # type: ignore[union-attr]
 
 
 def _absorb_operands(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Plan | Refusal:

@@ -14,6 +14,7 @@ from torch.fx import Node
 
 from normfuse.analysis.absorb import Plan, absorb
 from normfuse.analysis.channel_map import Centre
+from normfuse.analysis.exactness import exact_operand, keep_exact
 from normfuse.analysis.flow import Blocks, Scales, Vanishes
 from normfuse.analysis.operator_table import flow
 from normfuse.analysis.stream import Stream, Value
@@ -98,6 +99,7 @@ def decide(
     ``settled``, which stay as they are.
     """
     decision, dirt = Decision(), _Dirt()
+    keep_exact(stream)
     members = sorted((m for m in stream.members if m not in stream.raw), key=lambda v: (order[v[0]], v[1]))
     for value in members:
         _judge(value, stream, weights, decision, dirt)
@@ -121,7 +123,7 @@ def _judge(value: Value, stream: Stream, weights: WeightValues, decision: Decisi
     if value not in stream.carries:
         _judge_origin(value, weights, decision, dirt)
         return
-    refusal = _absorb_into_weights(value, stream, weights, decision)
+    refusal = exact_operand(value, stream) or _absorb_into_weights(value, stream, weights, decision)
     if refusal is not None:
         dirt.source(value, refusal)
         return

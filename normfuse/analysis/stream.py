@@ -26,7 +26,7 @@ from normfuse.ir.region import norm_of
 from normfuse.ir.sizes import rank_of, shape_of
 from normfuse.report import Refusal
 
-__all__ = ["Stream", "Value", "explore", "norm_axis"]
+__all__ = ["Stream", "Value", "explore", "norm_axis", "spread_rawness"]
 
 Value = tuple[Node, int]
 
@@ -76,7 +76,7 @@ def explore(start: Value, weights: WeightValues, effects: Effects) -> Stream:
             if neighbour not in seen:
                 seen.add(neighbour)
                 queue.append(neighbour)
-    _spread_rawness(stream)
+    spread_rawness(stream)
     return stream
 
 
@@ -105,7 +105,7 @@ def _forward(value: Value, stream: Stream) -> list[Value]:
     return reached
 
 
-def _spread_rawness(stream: Stream) -> None:
+def spread_rawness(stream: Stream) -> None:
     """What a raw value is made of must be raw as well, also where it is computed from weights alone."""
     stack, members = list(stream.raw), set(stream.members)
     while stack:

@@ -1,0 +1,97 @@
+"""Values that nothing has rounded to their dtype: a map on them would round where the model does not.
+
+    RMS(wide(C h))  is  LN(wide(h))  up to the rounding of C h, which is that of h where h was rounded itself
+
+Inputs, parameters, rows of tables and their copies are exact in a narrow dtype; what an operator computed in
+it is not.
+"""
+
+from __future__ import annotations
+
+from normfuse.analysis.flow import Blocks
+from normfuse.analysis.operator_table import flow
+from normfuse.analysis.stream import Stream, Value, spread_rawness
+from normfuse.ir.calls import CASTS, aten, is_call
+from normfuse.ir.region import norm_of
+from normfuse.ir.sizes import tensor_of
+from normfuse.report import Refusal
+
+__all__ = ["exact_operand", "keep_exact"]
+
+#: Operators that compute, and round what they computed to the dtype of their result.
+_ROUND = (
+    aten.linear.default, aten.addmm.default, aten.mm.default, aten.bmm.default, aten.matmul.default,
+    aten.einsum.default, aten._grouped_mm.default, aten.convolution.default,
+    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
+    aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding,
+    aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input,
+    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar,
+    aten.mean.dim, aten.sum.dim_IntList,
+)  # fmt: skip
+
+
+def keep_exact(stream: Stream) -> None:
+    """Make values raw that are exact and that a norm or a cast takes to a wider dtype."""
+    for value in stream.members:
+        for norm in stream.norms.get(value, ()):
+            region, source = norm_of(norm), tensor_of(value[0])
+            if region is not None and source is not None and _is_wider(region.spec.out_dtype, source.dtype):
+                _keep(value, stream)
+        if _widened(value, stream) is not None:
+            _keep(stream.carries[value].operands[0], stream)
+    spread_rawness(stream)
+
+
+def exact_operand(value: Value, stream: Stream) -> Refusal | None:
+    """Why a cast to a wider dtype must see its operand as it is, if so."""
+    operand = _widened(value, stream)
+    if operand is None or not _is_exact(operand, stream):
+        return None
+    return stream.raw.get(operand) or _refusal(operand)
+
+
+def _keep(value: Value, stream: Stream) -> None:
+    if value in stream.members and _is_exact(value, stream):
+        stream.raw.setdefault(value, _refusal(value))
+
+
+def _widened(value: Value, stream: Stream) -> Value | None:
+    """The operand of a cast to a wider dtype."""
+    carried, made = stream.carries.get(value), tensor_of(value[0])
+    if carried is None or made is None or not is_call(value[0], *CASTS):
+        return None
+    (operand,) = carried.operands
+    before = tensor_of(operand[0])
+    return operand if before is not None and _is_wider(made.dtype, before.dtype) else None
+
+
+def _is_wider(a: object, b: object) -> bool:
+    return getattr(a, "itemsize", 0) > getattr(b, "itemsize", 0)
+
+
+def _is_exact(value: Value, stream: Stream) -> bool:
+    """Whether nothing that rounds stands between a value and where it comes from, on some way."""
+    seen, stack = {value}, [value]
+    while stack:
+        current = stack.pop()
+        if is_call(current[0], *_ROUND):
+            continue
+        carried = stream.carries.get(current)
+        if carried is None:
+            return True
+        fresh = [operand for operand in carried.operands if operand not in seen]
+        seen.update(fresh)
+        stack.extend(fresh)
+    return False
+
+
+def _refusal(value: Value) -> Refusal:
+    node, found = value[0], flow(*value)
+    if isinstance(found, Blocks):
+        return found.refusal
+    return Refusal(
+        "narrow_values",
+        f"{node.name} holds values that nothing has rounded to their narrow dtype, as centring would",
+        node.name,
+        "keep what the norm reads in the dtype that it computes in",
+    )  # fmt: skip

@@ -1,0 +1,72 @@
+"""Narrow values that are exact are not centred in their narrow dtype."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import normfuse
+
+D = 64
+
+
+class Wide(nn.LayerNorm):
+    """Takes narrow values, computes and returns float32."""
+
+    def __init__(self) -> None:
+        super().__init__(D)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.float())
+
+
+class Read(nn.Module):
+    """Two norms of one value, which is made by ``run``."""
+
+    def __init__(self, run, narrow=torch.bfloat16) -> None:
+        super().__init__()
+        self.table, self.linear = nn.Embedding(20, D), nn.Linear(D, D)
+        self.to(narrow)
+        self.p = nn.Parameter(torch.randn(5, D).to(narrow) + 1)
+        self.first, self.second, self.run = Wide(), Wide(), run
+
+    def forward(self, *args):
+        h = self.run(self, *args)
+        return self.first(h), self.second(h * 2)
+
+
+X = torch.randn(3, 5, D).to(torch.bfloat16) + 2
+IDS = torch.randint(0, 20, (3, 5))
+EXACT = {
+    "from outside": (lambda s, x: x, X),
+    "a view of what came from outside": (lambda s, x: x.mT.contiguous().mT, X),
+    "rows of a table": (lambda s, ids: s.table(ids), IDS),
+    "rows and a parameter, added widely": (lambda s, ids: s.table(ids).float() + s.p.float(), IDS),
+    "beside what was computed": (lambda s, x: torch.cat([s.p.expand(3, 5, D), s.linear(x)], 1), X),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_no_precision_is_lost(name: str) -> None:
+    torch.manual_seed(0)
+    run, x = EXACT[name]
+    model = Read(run).eval()
+    made = normfuse.rewrite(model, (x,), verify="off")
+    verdict = normfuse.verify(model, made, (x,))
+    assert verdict.ok, str(verdict)
+    assert verdict.error_ratio <= 1.5
+
+
+def test_what_was_computed_in_the_narrow_dtype_is_converted() -> None:
+    torch.manual_seed(0)
+    model = Read(lambda s, x: s.linear(x)).eval()
+    made = normfuse.rewrite(model, (X,), verify="off")
+    assert made.report.after == {"rms_norm": 2}
+    assert normfuse.verify(model, made, (X,)).ok
+
+
+def test_the_reason_is_named() -> None:
+    model = Read(lambda s, ids: s.table(ids)).eval()
+    report = normfuse.rewrite(model, (IDS,), verify="off").report
+    assert [s.refusal.code for s in report.sites if s.refusal] == ["narrow_values"] * 2
