@@ -301,9 +301,10 @@ def _table_refusal(node: Node, found: Carries, weights: WeightValues) -> Refusal
             "weight_tied", f"the table {weights.label(table)} is read elsewhere, as it is", node.name,
             "untie the weights, or accept one centring after the lookup",
         )  # fmt: skip
+    without = "call the model under torch.no_grad(), or " if weights.program.grad_enabled else ""
     return Refusal(
         "table_copy", f"folding the table {weights.label(table)} would hold it in memory twice", node.name,
-        "rewrite the model offline, where the table is replaced",
+        f"{without}rewrite the model offline, where the table is replaced",
     )  # fmt: skip
 
 
