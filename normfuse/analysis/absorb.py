@@ -17,9 +17,9 @@ from normfuse.analysis.flow import Blocks, Carries, Scales, Shift, Vanishes
 from normfuse.analysis.operator_table import flow
 from normfuse.analysis.ranges import Piece, narrowed, pieces_of, read_apart, widened
 from normfuse.analysis.readers import value_readers
-from normfuse.analysis.weights import WeightValues
-from normfuse.ir.calls import CASTS, aten, is_call
-from normfuse.ir.sizes import lies_alike, rank_of, shape_of, tensor_of
+from normfuse.analysis.weights import WeightValues, divided_refusal
+from normfuse.ir.calls import aten
+from normfuse.ir.sizes import lies_alike, rank_of, shape_of, tensor_of, widened_by
 from normfuse.report import Refusal
 
 __all__ = [
@@ -127,7 +127,7 @@ def _absorb_weight(node: Node, axis: int, maps: Maps, weights: WeightValues) -> 
         return Refusal(
             "weight_shape", f"the size of the weight value {node.name} is not a fixed number", node.name
         )
-    if node.op != "placeholder" and not weights.is_folded(node) and not _widens(node):
+    if node.op != "placeholder" and not weights.is_folded(node):
         deeper = _absorb_operands(node, axis, maps, weights)
         if not isinstance(deeper, Refusal):
             return deeper
@@ -135,15 +135,13 @@ def _absorb_weight(node: Node, axis: int, maps: Maps, weights: WeightValues) -> 
     return apart or Leaf(node, axis, maps)
 
 
-def _widens(node: Node) -> bool:
-    """Whether a weight is cast to a wider dtype: folded before, it would be rounded to the narrow one."""
-    before, after = tensor_of(node.args[0]) if node.args else None, tensor_of(node)
-    is_cast = before is not None and after is not None and is_call(node, *CASTS)
-    return is_cast and after.dtype.itemsize > before.dtype.itemsize  # type: ignore[union-attr]
-
-
 def _absorb_operands(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Plan | Refusal:
     found = flow(node, axis)
+    if widened_by(node) > 0:
+        return Refusal(
+            "narrow_values", f"{node.name} widens what would be rounded to a narrow dtype instead", node.name,
+            "keep what the norm reads in the dtype that it computes in",
+        )  # fmt: skip
     if node.target is aten.detach.default and weights.train(maps):
         return Refusal(
             "grad_mode", f"{node.name} would keep gradients from what scales its result", node.name
@@ -284,7 +282,7 @@ def _absorb_scale(node: Node, found: Scales, maps: Maps, weights: WeightValues) 
     if not lies_alike(node, found.operand):
         return Refusal("layout", f"{node.name} lays its result out in memory in another way", node.name)
     if weights.divided:
-        return Refusal("grad_mode", f"the graph switches gradients on or off around {node.name}", node.name)
+        return divided_refusal(node)
     if found.operand not in weights and len(value_readers(found.operand)) > 1:
         return _read_elsewhere(found.operand)
     return absorb(found.operand, found.axis, (Diagonal(found.scale), *maps), weights)

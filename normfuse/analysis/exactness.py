@@ -11,9 +11,8 @@ from __future__ import annotations
 from normfuse.analysis.flow import Blocks
 from normfuse.analysis.operator_table import flow
 from normfuse.analysis.stream import Stream, Value, spread_rawness
-from normfuse.ir.calls import CASTS, aten, is_call
-from normfuse.ir.region import norm_of
-from normfuse.ir.sizes import tensor_of
+from normfuse.ir.calls import aten, is_call
+from normfuse.ir.sizes import tensor_of, widened_by
 from normfuse.report import Refusal
 
 __all__ = ["exact_operand", "keep_exact"]
@@ -32,13 +31,15 @@ _ROUND = (
 
 def keep_exact(stream: Stream) -> None:
     """Make values raw that are exact and that a norm or a cast takes to a wider dtype."""
+    members = set(stream.members)
     for value in stream.members:
         for norm in stream.norms.get(value, ()):
-            region, source = norm_of(norm), tensor_of(value[0])
-            if region is not None and source is not None and _is_wider(region.spec.out_dtype, source.dtype):
-                _keep(value, stream)
-        if _widened(value, stream) is not None:
-            _keep(stream.carries[value].operands[0], stream)
+            made, read = tensor_of(norm), tensor_of(value[0])
+            if made is not None and read is not None and made.dtype.itemsize > read.dtype.itemsize:
+                _keep(value, stream, members)
+        operand = _widened(value, stream)
+        if operand is not None:
+            _keep(operand, stream, members)
     spread_rawness(stream)
 
 
@@ -50,23 +51,15 @@ def exact_operand(value: Value, stream: Stream) -> Refusal | None:
     return stream.raw.get(operand) or _refusal(operand)
 
 
-def _keep(value: Value, stream: Stream) -> None:
-    if value in stream.members and _is_exact(value, stream):
+def _keep(value: Value, stream: Stream, members: set[Value]) -> None:
+    if value in members and _is_exact(value, stream):
         stream.raw.setdefault(value, _refusal(value))
 
 
 def _widened(value: Value, stream: Stream) -> Value | None:
     """The operand of a cast to a wider dtype."""
-    carried, made = stream.carries.get(value), tensor_of(value[0])
-    if carried is None or made is None or not is_call(value[0], *CASTS):
-        return None
-    (operand,) = carried.operands
-    before = tensor_of(operand[0])
-    return operand if before is not None and _is_wider(made.dtype, before.dtype) else None
-
-
-def _is_wider(a: object, b: object) -> bool:
-    return getattr(a, "itemsize", 0) > getattr(b, "itemsize", 0)
+    carried = stream.carries.get(value)
+    return carried.operands[0] if carried is not None and widened_by(value[0]) > 0 else None
 
 
 def _is_exact(value: Value, stream: Stream) -> bool:

@@ -23,7 +23,7 @@ from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.region import norm_of
-from normfuse.ir.sizes import rank_of, shape_of
+from normfuse.ir.sizes import rank_of, shape_of, widened_by
 from normfuse.report import Refusal
 
 __all__ = ["READERS", "Read", "push"]
@@ -95,6 +95,10 @@ def _into(user: Node, value: Node, axis: int, maps: Maps, weights: WeightValues)
         return Refusal("norm_is_output", f"the normalized values ({value.name}) are returned", value.name)
     if user.target is aten.detach.default and weights.train(maps):
         return Refusal("grad_mode", f"{user.name} keeps gradients from the norm's own weights", user.name)
+    if widened_by(user) < 0:
+        return Refusal(
+            "narrow_values", f"{user.name} would round the values before they are normalized", user.name
+        )
     contraction = _contraction(user, value, axis)
     if contraction is not None:
         return _absorbed(user, contraction, maps, weights)

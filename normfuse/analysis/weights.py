@@ -18,7 +18,7 @@ from normfuse.ir.program import Input, Program
 from normfuse.ir.sizes import tensor_of
 from normfuse.report import Refusal
 
-__all__ = ["WeightValues"]
+__all__ = ["WeightValues", "divided_refusal"]
 
 #: Operators that read memory rather than entries, which a copy in other precision does not share.
 _READS_MEMORY = (aten.as_strided.default, aten.view.dtype)
@@ -134,6 +134,11 @@ class WeightValues:
             return True
         readers = {user for i in self._inputs.values() if _memory(i) == own for user in i.node.users}
         return len(readers) > 1
+
+
+def divided_refusal(node: Node) -> Refusal:
+    """What is computed under one gradient mode does not move to where another one may hold."""
+    return Refusal("grad_mode", f"the graph switches gradients on or off around {node.name}", node.name)
 
 
 def _is_function(target: object) -> bool:

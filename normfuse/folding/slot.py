@@ -97,8 +97,8 @@ class Slots:
         if epoch != store.epoch:
             return self._look_up(inputs)
         for position, known, version, address, dtype, shape, device in checks:
-            source = inputs[position]
-            if known() is not source or source is None:
+            source: torch.Tensor = inputs[position]
+            if known() is not source:
                 return self._look_up(inputs)
             if source._version != version or source.data_ptr() != address:
                 return self._look_up(inputs)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from normfuse.ir.calls import CASTS, is_call
 from normfuse.torch_compat import statically_known_true
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "static_size",
     "tensor_of",
     "tensors_of",
+    "widened_by",
 ]
 
 
@@ -90,6 +92,14 @@ def lies_alike(a: Node, b: Node) -> bool:
         return False
     strides = zip(left.shape, left.stride(), right.stride(), strict=True)
     return all(same(size, 1) or same(one, other) for size, one, other in strides)
+
+
+def widened_by(cast: Node) -> int:
+    """How many bytes wider a cast makes each entry: negative where it narrows them, 0 for all else."""
+    before, after = tensor_of(cast.args[0]) if cast.args else None, tensor_of(cast)
+    if before is None or after is None or not is_call(cast, *CASTS):
+        return 0
+    return after.dtype.itemsize - before.dtype.itemsize
 
 
 def static_size(node: object, axis: int) -> int | None:

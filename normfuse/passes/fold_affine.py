@@ -21,7 +21,7 @@ from normfuse.analysis.affine_map import Standardise
 from normfuse.analysis.beside import Beside, beside
 from normfuse.analysis.forward import Read, push
 from normfuse.analysis.readers import value_readers
-from normfuse.analysis.weights import WeightValues
+from normfuse.analysis.weights import WeightValues, divided_refusal
 from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import aten, set_arguments
 from normfuse.ir.effects import Effects
@@ -98,9 +98,7 @@ class _Fold:
         if refusal is not None:
             return refusal
         if self._weights.divided:
-            return Refusal(
-                "grad_mode", f"the graph switches gradients on or off around {node.name}", node.name
-            )
+            return divided_refusal(node)
         if region.spec.eps is None:
             return Refusal("unusual_form", f"the eps of {node.name} is no number", node.name)
         axis = next(d for d in range(rank_of(node)) if d - rank_of(node) not in region.spec.dims)

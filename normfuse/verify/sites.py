@@ -83,11 +83,12 @@ def _untouched(program: Program, report: Report) -> tuple[Program, Report, list[
     message = "recognising the norms changed bits of the outputs, which it must not"
     for site in report.sites:
         site.revert(Refusal("recognition_not_bitwise", message, remedy="report this model"))
-        site.certificate = None
     return _as_it_came(program, report)
 
 
 def _as_it_came(program: Program, report: Report) -> tuple[Program, Report, list[Folded]]:
+    for site in report.sites:
+        site.certificate = None
     report.folded = report.centrings = 0
     return program.copied(), report, []
 

@@ -36,8 +36,10 @@ class Read(nn.Module):
         return self.first(h), self.second(h * 2)
 
 
-X = torch.randn(3, 5, D).to(torch.bfloat16) + 2
-IDS = torch.randint(0, 20, (3, 5))
+GENERATOR = torch.Generator().manual_seed(1)
+X = torch.randn(3, 5, D, generator=GENERATOR).to(torch.bfloat16) + 2
+IDS = torch.randint(0, 20, (3, 5), generator=GENERATOR)
+IMAGE = torch.randn(2, 8, 9, 9, generator=GENERATOR)
 EXACT = {
     "from outside": (lambda s, x: x, X),
     "a view of what came from outside": (lambda s, x: x.mT.contiguous().mT, X),
@@ -70,3 +72,37 @@ def test_the_reason_is_named() -> None:
     model = Read(lambda s, ids: s.table(ids)).eval()
     report = normfuse.rewrite(model, (IDS,), verify="off").report
     assert [s.refusal.code for s in report.sites if s.refusal] == ["narrow_values"] * 2
+
+
+class Stored(nn.Module):
+    """A float32 batch norm whose shift is large, beside bfloat16 weights."""
+
+    def __init__(self, run) -> None:
+        super().__init__()
+        self.conv, self.table = nn.Conv2d(8, 8, 3).to(torch.bfloat16), nn.Embedding(20, 8).to(torch.bfloat16)
+        self.norm, self.rows, self.run = nn.BatchNorm2d(8), nn.BatchNorm1d(8), run
+        for norm in (self.norm, self.rows):
+            nn.init.normal_(norm.bias, 3.0)
+            norm.running_mean.normal_()
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+STORED = {
+    "behind a convolution": (lambda s, x: torch.relu(s.norm(s.conv(x).float())), IMAGE.to(torch.bfloat16)),
+    "behind a table": (lambda s, ids: torch.tanh(s.rows(s.table(ids).float().mT)), IDS),
+    "before a convolution": (lambda s, x: s.conv(s.norm(torch.relu(x)).to(torch.bfloat16)), IMAGE),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_stored_norms_are_not_folded_across_a_change_of_precision(name: str) -> None:
+    torch.manual_seed(0)
+    run, x = STORED[name]
+    model = Stored(run).eval()
+    made = normfuse.rewrite(model, (x,), verify="off")
+    (site,) = made.report.sites
+    assert "narrow" in site.refusal.message or "round" in site.refusal.message
+    with torch.no_grad():
+        assert torch.equal(made.module()(x), model(x))

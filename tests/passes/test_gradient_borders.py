@@ -103,7 +103,7 @@ def gradients(run: Callable[..., Any], model: nn.Module, x: torch.Tensor) -> dic
 
 @pytest.mark.parametrize("name", FORWARDS)
 def test_gradients_are_those_of_the_model(name: str) -> None:
-    """1e-9: sums of at most 6 * 36 products in float64, through the derivative of one norm."""
+    """1e-12: sums of 6 * 6 * 6 products in float64 (2.4e-14), and derivatives of up to three norms."""
     model = randomised(Net(FORWARDS[name]))
     reference, x = copy.deepcopy(model), torch.randn(D, D, D, dtype=torch.float64) + 1
     options = {"normfuse.inner": "aot_eager", "normfuse.policy": "convert"}
@@ -113,4 +113,4 @@ def test_gradients_are_those_of_the_model(name: str) -> None:
     whole = max(float(g.norm()) for g in wanted.values() if g is not None)
     for key, grad in wanted.items():
         if grad is not None:
-            assert float((found[key] - grad).norm()) <= 1e-9 * max(float(grad.norm()), 1e-6 * whole), key
+            assert float((found[key] - grad).norm()) <= 1e-12 * max(float(grad.norm()), 1e-6 * whole), key

@@ -12,6 +12,8 @@ from torch import nn
 
 import normfuse
 from normfuse.analysis import absorb
+from normfuse.folding.recipe import FOLD
+from normfuse.ir.emit import call
 from normfuse.passes.catalogue import CATALOGUE
 from normfuse.passes.place import Placement
 from normfuse.verify.certificates import digest
@@ -103,6 +105,28 @@ def test_a_norm_that_was_given_up_changes_no_weight_for_its_own_sake(model, x):
     assert (made.report.folded, made.report.centrings) == (0, 0)
     with torch.no_grad():
         assert all(torch.equal(a, b) for a, b in zip(made.module()(x), shared(x), strict=True))
+
+
+def test_weights_that_were_changed_for_nothing_are_put_back(model, x):
+    """Whatever changes weights without changing a norm is measured as well."""
+    from normfuse.passes import recentre
+
+    def shifted(self, leaf, before):
+        with before.graph.inserting_before(before):
+            made = call(before.graph, torch.ops.aten.relu.default, leaf.node)
+        made.meta[FOLD] = True
+        return made
+
+    with (
+        patch.object(recentre, "_convert", lambda work, node: None),
+        patch.object(Placement, "fold", shifted),
+    ):
+        made = normfuse.rewrite(model, (x,))
+    assert set(actions(made.report)) == {"kept"}
+    assert any("undone" in note for note in made.report.notes)
+    assert all(site.certificate is None for site in made.report.sites)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(made.module()(x), model(x), strict=True))
 
 
 def test_without_verification_the_wrong_rewrite_stays(model, x):
