@@ -18,7 +18,7 @@ from rich.console import Console
 from bench.page import write_page
 from bench.subjects import FREEZABLE, SUBJECTS
 from normfuse.benchmark.run import bench
-from normfuse.benchmark.settings import CONTENDERS, FROZEN
+from normfuse.benchmark.settings import BASELINE, CONTENDERS, FROZEN
 
 __all__ = ["measure"]
 
@@ -34,7 +34,8 @@ def measure(
     found = bench(source, batch_sizes=sizes, training=training, progress=_say, contenders=rivals, **options)
     words = ["normfuse", "bench", source]
     words += [word for size in sizes for word in ("--batch", str(size))]
-    words += [word for rival in rivals for word in ("--contender", rival)] if FROZEN in rivals else []
+    named = [rival for rival in rivals if rival != BASELINE] if FROZEN in rivals else []
+    words += [word for rival in named for word in ("--contender", rival)]
     words += [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     command = shlex.join(words + (["--training"] if training else []))
     results.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,11 @@ from normfuse.files import json_text, write_text
 
 __all__ = ["BatchResult", "BenchResult", "Figure"]
 
+_CAPTION = (
+    "Median (and where the true one lies 19 times in 20). A tie is within the noise floor, which is Inductor "
+    "against itself. First call, with compiling, and peak memory come from processes of their own."
+)
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -136,6 +141,7 @@ def _table(batch: BatchResult, result: BenchResult) -> Table:
     table = Table(
         "", "time / Inductor's", "", "ms", "first call (s)", "peak (MiB)",
         title=f"{escape(result.settings.source or 'model')}: {what}{size}, {count}", title_justify="left",
+        caption=_CAPTION, caption_justify="left",
     )  # fmt: skip
     for name, seconds in batch.seconds.items():
         ratio = batch.ratios.get(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from torch.export.graph_signature import (
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
+from normfuse.capture.arguments import bound_arguments
 from normfuse.errors import CaptureError, InputError
 from normfuse.folding import Folded
 from normfuse.ir.program import Input, Program, Role
@@ -86,11 +86,8 @@ def open_sizes(
             else None
         )
 
-    try:
-        bound = inspect.signature(model.forward).bind(*args, **(kwargs or {}))
-    except TypeError as error:
-        raise InputError(f"{type(model).__name__} does not take these inputs: {error}") from error
-    return {name: tree_map(leave_open, value) for name, value in bound.arguments.items()}
+    bound = bound_arguments(model, args, kwargs, type(model).__name__)
+    return {name: tree_map(leave_open, value) for name, value in bound.items()}
 
 
 def program_of(exported: ExportedProgram) -> Program:

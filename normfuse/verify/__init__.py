@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,11 @@ class _CallablePackage(ModuleType):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Equivalence:
         return verify(*args, **kwargs)
+
+
+#: What ``help``, ``inspect`` and editors show.
+__signature__ = inspect.signature(verify)
+__doc__ = f"{__doc__}\n\n{inspect.signature(verify)}\n\n{inspect.getdoc(verify)}"
 
 
 sys.modules[__name__].__class__ = _CallablePackage

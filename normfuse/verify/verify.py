@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from normfuse.capture.arguments import bound_arguments
 from normfuse.errors import InputError, VerificationError
 from normfuse.verify.capture import capture_reference, program_in, runnable
 from normfuse.verify.equivalence import Equivalence, LeafError
@@ -103,6 +104,7 @@ class _Run:
 def _run(
     program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], grads: bool, role: str
 ) -> _Run:
+    bound_arguments(program, args, kwargs, f"the {role}")
     args, kwargs = copied_inputs(args, kwargs)
     parameters = trainable_parameters(program, role) if grads else {}
     with preserved_rng(), preserved_state(program):

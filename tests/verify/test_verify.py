@@ -392,3 +392,25 @@ def test_one_tensor_instead_of_a_tuple() -> None:
 
     with pytest.raises(InputError, match=r"write \(x,\)"):
         verify(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), torch.ones(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "reason"),
+    [
+        ((), {}, "the reference does not take these inputs: missing a required argument: 'input'"),
+        ((torch.ones(2, 3),), {"y": 1}, "the reference does not take these inputs: .*'y'"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_told_before_anything_runs(args, kwargs, reason) -> None:
+    model = nn.Linear(3, 3)
+    with pytest.raises(InputError, match=reason):
+        verify(model, torch.compile(model, backend="eager"), args, kwargs)
+
+
+def test_the_package_is_described_as_the_function_that_it_is_called_as() -> None:
+    import inspect
+    import sys
+
+    package, function = sys.modules["normfuse.verify"], sys.modules["normfuse.verify.verify"].verify
+    assert inspect.signature(package) == inspect.signature(function)
+    assert inspect.getdoc(function) in (package.__doc__ or "")
