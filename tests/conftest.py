@@ -24,3 +24,20 @@ def _fresh_dynamo(request: pytest.FixtureRequest):
     """Compiled code of one test must not serve another one."""
     yield
     torch._dynamo.reset()
+
+
+#: Files whose tests share what takes long to make: one process runs all of them.
+TOGETHER = {"tests/programs/test_offline_models.py"}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Every other test runs wherever there is room."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return file if file in TOGETHER else nodeid
+
+    return Scheduling(config, log)

@@ -21,7 +21,7 @@ from torch.export.graph_signature import (
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from normfuse.capture.arguments import bound_arguments
+from normfuse.arguments import bound_arguments
 from normfuse.errors import CaptureError, InputError
 from normfuse.folding import Folded
 from normfuse.ir.program import Input, Program, Role

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from normfuse.capture.arguments import bound_arguments
+from normfuse.arguments import bound_arguments
 from normfuse.errors import InputError, VerificationError
 from normfuse.verify.capture import capture_reference, program_in, runnable
 from normfuse.verify.equivalence import Equivalence, LeafError

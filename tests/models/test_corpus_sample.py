@@ -57,8 +57,13 @@ SAMPLE = {
 }
 
 
+#: Seconds each, and ``olmo_hybrid`` writes its norms as they do.
+SLOW = {"kimi_linear", "qwen3_next"}
+EACH = [pytest.param(a, marks=[pytest.mark.slow] if a in SLOW else []) for a in sorted(SAMPLE)]
+
+
 @pytest.mark.models
-@pytest.mark.parametrize("architecture", sorted(SAMPLE))
+@pytest.mark.parametrize("architecture", EACH)
 def test_every_norm_is_lifted(architecture: str) -> None:
     if architecture not in CONFIG_MAPPING:
         pytest.skip("the installed transformers does not have it")

@@ -24,7 +24,8 @@ PACKAGE = Path(normfuse.__file__).parent
 ROW_MODULES = ("rows_elementwise", "rows_layout", "rows_linear", "rows_reduce")
 MODULES = (
     *(f"analysis.{name}" for name in ROW_MODULES), "analysis.operator_table", "analysis.absorb",
-    "analysis.forward", "analysis.beside", "analysis.stream", "analysis.centring", "analysis.weights",
+    "analysis.forward", "analysis.beside", "analysis.stream", "analysis.exactness", "analysis.ranges",
+    "analysis.centring", "analysis.weights",
     "passes.canonicalize", "passes.functionalize", "passes.lift", "passes.recentre", "passes.fold_affine",
     "passes.fold_constants", "passes.settle_shifts", "passes.stored_values",
 )  # fmt: skip

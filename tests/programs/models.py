@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
+from functools import cache
 from typing import Any
 
 import torch
@@ -64,10 +67,17 @@ def resnet(dtype: torch.dtype) -> nn.Module:
 
 
 def small_program(dtype: torch.dtype = torch.float32, **sizes: int) -> ExportedProgram:
-    """A pre-norm network whose batch is open, quick to export."""
+    """A pre-norm network whose batch is open; each call gives one of its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, when a program is copied
+        return copy.deepcopy(_small_program(dtype, tuple(sizes.items())))
+
+
+@cache
+def _small_program(dtype: torch.dtype, sizes: tuple[tuple[str, int], ...]) -> ExportedProgram:
     with torch.no_grad():
         return torch.export.export(
-            prenorm(dtype=dtype, **sizes),
+            prenorm(dtype=dtype, **dict(sizes)),
             (example(dtype=dtype),),
             dynamic_shapes=({0: Dim("batch", min=2, max=64)},),
         )

@@ -12,8 +12,7 @@ from torch.fx import Node
 import normfuse
 from tests.programs.models import SUBJECTS, exported, other_inputs
 
-#: One process makes the programs for all tests.
-pytestmark = [pytest.mark.models, pytest.mark.xdist_group("offline models")]
+pytestmark = pytest.mark.models
 pytest.importorskip("transformers")
 
 #: Runs every program of a folder on the inputs beside it.

@@ -20,6 +20,21 @@ def rewritten(model, tmp_path, *inputs):
     return result, WeightMap.load(tmp_path / "out.map.json")
 
 
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """The map of one rewrite, as it is written."""
+    folder = tmp_path_factory.mktemp("map")
+    rewritten(prenorm(), folder, example())
+    return (folder / "out.map.json").read_text()
+
+
+@pytest.fixture
+def changes(text, tmp_path):
+    path = tmp_path / "out.map.json"
+    path.write_text(text)
+    return WeightMap.load(path)
+
+
 def test_another_checkpoint_folds_to_the_same_bits_as_another_rewrite(tmp_path):
     _, changes = rewritten(prenorm(seed=0), tmp_path, example())
     other = prenorm(seed=1)
@@ -84,8 +99,7 @@ def test_sources_outside_of_checkpoints_come_with_their_values(tmp_path):
     assert normfuse.verify(other, module, (example(),)).ok
 
 
-def test_what_changed_is_said_in_words(tmp_path):
-    _, changes = rewritten(prenorm(), tmp_path, example())
+def test_what_changed_is_said_in_words(changes):
     how = {one.name: one.how for one in changes.changed}
     assert how["embed.bias"] == "sub(embed.bias, mean(embed.bias, [0], True))"
     assert set(how) == {
@@ -107,8 +121,7 @@ def test_what_changed_is_said_in_words(tmp_path):
     ],
     ids=["missing", "prefix", "shape", "dtype", "no tensor"],
 )
-def test_a_checkpoint_of_another_model_is_refused(state, message, tmp_path):
-    _, changes = rewritten(prenorm(), tmp_path, example())
+def test_a_checkpoint_of_another_model_is_refused(state, message, changes):
     with pytest.raises(normfuse.InputError, match=message):
         changes.fold(state(PreNorm().double().state_dict()))
 
@@ -144,10 +157,9 @@ def with_operator(name):
         (with_operator("os.system"), "is no operator of this PyTorch"),
     ],
 )
-def test_a_damaged_or_hostile_map_is_refused(change, message, tmp_path):
-    rewritten(prenorm(), tmp_path, example())
+def test_a_damaged_or_hostile_map_is_refused(change, message, text, tmp_path):
     path = tmp_path / "out.map.json"
-    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    path.write_text(json.dumps(change(json.loads(text))))
     with pytest.raises(normfuse.InputError, match=message):
         WeightMap.load(path)
     path.write_text("{")

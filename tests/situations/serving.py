@@ -49,7 +49,7 @@ def _generated(cache: str) -> Report:
     return report()
 
 
-@situation(SERVING, "`generate` with a dynamic cache", "works, 5 of 5 converted")
+@situation(SERVING, "`generate` with a dynamic cache", "works, 5 of 5 converted", slow=True)
 def dynamic_cache() -> Report:
     return _generated("dynamic")
 
