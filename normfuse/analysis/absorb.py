@@ -19,7 +19,7 @@ from normfuse.analysis.ranges import Piece, narrowed, pieces_of, read_apart, wid
 from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues, divided_refusal
 from normfuse.ir.calls import aten
-from normfuse.ir.sizes import lies_alike, rank_of, shape_of, tensor_of, widened_by
+from normfuse.ir.sizes import bytes_added, lies_alike, rank_of, shape_of, tensor_of
 from normfuse.report import Refusal
 
 __all__ = [
@@ -137,11 +137,6 @@ def _absorb_weight(node: Node, axis: int, maps: Maps, weights: WeightValues) -> 
 
 def _absorb_operands(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Plan | Refusal:
     found = flow(node, axis)
-    if widened_by(node) > 0:
-        return Refusal(
-            "narrow_values", f"{node.name} widens what would be rounded to a narrow dtype instead", node.name,
-            "keep what the norm reads in the dtype that it computes in",
-        )  # fmt: skip
     if node.target is aten.detach.default and weights.train(maps):
         return Refusal(
             "grad_mode", f"{node.name} would keep gradients from what scales its result", node.name
@@ -176,7 +171,9 @@ def _absorb_pieces(
     for piece in pieces:
         if piece.operand not in weights and len(value_readers(piece.operand)) > 1:
             return _read_elsewhere(piece.operand)
-        plan = absorb(piece.operand, axis, narrowed(maps, piece.outer, piece.length), weights)
+        plan = _widened(node, piece.operand) or absorb(
+            piece.operand, axis, narrowed(maps, piece.outer, piece.length), weights
+        )
         if isinstance(plan, Refusal):
             return plan
         plans[piece.operand] = plan
@@ -202,23 +199,35 @@ def _rebuild(node: Node, found: Carries, maps: Maps, weights: WeightValues) -> P
     everywhere = _is_linear(maps) or found.shift is Shift.EVERYWHERE
     if not everywhere and not found.adders and not found.bias:
         return _no_shift(node)
-    plans = _plan_operands(found, maps if everywhere else linear_parts(maps), weights)
+    plans = _plan_operands(node, found, maps if everywhere else linear_parts(maps), weights)
     if isinstance(plans, Refusal) or everywhere:
         return plans if isinstance(plans, Refusal) else Rebuilt(node, tuple(plans.items()))
     return _add_once(node, found, plans, maps, weights)
 
 
-def _plan_operands(found: Carries, maps: Maps, weights: WeightValues) -> dict[Node, Plan] | Refusal:
+def _plan_operands(
+    node: Node, found: Carries, maps: Maps, weights: WeightValues
+) -> dict[Node, Plan] | Refusal:
     plans: dict[Node, Plan] = {}
     for position, (operand, axis) in enumerate(found.operands):
         if operand not in weights and len(value_readers(operand)) > 1:
             return _read_elsewhere(operand)
         groups = found.groups if position == 0 else 1
-        plan = _absorb_runs(operand, axis, maps, groups, weights)
+        plan = _widened(node, operand) or _absorb_runs(operand, axis, maps, groups, weights)
         if isinstance(plan, Refusal):
             return plan
         plans[operand] = plan
     return plans
+
+
+def _widened(node: Node, operand: Node) -> Refusal | None:
+    """Weights in the operand's dtype would round what is exact to the width of the result."""
+    if bytes_added(node, operand) <= 0:
+        return None
+    return Refusal(
+        "narrow_values", f"{node.name} widens what would be rounded to a narrow dtype instead", node.name,
+        "keep what the norm reads in the dtype that it computes in",
+    )  # fmt: skip
 
 
 def _absorb_runs(node: Node, axis: int, maps: Maps, groups: int, weights: WeightValues) -> Plan | Refusal:

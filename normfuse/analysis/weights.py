@@ -35,6 +35,7 @@ class WeightValues:
         self.program = program
         self._inputs = program.weights
         self._effects = effects
+        self._updated = {_memory(i) for i in self._inputs.values() if i.name in program.updated}
         self.divided = program.grad_enabled and switches_gradients(program.gm.graph)
         self._known: set[Node] = set()
         self._folded: set[Node] = set()
@@ -62,8 +63,10 @@ class WeightValues:
         return all(n in self._known for n in node.all_input_nodes)
 
     def is_written(self, node: Node) -> bool:
-        """Whether the graph writes to memory that ``node`` stands for."""
-        return self._effects.is_written(node)
+        """Whether the graph writes to memory that ``node`` stands for, at once or for the next call."""
+        return self._effects.is_written(node) or (
+            bool(self._updated) and _memory(self._inputs.get(node)) in self._updated
+        )
 
     def label(self, node: Node) -> str:
         """The name that the model's owner gives a weight."""
@@ -149,7 +152,9 @@ def _is_function(target: object) -> bool:
 
 
 def _memory(found: Input | None) -> int | None:
-    return None if found is None else int(found.value.untyped_storage()._cdata)
+    if found is None or found.value.layout != torch.strided:
+        return None
+    return int(found.value.untyped_storage()._cdata)
 
 
 def _tensor_refusal(node: Node, found: Input) -> Refusal | None:

@@ -15,6 +15,7 @@ from torch.export.graph_signature import (
     ExportGraphSignature,
     InputKind,
     InputSpec,
+    OutputKind,
     OutputSpec,
     TensorArgument,
 )
@@ -34,6 +35,8 @@ _ROLES = {
     InputKind.BUFFER: Role.BUFFER,
     InputKind.CONSTANT_TENSOR: Role.CONSTANT,
 }
+
+_UPDATES = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
 
 
 def export_model(
@@ -95,7 +98,10 @@ def program_of(exported: ExportedProgram) -> Program:
     gm = _copied(exported.graph_module)
     nodes = {n.name: n for n in gm.graph.nodes if n.op == "placeholder"}
     inputs = [_input(spec, nodes, exported) for spec in exported.graph_signature.input_specs]
-    return Program(gm, inputs, copies_tables=True)
+    updated = frozenset(
+        s.target for s in exported.graph_signature.output_specs if s.kind in _UPDATES and s.target
+    )
+    return Program(gm, inputs, copies_tables=True, updated=updated)
 
 
 def input_values(exported: ExportedProgram, program: Program) -> list[Any] | None:

@@ -52,7 +52,8 @@ class Program:
 
     ``inputs`` follow the placeholders. ``copies_tables`` says whether folding may copy an
     embedding table: an offline rewrite replaces it, a compiled model would hold it twice. ``statistics``
-    are inputs that a kernel may update without leaving a trace in a version counter.
+    are inputs that a kernel may update without leaving a trace in a version counter. ``updated`` are names of
+    weights for which the graph returns what they hold at the next call.
     """
 
     gm: GraphModule
@@ -61,6 +62,7 @@ class Program:
     grad_enabled: bool = False
     notes: list[str] = field(default_factory=list)
     statistics: set[Node] = field(default_factory=set)
+    updated: frozenset[str] = frozenset()
 
     def copied(self) -> Program:
         """The same program over a graph of its own; tensors, fake values and submodules are shared."""

@@ -12,6 +12,7 @@ from normfuse.ir.calls import CASTS, is_call
 from normfuse.torch_compat import statically_known_true
 
 __all__ = [
+    "bytes_added",
     "is_row_major",
     "lies_alike",
     "no_larger",
@@ -96,8 +97,13 @@ def lies_alike(a: Node, b: Node) -> bool:
 
 def widened_by(cast: Node) -> int:
     """How many bytes wider a cast makes each entry: negative where it narrows them, 0 for all else."""
-    before, after = tensor_of(cast.args[0]) if cast.args else None, tensor_of(cast)
-    if before is None or after is None or not is_call(cast, *CASTS):
+    return bytes_added(cast, cast.args[0]) if is_call(cast, *CASTS) else 0
+
+
+def bytes_added(node: Node, operand: object) -> int:
+    """How many bytes wider the entries of a result are than those of an operand, both floating point."""
+    before, after = tensor_of(operand), tensor_of(node)
+    if before is None or after is None or not (before.is_floating_point() and after.is_floating_point()):
         return 0
     return after.dtype.itemsize - before.dtype.itemsize
 

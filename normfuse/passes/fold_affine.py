@@ -24,7 +24,7 @@ from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues, divided_refusal
 from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import aten, set_arguments
-from normfuse.ir.effects import Effects
+from normfuse.ir.effects import Effects, aliased_by
 from normfuse.ir.emit import call
 from normfuse.ir.region import NormRegion, norm_of
 from normfuse.ir.sizes import is_row_major, lies_alike, rank_of, tensor_of
@@ -105,7 +105,7 @@ class _Fold:
         maps = (Standardise.of(operands, region.spec.eps),)
         before = self._into_writers(operands.source, axis, maps)
         if not isinstance(before, Refusal):
-            return self._before(node, before)
+            return self._before(node, operands.source, before)
         sibling = beside(node, operands.source, axis, self._weights)
         behind = push(node, axis, maps, self._weights) if sibling is None else []
         if isinstance(behind, Refusal):
@@ -117,17 +117,19 @@ class _Fold:
             return self._beside(node, sibling, maps[0])
         return self._behind(node, operands.source, behind)
 
-    def _before(self, node: Node, plan: Plan) -> Certificate | Refusal:
-        region = norm_of(node)
-        assert region is not None
-        operands, eps, program = region.operands(node), region.spec.eps or 0.0, self._work.program
+    def _before(self, node: Node, source: Node, plan: Plan) -> Certificate | Refusal:
         proof = folded_before(node, plan, self._work)
         refusal = self._refuse_made(node, self._placement.weights(plan, node))
         if refusal is not None:
             return refusal
-        note_shifts(plan, shift_is_large(operands, eps, program))
-        self._replace(node, operands.source, self._placement.make(plan, node))
+        note_shifts(plan, self._shift_is_large(node))
+        self._replace(node, source, self._placement.make(plan, node))
         return proof
+
+    def _shift_is_large(self, node: Node) -> bool:
+        region = norm_of(node)
+        assert region is not None
+        return shift_is_large(region.operands(node), region.spec.eps or 0.0, self._work.program)
 
     def _beside(self, node: Node, found: Beside, mapping: Standardise) -> Certificate | Refusal:
         proof = folded_beside(node, found, self._work)
@@ -136,7 +138,7 @@ class _Fold:
         if refusal is not None:
             return refusal
         set_arguments(found.reader, changed)
-        note_shift(found.reader)
+        note_shift(found.reader, self._shift_is_large(node))
         found.sum.replace_all_uses_with(found.rest)
         self._placement.erase(found.sum)
         return proof
@@ -194,9 +196,11 @@ class _Fold:
         return plan
 
     def _replace(self, node: Node, source: Node, made: Node) -> None:
-        if not lies_alike(node, source):
-            with node.graph.inserting_before(node):
+        with node.graph.inserting_before(node):
+            if not lies_alike(node, source):
                 made = call(node.graph, aten.contiguous.default, made)
+            if aliased_by(source) and _is_returned(node):
+                made = call(node.graph, aten.clone.default, made)
         node.replace_all_uses_with(made)
         self._placement.erase(node)
 
@@ -204,6 +208,12 @@ class _Fold:
 def _fits(node: Node, source: Node) -> bool:
     result = tensor_of(node)
     return result is not None and (lies_alike(node, source) or is_row_major(result))
+
+
+def _is_returned(node: Node) -> bool:
+    """Whether a value is returned, or a view of it: the caller may write to it and keep it."""
+    views = [user for user in node.users if node in aliased_by(user)]
+    return any(user.op == "output" for user in node.users) or any(map(_is_returned, views))
 
 
 def _both(before: Refusal, behind: Refusal) -> Refusal:

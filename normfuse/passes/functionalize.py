@@ -22,11 +22,14 @@ __all__ = ["functionalize"]
 
 
 _CHANGES_MEMORY = (aten.resize_.default, aten.set_.source_Tensor)
+#: In place they have derivatives, and otherwise they have none.
+_HAS_NO_DERIVATIVE = (aten.copy.default,)
 
 
-def functionalize(gm: GraphModule) -> int:
+def functionalize(gm: GraphModule, records_gradients: bool = False) -> int:
     """Replace what can be replaced; returns how many updates that were."""
-    updates = [n for n in gm.graph.nodes if _functional(n) is not None]
+    kept = _HAS_NO_DERIVATIVE if records_gradients else ()
+    updates = [n for n in gm.graph.nodes if _functional(n) not in (None, *kept)]
     return _Functionalizer(gm).run(updates) if updates else 0
 
 

@@ -47,7 +47,7 @@ def run_pipeline(
     work = Work(program, options, report, precise=precise)
     positional(program.gm)
     if not (program.grad_enabled and switches_gradients(program.gm.graph)):
-        functionalize(program.gm)
+        functionalize(program.gm, program.grad_enabled)
     canonicalize(program.gm)
     program.gm.graph.eliminate_dead_code(is_effectful)
     lift(work)

@@ -13,9 +13,9 @@ from normfuse.analysis.channel_map import ChannelMap, dtype_of
 from normfuse.ir.calls import aten
 from normfuse.ir.dtypes import opmath
 from normfuse.ir.emit import call, cast
-from normfuse.ir.sizes import shape_of
+from normfuse.ir.sizes import shape_of, tensor_of
 
-__all__ = ["as_it_lay", "as_runs", "plus_diagonal", "times_shift"]
+__all__ = ["as_it_lay", "as_runs", "laid_like", "plus_diagonal", "times_shift"]
 
 
 def as_runs(graph: Graph, weight: Node, groups: int) -> Node:
@@ -30,12 +30,26 @@ def as_runs(graph: Graph, weight: Node, groups: int) -> Node:
 
 def as_it_lay(graph: Graph, weight: Node, leaf: Leaf) -> Node:
     """What :func:`as_runs` did, undone."""
-    if leaf.groups == 1:
-        return weight
-    first, second, *rest = shape_of(leaf.node) or ()
-    made = call(graph, aten.reshape.default, weight, [first // leaf.groups, leaf.groups, second, *rest])
-    made = call(graph, aten.transpose.int, made, 0, 1)
-    return call(graph, aten.reshape.default, made, [first, second, *rest])
+    if leaf.groups > 1:
+        first, second, *rest = shape_of(leaf.node) or ()
+        runs = [first // leaf.groups, leaf.groups, second, *rest]
+        weight = call(graph, aten.reshape.default, weight, runs)
+        weight = call(graph, aten.transpose.int, weight, 0, 1)
+        weight = call(graph, aten.reshape.default, weight, [first, second, *rest])
+    return laid_like(graph, weight, leaf.node)
+
+
+def laid_like(graph: Graph, made: Node, weight: Node) -> Node:
+    """A value with the strides of a weight, by which convolutions choose those of their results."""
+    found, wanted = tensor_of(made), tensor_of(weight)
+    if found is None or wanted is None or found.stride() == wanted.stride():
+        return made
+    strides = wanted.stride()
+    order = sorted(range(wanted.dim()), key=lambda axis: -strides[axis])
+    inverse = [order.index(axis) for axis in range(wanted.dim())]
+    made = call(graph, aten.permute.default, made, order)
+    made = call(graph, aten.contiguous.default, made)
+    return call(graph, aten.permute.default, made, inverse)
 
 
 def times_shift(graph: Graph, weight: Node, shift: Node, axis: int, groups: int) -> Node:
@@ -64,4 +78,4 @@ def plus_diagonal(graph: Graph, weight: Node, mapping: ChannelMap, groups: int) 
     if any(size > 1 for size in kernel):
         margins = [margin for size in reversed(kernel) for margin in (size // 2, size // 2)]
         made = call(graph, aten.constant_pad_nd.default, made, margins)
-    return cast(graph, call(graph, aten.add.Tensor, made, weight), dtype)
+    return laid_like(graph, cast(graph, call(graph, aten.add.Tensor, made, weight), dtype), weight)

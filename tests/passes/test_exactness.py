@@ -81,6 +81,7 @@ class Stored(nn.Module):
         super().__init__()
         self.conv, self.table = nn.Conv2d(8, 8, 3).to(torch.bfloat16), nn.Embedding(20, 8).to(torch.bfloat16)
         self.norm, self.rows, self.run = nn.BatchNorm2d(8), nn.BatchNorm1d(8), run
+        self.wide = nn.Conv2d(8, 8, 3)
         for norm in (self.norm, self.rows):
             nn.init.normal_(norm.bias, 3.0)
             norm.running_mean.normal_()
@@ -89,7 +90,21 @@ class Stored(nn.Module):
         return self.run(self, x)
 
 
+def of_both(join):
+    """Joins a narrow value and a wide one."""
+    return lambda s, x: torch.relu(s.norm(join(s.conv(x), s.wide(x.float()))))
+
+
 STORED = {
+    "behind a sum that widens": (of_both(torch.add), IMAGE.to(torch.bfloat16)),
+    "behind a mean that widens": (
+        lambda s, x: torch.relu(s.rows(s.conv(x).mean((2, 3), dtype=torch.float32))),
+        IMAGE.to(torch.bfloat16),
+    ),
+    "behind values that are joined": (
+        lambda s, x: torch.relu(s.norm(torch.cat([s.conv(x)[:, :4], s.wide(x.float())[:, :4]], 1))),
+        IMAGE.to(torch.bfloat16),
+    ),
     "behind a convolution": (lambda s, x: torch.relu(s.norm(s.conv(x).float())), IMAGE.to(torch.bfloat16)),
     "behind a table": (lambda s, ids: torch.tanh(s.rows(s.table(ids).float().mT)), IDS),
     "before a convolution": (lambda s, x: s.conv(s.norm(torch.relu(x)).to(torch.bfloat16)), IMAGE),

@@ -119,3 +119,20 @@ def test_a_parallel_block_with_an_in_place_sum_converts() -> None:
     assert rewritten.report.after == {"rms_norm": 2}
     with torch.no_grad():
         assert torch.allclose(rewritten.module()(x), model(x), rtol=1e-12)
+
+
+def test_gradients_flow_through_what_is_copied_into_fresh_memory() -> None:
+    """``copy`` has no derivative, and ``copy_`` has one."""
+
+    class Copies(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = torch.nn.LayerNorm(6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(4, 6).copy_(self.norm(x)) * 2
+
+    model, x = Copies(), X.clone()
+    torch.compile(model, backend="normfuse", options={"normfuse.inner": "aot_eager"})(x).sum().backward()
+    assert model.norm.bias.grad is not None
+    assert torch.equal(model.norm.bias.grad, torch.full((6,), 8.0))

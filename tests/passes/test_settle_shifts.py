@@ -75,6 +75,22 @@ def test_a_large_shift_stands_behind_in_a_program_as_well(behind: type[nn.Module
     assert ratio(model, made.module()) <= 1.2
 
 
+class Beside(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C)
+        nn.init.normal_(self.norm.bias, 0.0, 30.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.conv(x) + self.norm(x))
+
+
+def test_a_large_shift_beside_a_convolution_stands_behind_it_in_a_program_as_well() -> None:
+    torch.manual_seed(0)
+    model = Beside().eval()
+    assert taken(model, image(), offline=True) == ["conv2d", "add", "relu"]
+
+
 @pytest.mark.parametrize("mean", [0.5, 3.0])
 def test_a_program_has_ordinary_shifts_in_the_bias(mean: float) -> None:
     """The norm's own sum runs as far, from zero to the mean."""
