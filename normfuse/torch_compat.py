@@ -33,6 +33,7 @@ __all__ = [
     "size_hint",
     "statically_known_true",
     "storage_is_abandoned",
+    "unnoticed",
 ]
 
 
@@ -53,6 +54,11 @@ def autocast_off() -> AbstractContextManager[None]:
     return guard
 
 
+def unnoticed() -> AbstractContextManager[None]:
+    """What autograd saves of fake values is nothing to the caller's hooks, as those of checkpointing."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved)
+
+
 def schema_major() -> int:
     """The version of program files that this PyTorch reads."""
     from torch._export.serde.schema import SCHEMA_VERSION
@@ -71,9 +77,10 @@ def size_functions() -> frozenset[str]:
 def outside_tracing() -> Iterator[None]:
     """Run real kernels, whatever fake or tracing mode the caller is in, and keep the results usable.
 
-    Tensors made under inference mode carry no version counter, so that mode is left as well.
+    Tensors made under inference mode carry no version counter, so that mode is left as well. Captured
+    graphs name the casts that autocast made, so it makes none here.
     """
-    with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+    with _disable_current_modes(), torch.inference_mode(False), torch.no_grad(), autocast_off():
         yield
 
 

@@ -28,7 +28,7 @@ from normfuse.options import Options, split_options
 from normfuse.passes.lift_constants import lift_constants
 from normfuse.passes.pipeline import check_expectation, run_pipeline
 from normfuse.report import Report
-from normfuse.torch_compat import FakeTensorMode, autocast_off
+from normfuse.torch_compat import FakeTensorMode, autocast_off, unnoticed
 from normfuse.verify import widen
 from normfuse.verify.sites import rewrite_verified
 from normfuse.warn import warn_user
@@ -95,6 +95,11 @@ class RewrittenGraph:
 
 def rewrite_graph(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> RewrittenGraph:
     """Capture a Dynamo graph and run the pipeline on the capture; ``gm`` stays as it is."""
+    with unnoticed():
+        return _rewritten(gm, example_inputs, options)
+
+
+def _rewritten(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> RewrittenGraph:
     started = time.perf_counter()
     program, fake_mode = capture(gm, example_inputs)
     wide = widen(program.gm) if options.verify == "output" else None

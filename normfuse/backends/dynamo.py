@@ -12,7 +12,8 @@ from torch.fx import GraphModule, Node
 
 from normfuse.backends.owners import Owners
 from normfuse.capture.translate import translate
-from normfuse.errors import CaptureError, NormfuseError
+from normfuse.errors import CaptureError, NormfuseError, UncapturableError
+from normfuse.ir.grad_mode import switches_gradients_on
 from normfuse.ir.program import Input, Program, Role
 from normfuse.torch_compat import FakeTensorMode
 
@@ -33,16 +34,26 @@ def capture(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[Program, Fa
         _input(node, original, value, owners)
         for node, original, value in zip(_inputs_of(traced), placeholders, example_inputs, strict=True)
     ]
-    return Program(traced, inputs, grad_enabled=_records_gradients(example_inputs), notes=notes), fake_mode
+    records = _records_gradients(traced, example_inputs)
+    return Program(traced, inputs, grad_enabled=records, notes=notes), fake_mode
 
 
 def _inputs_of(gm: GraphModule) -> list[Node]:
     return [n for n in gm.graph.nodes if n.op == "placeholder"]
 
 
-def _records_gradients(values: Sequence[Any]) -> bool:
-    tensors = [v for v in values if isinstance(v, torch.Tensor)]
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+def _records_gradients(gm: GraphModule, values: Sequence[Any]) -> bool:
+    """Whether gradients flow into any input.
+
+    Raises:
+        UncapturableError: when the graph switches them on itself: what is made of weights ahead of that
+            place would have none.
+    """
+    if not any(v.requires_grad for v in values if isinstance(v, torch.Tensor)):
+        return False
+    if not torch.is_grad_enabled() and switches_gradients_on(gm.graph):
+        raise UncapturableError("it records gradients though it is called where none are recorded")
+    return torch.is_grad_enabled()
 
 
 def _input(node: Node, original: Node, value: Any, owners: Owners) -> Input:

@@ -20,6 +20,7 @@ __all__ = ["Slot", "Slots"]
 _Identity = tuple[Any, ...]
 _Check = tuple[int, weakref.ref[torch.Tensor], int, int, torch.dtype, torch.Size, torch.device]
 _Known = tuple[int, list[_Check], list[HostCopy], list[Watch], tuple[torch.Tensor, ...]]
+_NOTHING: _Known = (-1, [], [], [], ())
 _shared: WeakValueDictionary[tuple[str, _Identity], FoldedWeight] = WeakValueDictionary()
 
 
@@ -85,7 +86,12 @@ class Slots:
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         self._slots = tuple(slots)
-        self._known: _Known = (-1, [], [], [], ())
+        self._known: _Known = _NOTHING
+        store.register(self)
+
+    def let_go(self) -> None:
+        """Hold no folded tensor until the next call."""
+        self._known = _NOTHING
 
     def tensors(self, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
         """The folded tensors for the weights among these graph inputs.
@@ -115,6 +121,8 @@ class Slots:
     def _look_up(self, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
         with LOCK:
             found = [slot.find(inputs) for slot in self._slots]
+            for folded in found:
+                folded.is_lent |= torch.is_grad_enabled()
             checks = [
                 (position, known, *stamp)
                 for slot, folded in zip(self._slots, found, strict=True)
@@ -129,5 +137,6 @@ class Slots:
             distinct = list(dict.fromkeys(checks))
             copies = [copy for watch in watches.values() if (copy := watch.host_copy) is not None]
             others = [watch for watch in watches.values() if watch.host_copy is None]
-            self._known = (store.epoch, distinct, copies, others, tensors)
+            if not any(folded.is_unsettled for folded in found):
+                self._known = (store.epoch, distinct, copies, others, tensors)
             return tensors

@@ -9,20 +9,24 @@ counter and need :func:`invalidate`.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from threading import RLock
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from weakref import WeakSet
 
 import torch
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from normfuse.errors import InputError
 from normfuse.folding.recipe import Recipe
 from normfuse.folding.watch import Watch
 from normfuse.torch_compat import outside_tracing, storage_is_abandoned
 
-__all__ = ["LOCK", "FoldedWeight", "Owner", "invalidate", "living"]
+__all__ = ["LOCK", "FoldedWeight", "Holder", "Owner", "invalidate", "living", "register"]
 
 Owner = weakref.ref[torch.nn.Module]
 
@@ -31,6 +35,16 @@ LOCK = RLock()
 #: Counts the changes of all folded weights: while it stands still, what was looked up holds.
 epoch = 0
 _alive: WeakSet[FoldedWeight] = WeakSet()
+
+
+class Holder(Protocol):
+    """Holds folded tensors from one call to the next."""
+
+    def let_go(self) -> None:
+        """Look them up again at the next call."""
+
+
+_holders: WeakSet[Holder] = WeakSet()
 
 
 class _Stamp(NamedTuple):
@@ -50,8 +64,10 @@ class _Stamp(NamedTuple):
 class FoldedWeight:
     """One folded tensor and the state of the sources it was made of.
 
-    It is released when one of ``owners`` goes, the modules that hold the sources. ``watched`` are the
-    sources, by number, that kernels write without a trace, with their owners.
+    It is released when one of ``owners`` goes, the modules that hold the sources; without owners, when a
+    source goes. ``watched`` are the sources, by number, that kernels write without a trace, with owners.
+    ``is_lent`` says that autograd may have saved the tensor, which nothing may write to from then on, and
+    ``is_unsettled`` that a kernel may write to the sources at any moment, without a trace.
     """
 
     def __init__(
@@ -65,6 +81,8 @@ class FoldedWeight:
         self._watched = dict(watched or {})
         self.watches: dict[int, Watch] = {}
         self.refolds = 0
+        self.is_lent = self.is_unsettled = False
+        self._has_owners = any(owner() is not None for owner in owners)
         self.stamps: list[_Stamp] = []
         self.sources: list[weakref.ref[torch.Tensor]] = []
         self._storages: list[torch.UntypedStorage] = []
@@ -81,7 +99,8 @@ class FoldedWeight:
         Their memory is held, so an address is never reused by another tensor. Another tensor over the same
         memory counts its own versions, so the tensors themselves are known as well.
         """
-        self.sources[:] = [weakref.ref(s) for s in sources]
+        gone = None if self._has_owners else _releasing(weakref.ref(self))
+        self.sources[:] = [weakref.ref(s, gone) for s in sources]
         self.stamps[:] = [_Stamp.of(s) for s in sources]
         self.watches = {i: Watch(sources[i], owner) for i, owner in self._watched.items()}
         self._storages[:] = [s.untyped_storage() for s in sources]
@@ -89,19 +108,20 @@ class FoldedWeight:
 
     def is_current(self, sources: Sequence[torch.Tensor]) -> bool:
         """Whether the sources are the ones that were folded, unchanged."""
-        if self.stamps != [_Stamp.of(s) for s in sources]:
+        if self.is_unsettled or self.stamps != [_Stamp.of(s) for s in sources]:
             return False
         if any(known() is not s for known, s in zip(self.sources, sources, strict=True)):
             return False
         return not any(watch.has_changed() for watch in self.watches.values())
 
     def refold(self, sources: Sequence[torch.Tensor]) -> None:
-        """Compute the tensor again, into the same memory."""
+        """Compute the tensor again, into the same memory where autograd cannot have saved it."""
         self._note(sources)
         try:
             fresh = self.recipe.compute(sources)
             with outside_tracing():
-                self.tensor.copy_(fresh)
+                self.tensor = fresh if self.is_lent else self.tensor.copy_(fresh)
+            self.is_lent = False
         except BaseException:
             self.forget()
             raise
@@ -119,6 +139,8 @@ class FoldedWeight:
         self.sources.clear()
         self.watches = {}
         self._storages.clear()
+        for holder in list(_holders):
+            holder.let_go()
         _advance()
 
     @property
@@ -140,6 +162,11 @@ class FoldedWeight:
         )
 
 
+def register(holder: Holder) -> None:
+    """Tell it when a folded weight is released."""
+    _holders.add(holder)
+
+
 def _advance() -> None:
     global epoch
     with LOCK:
@@ -152,21 +179,37 @@ def _release(folded: weakref.ref[FoldedWeight]) -> None:
         alive.release()
 
 
+def _releasing(folded: weakref.ref[FoldedWeight]) -> Callable[[object], None]:
+    """For a reference to a source: what happens when the source goes."""
+    return lambda _: _release(folded)
+
+
+def _before_optimizer_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
+    """Fused optimizers write without raising version counters, and hooks of the step may call the model."""
+    _settle(optimizer, is_unsettled=True)
+
+
 def _after_optimizer_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
-    """Fused optimizers write without raising version counters."""
+    _settle(optimizer, is_unsettled=False)
+
+
+def _settle(optimizer: Optimizer, *, is_unsettled: bool) -> None:
     if len(_alive):
-        _forget([p for group in optimizer.param_groups for p in group["params"]])
+        concerned = _forget([p for group in optimizer.param_groups for p in group["params"]])
+        for folded in concerned:
+            folded.is_unsettled = is_unsettled
 
 
-def _forget(tensors: Iterable[torch.Tensor]) -> int:
+def _forget(tensors: Iterable[torch.Tensor]) -> list[FoldedWeight]:
     storages = {t.untyped_storage()._cdata for t in tensors}
     with LOCK:
         concerned = [f for f in _alive if f.reads(storages)]
         for folded in concerned:
             folded.forget()
-    return len(concerned)
+    return concerned
 
 
+register_optimizer_step_pre_hook(_before_optimizer_step)
 register_optimizer_step_post_hook(_after_optimizer_step)
 
 
@@ -186,4 +229,4 @@ def invalidate(model: torch.nn.Module) -> int:
     """
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"expected the torch.nn.Module that was compiled, got {type(model).__name__}")
-    return _forget([*model.parameters(), *model.buffers()])
+    return len(_forget([*model.parameters(), *model.buffers()]))
