@@ -16,13 +16,13 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.fx import GraphModule
 
 from normfuse.backends.check import check_output
-from normfuse.backends.dynamo import capture, hand_on_marks, visible
+from normfuse.backends.dynamo import capture, compiled_again, hand_on_marks, visible
 from normfuse.backends.folded_call import FoldedCall, is_strict
 from normfuse.backends.inner import check_inductor, run_inner, without_autocast
 from normfuse.backends.session import record
 from normfuse.capture.autocasting import is_autocast_enabled
 from normfuse.errors import NormfuseError, UncapturableError
-from normfuse.folding import Folded, Slot, Slots
+from normfuse.folding import Folded, Premise, Slot, Slots
 from normfuse.ir.program import Program
 from normfuse.options import Options, split_options
 from normfuse.passes.lift_constants import lift_constants
@@ -120,7 +120,7 @@ def _rewrite_and_compile(
         return rewritten.report, None
     started = time.perf_counter()
     program, folded = rewritten.program, rewritten.folded
-    slots = Slots([_slot(one, program) for one in folded])
+    slots = Slots([_slot(one, program) for one in folded], [_asked(p, program) for p in program.premises])
     tensors = slots.tensors(example_inputs)
     if rewritten.wide is not None:
         check_output(gm, rewritten.wide, program.gm, example_inputs, tensors)
@@ -132,7 +132,7 @@ def _rewrite_and_compile(
         compiled = run_inner(module, [*example_inputs, *fakes], options, settings)
     if is_autocast_enabled():
         compiled = without_autocast(compiled)
-    return rewritten.report, FoldedCall(compiled, slots, constants, gm)
+    return rewritten.report, FoldedCall(compiled, slots, constants, gm, compiled_again())
 
 
 def _slot(one: Folded, program: Program) -> Slot:
@@ -142,6 +142,12 @@ def _slot(one: Folded, program: Program) -> Slot:
     return Slot(
         one.recipe, [positions[s] for s in one.sources], [o for o in owners if o is not None], watched
     )
+
+
+def _asked(premise: Premise, program: Program) -> Callable[[Sequence[Any]], bool]:
+    """Whether a premise holds for given graph inputs."""
+    positions = {i.node: p for p, i in enumerate(program.inputs)}
+    return lambda inputs: premise.is_met(lambda source: inputs[positions[source]])
 
 
 def _fake(tensor: Any, fake_mode: FakeTensorMode) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._dynamo.eval_frame import remove_from_cache
 from torch._dynamo.exc import ShortenTraceback
+from torch._dynamo.symbolic_convert import tls
 from torch._guards import detect_fake_mode
 from torch.fx import GraphModule, Node
 
@@ -17,7 +19,7 @@ from normfuse.ir.grad_mode import switches_gradients_on
 from normfuse.ir.program import Input, Program, Role
 from normfuse.torch_compat import FakeTensorMode
 
-__all__ = ["capture", "hand_on_marks", "visible"]
+__all__ = ["capture", "compiled_again", "hand_on_marks", "visible"]
 
 _STATIC = "_dynamo_static_input_type"
 
@@ -94,6 +96,13 @@ def hand_on_marks(original: GraphModule, rewritten: GraphModule, added: Sequence
     for node in added:
         node._dynamo_source = None
         node.meta["tensor_dict"] = {_STATIC: "unguarded"}
+
+
+def compiled_again() -> Callable[[], None]:
+    """For the Python code that is being compiled now: what makes Dynamo compile it anew at its next run."""
+    transaction = getattr(tls, "current_tx", None)
+    code = None if transaction is None else transaction.output.root_tx.f_code
+    return lambda: None if code is None else remove_from_cache(code)
 
 
 def visible(error: NormfuseError) -> NormfuseError:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from normfuse.folding import Slots
+from normfuse.folding import BrokenPremiseError, Slots
 from normfuse.warn import warn_user
 
 __all__ = ["FoldedCall", "is_strict"]
@@ -27,7 +27,9 @@ def is_strict() -> bool:
 class FoldedCall:
     """``compiled(*inputs, *folded weights, *constants)``.
 
-    If a weight cannot be folded again, the original graph answers this call, with one warning.
+    If a weight cannot be folded again, the original graph answers this call, with one warning. It answers as
+    well where the weights changed so much that the graph would be rewritten in another way now, and
+    ``compile_again`` has the next call compile it so.
     """
 
     def __init__(
@@ -36,16 +38,22 @@ class FoldedCall:
         slots: Slots,
         constants: Sequence[torch.Tensor],
         original: GraphModule,
+        compile_again: Callable[[], None],
     ) -> None:
         self._compiled = compiled
         self._slots = slots
         self._constants = tuple(constants)
         self._original = original
+        self._compile_again = compile_again
         self._warned = False
 
     def __call__(self, *inputs: Any) -> Any:
         try:
             folded = self._slots.tensors(inputs)
+        except BrokenPremiseError as reason:
+            log.info("compiled again at the next call: %s", reason)
+            self._compile_again()
+            return self._original(*inputs)
         except Exception as error:
             return self._fall_back(error, inputs)
         return self._compiled(*inputs, *folded, *self._constants)

@@ -1,8 +1,20 @@
 """Folded weights: how they are computed, kept, shared, and kept up to date."""
 
+from normfuse.folding.premise import BrokenPremiseError, Premise
 from normfuse.folding.recipe import Folded, Recipe
 from normfuse.folding.slot import Slot, Slots
 from normfuse.folding.store import FoldedWeight, invalidate
 from normfuse.folding.watch import Watch, can_watch
 
-__all__ = ["Folded", "FoldedWeight", "Recipe", "Slot", "Slots", "Watch", "can_watch", "invalidate"]
+__all__ = [
+    "BrokenPremiseError",
+    "Folded",
+    "FoldedWeight",
+    "Premise",
+    "Recipe",
+    "Slot",
+    "Slots",
+    "Watch",
+    "can_watch",
+    "invalidate",
+]

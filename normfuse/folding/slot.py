@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import string_at
 from typing import Any
 from weakref import WeakValueDictionary
@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from normfuse.folding import store
+from normfuse.folding.premise import BrokenPremiseError
 from normfuse.folding.recipe import Recipe
 from normfuse.folding.store import LOCK, FoldedWeight, Owner
 from normfuse.folding.watch import HostCopy, Watch
@@ -82,10 +83,17 @@ class Slot:
 
 
 class Slots:
-    """All folded inputs of one compiled graph."""
+    """All folded inputs of one compiled graph.
 
-    def __init__(self, slots: Sequence[Slot]) -> None:
+    ``premises`` tell, for given graph inputs, whether the rewrite of the graph is still the right one.
+    """
+
+    def __init__(
+        self, slots: Sequence[Slot], premises: Sequence[Callable[[Sequence[Any]], bool]] = ()
+    ) -> None:
         self._slots = tuple(slots)
+        self._premises = tuple(premises)
+        self._judged: tuple[tuple[int, int], ...] = ()
         self._known: _Known = _NOTHING
         store.register(self)
 
@@ -98,6 +106,9 @@ class Slots:
 
         The comparison is spelled out because it runs for every weight at every call. What is known
         is read once, as a whole, since other threads may replace it.
+
+        Raises:
+            BrokenPremiseError: when the weights are such that the graph would be rewritten in another way.
         """
         epoch, checks, copies, watches, tensors = self._known
         if epoch != store.epoch:
@@ -121,6 +132,7 @@ class Slots:
     def _look_up(self, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
         with LOCK:
             found = [slot.find(inputs) for slot in self._slots]
+            self._ask_again(found, inputs)
             for folded in found:
                 folded.is_lent |= torch.is_grad_enabled()
             checks = [
@@ -140,3 +152,10 @@ class Slots:
             if not any(folded.is_unsettled for folded in found):
                 self._known = (store.epoch, distinct, copies, others, tensors)
             return tensors
+
+    def _ask_again(self, found: Sequence[FoldedWeight], inputs: Sequence[Any]) -> None:
+        judged = tuple((folded.number, folded.refolds) for folded in found)
+        if judged != self._judged:
+            if not all(premise(inputs) for premise in self._premises):
+                raise BrokenPremiseError("what the weights hold asks for another rewrite")
+            self._judged = judged

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count
 from threading import RLock
 from typing import NamedTuple, Protocol
 from weakref import WeakSet
@@ -35,6 +36,7 @@ LOCK = RLock()
 #: Counts the changes of all folded weights: while it stands still, what was looked up holds.
 epoch = 0
 _alive: WeakSet[FoldedWeight] = WeakSet()
+_numbers = count()
 
 
 class Holder(Protocol):
@@ -77,7 +79,7 @@ class FoldedWeight:
         owners: Sequence[Owner] = (),
         watched: Mapping[int, Owner | None] | None = None,
     ) -> None:
-        self.recipe = recipe
+        self.recipe, self.number = recipe, next(_numbers)
         self._watched = dict(watched or {})
         self.watches: dict[int, Watch] = {}
         self.refolds = 0

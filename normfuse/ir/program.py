@@ -53,7 +53,8 @@ class Program:
     ``inputs`` follow the placeholders. ``copies_tables`` says whether folding may copy an
     embedding table: an offline rewrite replaces it, a compiled model would hold it twice. ``statistics``
     are inputs that a kernel may update without leaving a trace in a version counter. ``updated`` are names of
-    weights for which the graph returns what they hold at the next call.
+    weights for which the graph returns what they hold at the next call. ``premises`` are the facts about
+    weights (:class:`normfuse.folding.Premise`) that the rewrite rests on.
     """
 
     gm: GraphModule
@@ -63,6 +64,7 @@ class Program:
     notes: list[str] = field(default_factory=list)
     statistics: set[Node] = field(default_factory=set)
     updated: frozenset[str] = frozenset()
+    premises: list[Any] = field(default_factory=list)
 
     def copied(self) -> Program:
         """The same program over a graph of its own; tensors, fake values and submodules are shared."""
@@ -74,7 +76,7 @@ class Program:
         gm = GraphModule(self.gm, graph)
         gm.meta = dict(self.gm.meta)
         inputs = [replace(i, node=nodes[i.node]) for i in self.inputs]
-        return replace(self, gm=gm, inputs=inputs, notes=list(self.notes))
+        return replace(self, gm=gm, inputs=inputs, notes=list(self.notes), premises=list(self.premises))
 
     @property
     def weights(self) -> dict[Node, Input]:

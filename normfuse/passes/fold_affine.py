@@ -30,6 +30,7 @@ from normfuse.ir.region import NormRegion, norm_of
 from normfuse.ir.sizes import is_row_major, lies_alike, rank_of, tensor_of
 from normfuse.passes.evidence import Certificate, folded_before, folded_behind, folded_beside
 from normfuse.passes.place import Placement
+from normfuse.passes.premises import rest_on_range, rest_on_statistics
 from normfuse.passes.settle_shifts import note_shift, note_shifts
 from normfuse.passes.stored_values import (
     refusal_of_cancellation,
@@ -122,14 +123,19 @@ class _Fold:
         refusal = self._refuse_made(node, self._placement.weights(plan, node))
         if refusal is not None:
             return refusal
-        note_shifts(plan, self._shift_is_large(node))
+        note_shifts(plan, self._note_facts(node))
         self._replace(node, source, self._placement.make(plan, node))
         return proof
 
-    def _shift_is_large(self, node: Node) -> bool:
-        region = norm_of(node)
+    def _note_facts(self, node: Node, *, is_behind: bool = False) -> bool:
+        """Note what folding the norm rests on; whether its shift is large."""
+        region, program = norm_of(node), self._work.program
         assert region is not None
-        return shift_is_large(region.operands(node), region.spec.eps or 0.0, self._work.program)
+        operands, eps = region.operands(node), region.spec.eps or 0.0
+        is_large = shift_is_large(operands, eps, program)
+        dtype = node.meta["val"].dtype
+        rest_on_statistics(program, operands, eps, dtype, is_behind=is_behind, is_large=is_large)
+        return is_large
 
     def _beside(self, node: Node, found: Beside, mapping: Standardise) -> Certificate | Refusal:
         proof = folded_beside(node, found, self._work)
@@ -138,7 +144,7 @@ class _Fold:
         if refusal is not None:
             return refusal
         set_arguments(found.reader, changed)
-        note_shift(found.reader, self._shift_is_large(node))
+        note_shift(found.reader, self._note_facts(node, is_behind=True))
         found.sum.replace_all_uses_with(found.rest)
         self._placement.erase(found.sum)
         return proof
@@ -149,6 +155,7 @@ class _Fold:
         refusal = self._refuse_made(node, [made for one in changed for made in one.values()])
         if refusal is not None:
             return refusal
+        self._note_facts(node, is_behind=True)
         for read, values in zip(reads, changed, strict=True):
             set_arguments(read.node, values)
             note_shift(read.node)
@@ -160,6 +167,8 @@ class _Fold:
         refusal = refusal_of_overflow(node, made, self._work.program)
         if refusal is not None:
             self._placement.discard(made)
+        else:
+            rest_on_range(self._work.program, made)
         return refusal
 
     def _refuse_operands(self, node: Node, region: NormRegion) -> Refusal | None:

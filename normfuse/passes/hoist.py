@@ -20,12 +20,17 @@ from normfuse.ir.emit import call
 from normfuse.ir.program import Program
 from normfuse.ir.sizes import tensor_of
 
-__all__ = ["hoist", "value_of"]
+__all__ = ["hoist", "recipe_of", "value_of"]
+
+
+def recipe_of(program: Program, node: Node) -> tuple[Recipe, tuple[Node, ...]]:
+    """How a value of weights is computed, as the folded weight that ends there would be, and of what."""
+    return _recipe(program, node, sorted(_ancestors(node)))
 
 
 def value_of(program: Program, node: Node) -> torch.Tensor:
-    """What a value of weights holds now, computed as the folded weight that ends there would be."""
-    recipe, sources = _recipe(program, node, sorted(_ancestors(node)))
+    """What a value of weights holds now."""
+    recipe, sources = recipe_of(program, node)
     weights = program.weights
     return recipe.compute([weights[source].value for source in sources])
 

@@ -17,6 +17,7 @@ from normfuse.report import Refusal
 from normfuse.torch_compat import outside_tracing
 
 __all__ = [
+    "Moments",
     "refusal_of_cancellation",
     "refusal_of_overflow",
     "refusal_of_values",
@@ -32,11 +33,8 @@ _ROOM = {torch.float32: 2.0, torch.bfloat16: 16.0, torch.float16: 16.0, torch.fl
 
 def refusal_of_cancellation(node: Node, operands: Operands, eps: float, program: Program) -> Refusal | None:
     """Refuse to let readers subtract a mean that is large beside the deviation; the norm does it exactly."""
-    found, fake = _Moments.of(operands, eps, program), tensor_of(node)
-    if found is None or fake is None:
-        return None
-    normed = found.deviation**2 + found.shift**2
-    if bool((found.deviation**2 + found.mean**2).sum() <= _ROOM[fake.dtype] * normed.sum()):
+    found, fake = moments_of(operands, eps, program), tensor_of(node)
+    if found is None or fake is None or not found.cancel(fake.dtype):
         return None
     return Refusal(
         "cancellation",
@@ -45,23 +43,8 @@ def refusal_of_cancellation(node: Node, operands: Operands, eps: float, program:
     )  # fmt: skip
 
 
-def shift_is_large(operands: Operands, eps: float, program: Program) -> bool:
-    """Whether a sum of products that starts from the folded shift would lose more than a norm behind it.
-
-    A running sum from ``s`` to ``e`` with the variance ``v`` in the end has on its way the mean square
-    ``(s s + s e + e e) / 3 + v / 2``, and in each step a rounding error in proportion. The norm lets it
-    run from 0 to the mean, the fold from ``shift - mean`` to the shift.
-    """
-    found = _Moments.of(operands, eps, program)
-    if found is None:
-        return False
-    start, end = found.shift - found.mean, found.shift
-    way = (start**2 + start * end + end**2) / 3 + found.deviation**2 / 2
-    return bool(way.sum() > _ROOM[torch.float32] * (found.mean**2 / 3 + found.deviation**2 / 2).sum())
-
-
 @dataclass(frozen=True)
-class _Moments:
+class Moments:
     """Mean and deviation of what a norm reads, in units of what it returns, and its shift; per channel."""
 
     mean: torch.Tensor
@@ -69,21 +52,53 @@ class _Moments:
     shift: torch.Tensor
 
     @classmethod
-    def of(cls, operands: Operands, eps: float, program: Program) -> _Moments | None:
-        """By the stored statistics; None where they are not at hand."""
-        if operands.mean is None or operands.variance is None:
-            return None
-        with outside_tracing():
-            mean, variance, scale, shift = (
-                None if n is None else value_of(program, n).double().flatten()
-                for n in (operands.mean, operands.variance, operands.scale, operands.shift)
-            )
-            assert mean is not None
-            assert variance is not None
-            gain = (variance + eps).rsqrt() * (1.0 if scale is None else scale)
-            return cls(
-                gain * mean, gain * variance.sqrt(), torch.zeros_like(mean) if shift is None else shift
-            )
+    def of(
+        cls,
+        eps: float,
+        mean: torch.Tensor,
+        variance: torch.Tensor,
+        scale: torch.Tensor | None,
+        shift: torch.Tensor | None,
+    ) -> Moments:
+        """By the stored statistics."""
+        mean, variance = mean.double().flatten(), variance.double().flatten()
+        scale, shift = (None if v is None else v.double().flatten() for v in (scale, shift))
+        gain = (variance + eps).rsqrt() * (1.0 if scale is None else scale)
+        return cls(gain * mean, gain * variance.sqrt(), torch.zeros_like(mean) if shift is None else shift)
+
+    def cancel(self, dtype: torch.dtype) -> bool:
+        """Whether what reads the norm would lose too much by subtracting the mean itself."""
+        normed = self.deviation**2 + self.shift**2
+        return not bool((self.deviation**2 + self.mean**2).sum() <= _ROOM[dtype] * normed.sum())
+
+    def shift_is_large(self) -> bool:
+        """Whether a sum of products that starts from the folded shift would lose more than a norm behind it.
+
+        A running sum from ``s`` to ``e`` with the variance ``v`` in the end has on its way the mean square
+        ``(s s + s e + e e) / 3 + v / 2``, and in each step a rounding error in proportion. The norm lets it
+        run from 0 to the mean, the fold from ``shift - mean`` to the shift.
+        """
+        start, end = self.shift - self.mean, self.shift
+        way = (start**2 + start * end + end**2) / 3 + self.deviation**2 / 2
+        return bool(way.sum() > _ROOM[torch.float32] * (self.mean**2 / 3 + self.deviation**2 / 2).sum())
+
+
+def moments_of(operands: Operands, eps: float, program: Program) -> Moments | None:
+    """None where the statistics are not at hand."""
+    if operands.mean is None or operands.variance is None:
+        return None
+    with outside_tracing():
+        values = (
+            None if n is None else value_of(program, n)
+            for n in (operands.mean, operands.variance, operands.scale, operands.shift)
+        )  # fmt: skip
+        return Moments.of(eps, *values)  # type: ignore[arg-type]
+
+
+def shift_is_large(operands: Operands, eps: float, program: Program) -> bool:
+    """Whether a folded shift is better added behind the sum; see :meth:`Moments.shift_is_large`."""
+    found = moments_of(operands, eps, program)
+    return found is not None and found.shift_is_large()
 
 
 def watch_statistics(node: Node, operands: Operands, program: Program) -> Refusal | None:

@@ -1,0 +1,67 @@
+"""Note what the folding of a stored norm rests on, for the call at which the weights are others.
+
+What was refused for its values stays refused, which is right for all values. Where gradients are recorded
+the algebra runs at each call and nobody asks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch.fx import Node
+
+from normfuse.folding import Premise
+from normfuse.ir.program import Program
+from normfuse.ir.region import Operands
+from normfuse.ir.sizes import tensor_of
+from normfuse.passes.hoist import recipe_of
+from normfuse.passes.stored_values import Moments
+
+__all__ = ["rest_on_range", "rest_on_statistics"]
+
+Values = Sequence[torch.Tensor]
+
+
+def rest_on_statistics(
+    program: Program, operands: Operands, eps: float, dtype: torch.dtype, *, is_behind: bool, is_large: bool
+) -> None:
+    """The statistics stay usable; readers that take the norm lose nothing; its shift stays small if it was.
+
+    ``is_behind`` says that what follows the norm takes it, ``is_large`` that the shift has its safe place.
+    """
+    if operands.mean is None or operands.variance is None:
+        return
+    given = [operands.mean, operands.variance, operands.scale, operands.shift]
+    places = [i for i, node in enumerate(given) if node is not None and tensor_of(node) is not None]
+
+    def holds(values: Values) -> bool:
+        if not all(bool(torch.isfinite(value).all()) for value in values):
+            return False
+        bound: list[torch.Tensor | None] = [None] * len(given)
+        for place, value in zip(places, values, strict=True):
+            bound[place] = value
+        mean, variance, scale, shift = bound
+        assert mean is not None
+        assert variance is not None
+        if not bool((variance >= 0).all()) or not bool((variance + eps > 0).all()):
+            return False
+        found = Moments.of(eps, mean, variance, scale, shift)
+        if is_behind and found.cancel(dtype):
+            return False
+        return is_large or dtype != torch.float32 or not found.shift_is_large()
+
+    _note(program, [node for i in places if (node := given[i]) is not None], holds)
+
+
+def rest_on_range(program: Program, folded: Iterable[Node]) -> None:
+    """The folded weights stay finite in their dtype."""
+    for weight in folded:
+        _note(program, [weight], lambda values: bool(torch.isfinite(values[0]).all()))
+
+
+def _note(program: Program, nodes: Sequence[Node], holds: Callable[[Values], bool]) -> None:
+    if program.copies_tables or program.grad_enabled:
+        return
+    recipes, sources = zip(*(recipe_of(program, node) for node in nodes), strict=True)
+    program.premises.append(Premise(recipes, sources, holds))

@@ -1,0 +1,103 @@
+"""Choices that rest on what weights hold are made again when the weights are others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import normfuse
+
+X = torch.randn(4, 6, 9, 9, generator=torch.Generator().manual_seed(0))
+
+
+def reader() -> nn.Module:
+    return nn.Sequential(nn.BatchNorm2d(6), nn.Conv2d(6, 8, 3))
+
+
+def writer() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8), nn.MaxPool2d(2))
+
+
+def far(model: Any) -> None:
+    model[0].running_mean.fill_(1000.5)
+
+
+def shifted(model: Any) -> None:
+    model[1].bias.fill_(50.0)
+    model[1].weight.fill_(0.05)
+
+
+def scaled(model: Any) -> None:
+    model[0].weight.mul_(2000.0)
+    model[1].running_var.fill_(1e-6)
+
+
+def nearby(model: Any) -> None:
+    for norm in model:
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_().mul_(0.1)
+            norm.bias.normal_().mul_(0.1)
+
+
+#: Model, dtype, input, what a checkpoint changes, and the reason that keeps the norm from then on.
+CASES: dict[str, tuple[Callable[[], Any], torch.dtype, torch.Tensor, Callable[[Any], None], str]] = {
+    "means that cancel": (reader, torch.float32, X + 1000, far, "cancellation"),
+    "a large shift": (writer, torch.float32, X, shifted, ""),
+    "an overflow": (writer, torch.float16, X * 1e-3, scaled, "overflow"),
+}
+
+
+def compiled(model: nn.Module) -> tuple[Any, list[int]]:
+    """The model, compiled, and a list with an entry for every compilation."""
+    compilations: list[int] = []
+
+    def backend(gm: Any, inputs: Any) -> Any:
+        compilations.append(len(compilations))
+        return normfuse.normfuse_backend(gm, inputs, options={"normfuse.inner": "eager"})
+
+    return torch.compile(model, backend=backend), compilations
+
+
+def error(found: torch.Tensor, model: nn.Module, x: torch.Tensor) -> float:
+    import copy
+
+    wanted = copy.deepcopy(model).double()(x.double())
+    return float((found.double() - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_checkpoint_that_asks_for_another_rewrite_gets_it(name: str) -> None:
+    """1.5 times the original's own error, and the first call is the original."""
+    build, dtype, x, change, reason = CASES[name]
+    torch.manual_seed(0)
+    model, x = build().eval().to(dtype), x.to(dtype)
+    fast, compilations = compiled(model)
+    with torch.no_grad():
+        fast(x)
+        assert normfuse.last_report().after == {}
+        change(model)
+        own = error(model(x), model, x)
+        assert torch.equal(fast(x), model(x))
+        for _ in range(2):
+            found = fast(x)
+            assert bool(found.isfinite().all())
+            assert error(found, model, x) <= 1.5 * own
+    assert len(compilations) == 2
+    assert [s.refusal.code if s.refusal else "" for s in normfuse.last_report().sites] == [reason]
+
+
+@pytest.mark.parametrize("build", [reader, writer])
+def test_other_weights_need_no_other_rewrite(build: Callable[[], Any]) -> None:
+    torch.manual_seed(0)
+    model = build().eval()
+    fast, compilations = compiled(model)
+    with torch.no_grad():
+        for _ in range(3):
+            fast(X)
+            nearby(model)
+    assert len(compilations) == 1
+    assert normfuse.last_report().after == {}
