@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -19,6 +19,7 @@ from normfuse.errors import InputError
 __all__ = [
     "Sink",
     "check_new_folder",
+    "check_outputs",
     "check_writable",
     "is_program_file",
     "json_text",
@@ -40,12 +41,43 @@ def check_writable(target: str | Path) -> Path:
         InputError: naming the folder, before any work was done.
     """
     path = Path(target)
+    _check_name(path)
     _check_folder(path)
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder")
     if path.exists() and not path.is_file():
         raise InputError(f"cannot write {path}: it is a device or a pipe, which cannot be replaced by a file")
     return path
+
+
+def check_outputs(outputs: Iterable[str | Path | None], inputs: Iterable[str | Path]) -> None:
+    """Each output can be written, is written once, and is none of the inputs.
+
+    Raises:
+        InputError: naming the file, before any work was done.
+    """
+    seen: set[Path] = set()
+    read = [Path(file) for file in inputs]
+    for file in outputs:
+        if file is None:
+            continue
+        path = check_writable(file)
+        if path.exists() and any(one.exists() and path.samefile(one) for one in read):
+            raise InputError(f"{path} is the input; choose another file for the output")
+        if path.resolve() in seen:
+            raise InputError(f"{path} would be written twice; choose another file for one of the outputs")
+        seen.add(path.resolve())
+
+
+def _check_name(path: Path) -> None:
+    """Links that lead nowhere, and names that no file can have."""
+    try:
+        path.resolve()
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _check_folder(path: Path) -> None:

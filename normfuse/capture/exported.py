@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from normfuse.arguments import bound_arguments
 from normfuse.errors import CaptureError, InputError
 from normfuse.folding import Folded
+from normfuse.ir.effects import Effects
 from normfuse.ir.program import Input, Program, Role
 from normfuse.torch_compat import keep_guards
 
@@ -152,7 +153,8 @@ def with_folded_weights(
     A folded weight takes the place of its source where nothing else reads the source; otherwise it
     is added beside it, as ``<source>_folded``.
     """
-    state = dict(exported.state_dict)
+    state, constants = dict(exported.state_dict), dict(exported.constants)
+    _own_what_is_written(program, state, constants)
     specs = list(exported.graph_signature.input_specs)
     names = [_install(one, program, specs, state) for one in folded]
     kept = _weights_first(specs)
@@ -166,11 +168,22 @@ def with_folded_weights(
         range_constraints=dict(exported.range_constraints),
         module_call_graph=list(exported.module_call_graph),
         example_inputs=exported.example_inputs,
-        constants=dict(exported.constants),
+        constants=constants,
         verifiers=exported.verifiers,
     )
     keep_guards(exported, made)
     return made, names
+
+
+def _own_what_is_written(program: Program, *held: dict[str, Any]) -> None:
+    """Both programs run in one process, so what one of them writes to is not the other's."""
+    effects, copies = Effects(program.gm.graph), dict[int, torch.Tensor]()
+    written = [i for i in program.inputs if i.is_weight]
+    for one in (i for i in written if i.name in program.updated or effects.is_written(i.node)):
+        copy = copies.setdefault(id(one.value), one.value.detach().clone())
+        for tensors in held:
+            if tensors.get(one.name) is one.value:
+                tensors[one.name] = copy
 
 
 def _renamed_outputs(exported: ExportedProgram, program: Program) -> list[OutputSpec]:
@@ -178,6 +191,12 @@ def _renamed_outputs(exported: ExportedProgram, program: Program) -> list[Output
     results = program.gm.graph.output_node().args[0]
     specs = exported.graph_signature.output_specs
     assert isinstance(results, (list, tuple))
+    taken = {node.name for node in program.gm.graph.nodes}
+    for spec, node in zip(specs, results, strict=True):
+        name = getattr(spec.arg, "name", None)
+        if isinstance(node, Node) and node.op != "placeholder" and name and name not in taken:
+            taken = (taken - {node.name}) | {name}
+            node.name = name
     return [
         replace(spec, arg=replace(spec.arg, name=node.name)) if isinstance(node, Node) else spec
         for spec, node in zip(specs, results, strict=True)

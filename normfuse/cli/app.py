@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import typer
 
 from normfuse.cli.commands.bench import bench
@@ -30,7 +32,15 @@ for _command in (explain, rewrite, fold, verify, bench, demo):
 
 def main() -> None:
     """Entry point of the console script."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _stop)
     app()
+
+
+def _stop(number: int, frame: object) -> None:
+    """End as after an interrupt from the keyboard, which leaves nothing unfinished behind."""
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -28,11 +29,21 @@ def one_line_errors(debug: bool) -> Iterator[None]:
             yield
         except (typer.Exit, typer.Abort):
             raise
+        except BrokenPipeError:
+            _drop_what_is_unread()
+        except SystemExit as error:
+            typer.echo(f"normfuse: the model's own code ended the program with {error.code!r}", err=True)
+            raise typer.Exit(BAD_USE) from None
         except Exception as error:
             if debug:
                 raise
             typer.echo(f"normfuse: {_one_line(error)}", err=True)
             raise typer.Exit(_status(error)) from None
+
+
+def _drop_what_is_unread() -> None:
+    """Whoever read the output, ``head`` for example, has seen enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _silence_torch() -> None:

@@ -88,7 +88,11 @@ class WeightMap:
         Raises:
             InputError: as :meth:`fold` does.
         """
-        return _fold_one(one, [self._find(source, checkpoint) for source in one.sources])
+        sources = [self._find(source, checkpoint) for source in one.sources]
+        folded = _fold_one(one, sources)
+        if all(bool(s.isfinite().all()) for s in sources) and not bool(folded.isfinite().all()):
+            raise InputError(f"the map does not fit: {one.name} would not be finite in {one.dtype}")
+        return folded
 
     def holder(self, name: str, checkpoint: Mapping[str, Any]) -> str | None:
         """The name under which ``checkpoint`` holds a tensor of the model; None when it does not."""
@@ -97,7 +101,10 @@ class WeightMap:
 
     def _find(self, name: str, checkpoint: Mapping[str, Any]) -> torch.Tensor:
         if name in self.constants:
-            return decode_tensor(self.constants[name])
+            try:
+                return decode_tensor(self.constants[name])
+            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                raise InputError(f"the map is damaged: {name}: {error}") from error
         holder = self.holder(name, checkpoint)
         held = None if holder is None else checkpoint[holder]
         if not isinstance(held, torch.Tensor):

@@ -79,7 +79,12 @@ class Effects:
 
 def is_effectful(node: Node) -> bool:
     """Whether a node matters even where nobody reads its result."""
-    return bool(node.is_impure() or _written_by(node) or _changes_state(node))
+    return bool(node.is_impure() or _written_by(node) or _changes_state(node) or _returns_nothing(node))
+
+
+def _returns_nothing(node: Node) -> bool:
+    """Whether an operator is called for what it does alone, as assertions are."""
+    return isinstance(node.target, OpOverload) and not node.target._schema.returns
 
 
 def _changes_state(node: Node) -> bool:

@@ -62,12 +62,17 @@ def _is_returned(node: Node) -> bool:
 
 
 def _hands_on(node: Node) -> bool:
-    if is_call(node, aten.alias.default):
+    if is_call(node, aten.alias.default) or _detaches_a_constant(node):
         return True
     if is_call(node, aten.dropout.default, aten.feature_dropout.default):
         bound = bind(node)
         return bound["train"] is False or bound["p"] == 0
     return is_call(node, *CASTS) and _keeps_type(node)
+
+
+def _detaches_a_constant(node: Node) -> bool:
+    """``torch.tensor(...)`` inside of a model: it has no gradients to be detached from."""
+    return is_call(node, aten.detach_.default) and is_call(node.args[0], aten.lift_fresh_copy.default)
 
 
 def _keeps_type(node: Node) -> bool:

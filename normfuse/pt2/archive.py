@@ -40,6 +40,8 @@ def check_archive(path: Path) -> None:
         raise InputError(f"{path} is a folder, not a program")
     if not path.exists():
         raise InputError(f"{path} does not exist")
+    if not path.is_file():
+        raise InputError(f"{path} is a device or a pipe, not a program")
     try:
         with zipfile.ZipFile(path) as archive:
             _check(path, _Entries(path, archive))

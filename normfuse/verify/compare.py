@@ -13,7 +13,15 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["comparable", "error_ratio", "max_abs_error", "max_rel_error", "relative_error", "same_finiteness"]
+__all__ = [
+    "comparable",
+    "error_ratio",
+    "is_finite",
+    "max_abs_error",
+    "max_rel_error",
+    "relative_error",
+    "same_finiteness",
+]
 
 
 def error_ratio(reference: Tensor, candidate: Tensor, oracle: Tensor) -> float:
@@ -23,9 +31,10 @@ def error_ratio(reference: Tensor, candidate: Tensor, oracle: Tensor) -> float:
     float64 or complex128. The denominator is at least ``eps * |oracle|``, and at least the smallest subnormal
     number, with both constants of the dtype of ``reference``; so 0/0 is 0.0, and the ratio of a candidate
     that misses a zero oracle is huge. Only elements finite in reference and oracle count (none: 0.0). A
-    candidate that is not finite exactly where the reference is not has the ratio ``inf``.
+    candidate that is not finite exactly where the reference is not has the ratio ``inf``, and so has one that
+    is nan, or the other infinity, where reference and oracle are infinite.
     """
-    if not same_finiteness(reference, candidate):
+    if not same_finiteness(reference, candidate, oracle):
         return math.inf
     info = torch.finfo(reference.dtype)
     r, c, o = comparable(reference, candidate, oracle)
@@ -52,9 +61,19 @@ def max_rel_error(candidate: Tensor, oracle: Tensor) -> float:
     return _quotient(_peak(candidate - oracle), _peak(oracle))
 
 
-def same_finiteness(reference: Tensor, candidate: Tensor) -> bool:
-    """Whether both are finite (not nan, not inf) in the same places."""
-    return torch.equal(_finite(reference), _finite(candidate).to(reference.device))
+def same_finiteness(reference: Tensor, candidate: Tensor, oracle: Tensor | None = None) -> bool:
+    """Whether both are finite (not nan, not inf) in the same places.
+
+    Where ``oracle`` is not finite either, they are also nan or one of the infinities in the same places: the
+    function is so there, and it is no overflow of one of them.
+    """
+    r, c = _wide(reference), _wide(candidate).to(reference.device)
+    if not torch.equal(torch.isfinite(r), torch.isfinite(c)):
+        return False
+    if oracle is None:
+        return True
+    meant = ~torch.isfinite(_wide(oracle).to(reference.device))
+    return torch.equal(r[meant].nan_to_num(2.0, 1.0, -1.0), c[meant].nan_to_num(2.0, 1.0, -1.0))
 
 
 def comparable(reference: Tensor, candidate: Tensor, oracle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,6 +89,12 @@ def _wide(tensor: Tensor) -> Tensor:
     if tensor.is_complex():
         return torch.view_as_real(tensor.to(torch.complex128).resolve_conj())
     return tensor.to(torch.float64)
+
+
+def is_finite(tensor: Tensor) -> Tensor:
+    """Of any dtype; both parts of a complex number."""
+    finite = _finite(tensor)
+    return finite.all(-1) if tensor.is_complex() else finite
 
 
 def _finite(tensor: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from normfuse.passes.catalogue import Numerics
-from normfuse.verify.compare import comparable, same_finiteness
+from normfuse.verify.compare import comparable, is_finite, same_finiteness
 from normfuse.verify.dtypes import is_real_number
 from normfuse.verify.equivalence import LeafError
-from normfuse.verify.judge import judge
+from normfuse.verify.judge import judge, require_alike
 
 __all__ = [
     "ROUNDING_BOUND",
@@ -74,8 +74,9 @@ def judge_where_finite(path: str, reference: Tensor, candidate: Tensor, oracle: 
 
     Where the original overflows or is nan it says nothing about a rewrite, also not by being so.
     """
+    require_alike(path, reference, candidate, oracle)
     if is_real_number(reference.dtype):
-        defined = torch.isfinite(reference) & torch.isfinite(oracle).to(reference.device)
+        defined = is_finite(reference) & is_finite(oracle).to(reference.device)
         candidate = torch.where(defined, candidate, reference)
     return judge(path, reference, candidate, oracle)
 
@@ -85,7 +86,10 @@ def judge_but_overflow(path: str, reference: Tensor, candidate: Tensor, oracle: 
 
     What it overflowed on is no yardstick. What is infinite or nan in float64 too has to be so in both.
     """
+    require_alike(path, reference, candidate, oracle)
     if is_real_number(reference.dtype):
-        failed = ~torch.isfinite(reference) & torch.isfinite(oracle).to(reference.device)
+        failed = ~is_finite(reference) & is_finite(oracle).to(reference.device)
         candidate = torch.where(failed, reference, candidate)
+    else:  # an index or a comparison that rounding decides in the original as well
+        candidate = torch.where(reference == oracle.to(reference.device), candidate, reference)
     return judge(path, reference, candidate, oracle)

@@ -27,6 +27,7 @@ from normfuse.passes.pipeline import run_pipeline
 from normfuse.passes.work import Work
 from normfuse.report import Refusal, Report, Site
 from normfuse.torch_compat import outside_tracing
+from normfuse.verify.dtypes import is_real_number
 from normfuse.verify.hostile import hostile_inputs
 from normfuse.verify.judge import BUDGET
 from normfuse.verify.numerics import judge_where_finite, one_rounding_off, same_bits
@@ -182,11 +183,12 @@ def _measure_on(
     assert watch.after is not None
     try:
         reference = watch.before.run(inputs)
+        is_bitwise = _recognition_is_bitwise(program, inputs, reference)
     except (RuntimeError, IndexError, ValueError):
         if name == "captured":
             raise
         return  # the original does not take such inputs
-    if not _recognition_is_bitwise(program, inputs, reference):
+    if not is_bitwise:
         verdict.not_bitwise = True
         return
     candidate = watch.after.run([*inputs, *watch.folded])
@@ -197,6 +199,8 @@ def _measure_on(
     for position, c in zip(compared, candidate, strict=True):
         r, o = reference[position], oracle[position]
         assert isinstance(o, Tensor)
+        if name != "captured" and not is_real_number(r.dtype):
+            continue  # chosen by comparing what overflows or is a tie
         if r.dtype == torch.float64:
             r = disturbed[position]  # in float64 the oracle rounds as the original does
         leaf = judge_where_finite(name, r, c, o)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from normfuse.verify.leaves import named_leaves
 from normfuse.verify.numerics import judge_but_overflow
 from normfuse.verify.oracle import run_wide
 from normfuse.verify.programs import compare_programs
+from normfuse.verify.state import State, judge_state
 from normfuse.verify.widen import widen
 
 __all__ = ["compare", "verify"]
@@ -44,7 +46,8 @@ def verify(
 
     decides; float64 leaves may differ by ``DOUBLE_BOUND`` instead, integers have to be equal. With ``grads``
     the gradients of a fixed random projection of the outputs with respect to every trainable parameter are
-    leaves too, called ``grad:<name>``; parameters are matched by name.
+    leaves too, called ``grad:<name>``; parameters are matched by name. Buffers and inputs that either of them
+    wrote to have to agree to half of the digits of their dtype; they are called ``written:<name>``.
 
     Two programs (exported ones, or paths of ``.pt2`` files) and no inputs: they are compared on the stored
     inputs of the reference, on random ones and on hostile ones, and the result also has ``cases``.
@@ -82,7 +85,7 @@ def compare(
     chosen = judge_but_overflow if hostile else judge
     leaves = _judge_all("", original.tensors, rewritten.tensors, outputs, chosen)
     leaves += _judge_all("grad:", original.gradients, rewritten.gradients, gradients, chosen)
-    return Equivalence.of(leaves)
+    return Equivalence.of([*leaves, *judge_state(original.written, rewritten.written)])
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class _Run:
 
     leaves: dict[str, object]
     gradients: dict[str, Tensor]
+    written: dict[str, Tensor]
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -108,13 +112,15 @@ def _run(
     args, kwargs = copied_inputs(args, kwargs)
     parameters = trainable_parameters(program, role) if grads else {}
     with preserved_rng(), preserved_state(program):
+        state = State(program, args, kwargs)
         leaves = named_leaves(program(*args, **kwargs))
         # A buffer or a CUDA graph's memory may be among the outputs: copy before anything else runs.
         kept = {p: v.detach().clone() if isinstance(v, Tensor) else v for p, v in leaves.items()}
         tensors = {p: v for p, v in leaves.items() if isinstance(v, Tensor)}
         dtypes = {p: v.dtype for p, v in tensors.items()}
         gradients = parameter_gradients(tensors, parameters, dtypes) if grads else {}
-    return _Run(kept, gradients)
+        written = state.written()
+    return _Run(kept, gradients, written)
 
 
 def _judge_all(
@@ -137,11 +143,18 @@ def _require_same_structure(reference: _Run, candidate: _Run) -> None:
         found = candidate.leaves[path]
         if isinstance(expected, Tensor) and isinstance(found, Tensor):
             continue
-        # A Python float was rounded like a tensor, but has no oracle.
-        if type(expected) is not type(found) or (expected != found and not isinstance(expected, float)):
+        if type(expected) is not type(found) or not _are_equal(expected, found):
             raise VerificationError(
                 f"{path} is {_brief(expected)} in the reference, {_brief(found)} in the candidate."
             )
+
+
+def _are_equal(expected: object, found: object) -> bool:
+    """A Python float was rounded like a tensor and has no oracle: 2**-7 is one unit of bfloat16."""
+    if isinstance(expected, float) and isinstance(found, float):
+        both_nan = math.isnan(expected) and math.isnan(found)
+        return both_nan or math.isclose(expected, found, rel_tol=2.0**-7, abs_tol=1e-6)
+    return bool(expected == found)
 
 
 def _require_same_names(reference: Mapping[str, object], candidate: Mapping[str, object], what: str) -> None:

@@ -349,3 +349,68 @@ class _Terminal:
 
     def update(self, text):
         self.shown.append(text)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("explain", "{in}", "--json", "{in}"),
+        ("explain", "{in}", "--html", "{in}"),
+        ("verify", "{in}", "{in}", "--json", "{in}"),
+        ("rewrite", "{in}", "-o", "{folder}/out.pt2", "--json", "{in}"),
+        ("rewrite", "{in}", "-o", "{folder}/out.pt2", "--json", "{folder}/out.map.json"),
+        ("rewrite", "{in}", "-o", "{folder}/loop.pt2"),
+        ("rewrite", "{in}", "-o", "{folder}/" + 300 * "x" + ".pt2"),
+        ("rewrite", "/dev/zero", "-o", "{folder}/out.pt2"),
+        ("rewrite", "{folder}/pipe", "-o", "{folder}/out.pt2"),
+    ],
+)
+def test_no_file_is_read_and_written_or_read_without_end(words, original, tmp_path):
+    before = original.read_bytes()
+    (tmp_path / "loop.pt2").symlink_to("loop.pt2")
+    os.mkfifo(tmp_path / "pipe")
+    result = run(*(word.replace("{in}", str(original)).replace("{folder}", str(tmp_path)) for word in words))
+    assert result.exit_code == 2, result.output
+    assert result.output.count("\n") == 1
+    assert original.read_bytes() == before
+    assert left_in(tmp_path) == ["loop.pt2", "pipe"]
+
+
+@pytest.mark.parametrize("words", [("rewrite", "-o", "{folder}/out.pt2"), ("explain",)])
+def test_a_model_that_ends_the_program_is_named(words, tmp_path):
+    command, *rest = (word.replace("{folder}", str(tmp_path)) for word in words)
+    result = run(command, f"{MODELS}:leaves_in_forward", *rest)
+    assert result.exit_code == 2
+    assert "normfuse: the model's own code ended the program with 3" in result.output
+    assert left_in(tmp_path) == []
+
+
+def test_a_terminated_rewrite_leaves_nothing(original, tmp_path):
+    """The signal comes while the program is being written."""
+    program = (
+        "import os, signal, normfuse.pt2, normfuse.cli.app as app\n"
+        "import torch.export\n"
+        "torch.export.save = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "app.main()\n"
+    )
+    words = [
+        sys.executable,
+        "-c",
+        program,
+        "rewrite",
+        str(original),
+        "-o",
+        str(tmp_path / "out.pt2"),
+        "--verify",
+        "off",
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert left_in(tmp_path) == []
+    assert "Traceback" not in done.stderr
+
+
+def test_output_that_nobody_reads_is_no_error(original):
+    words = f"{sys.executable} -m normfuse explain {original} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

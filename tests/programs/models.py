@@ -130,3 +130,12 @@ not_callable = 3
 
 def other_signature() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     return nn.Bilinear(3, 4, 5).eval(), (torch.randn(2, 3), torch.randn(2, 4))
+
+
+class Leaves(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise SystemExit(3)
+
+
+def leaves_in_forward() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    return Leaves().eval(), (example(dtype=torch.float32),)

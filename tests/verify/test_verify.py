@@ -414,3 +414,47 @@ def test_the_package_is_described_as_the_function_that_it_is_called_as() -> None
     package, function = sys.modules["normfuse.verify"], sys.modules["normfuse.verify.verify"].verify
     assert inspect.signature(package) == inspect.signature(function)
     assert inspect.getdoc(function) in (package.__doc__ or "")
+
+
+class Keeps(nn.Module):
+    """Writes to its input or to a buffer, returns a Python number, or as many entries as are positive."""
+
+    def __init__(self, factor: float, what: str) -> None:
+        super().__init__()
+        self.factor, self.what = factor, what
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Any:
+        if self.what == "buffer":
+            self.mean.add_(x.mean(0) * self.factor)
+        elif self.what == "input":
+            return x * 1, x.mul_(self.factor)[:0]
+        elif self.what == "number":
+            return x * 2, self.factor
+        return x * 2
+
+
+@pytest.mark.parametrize("what", ["buffer", "input", "number"])
+def test_what_a_call_leaves_behind_is_compared(what: str) -> None:
+    x = torch.randn(3, 4)
+
+    def same(factor: float) -> bool:
+        try:
+            return bool(verify(Keeps(2.0, what), Keeps(factor, what), (x.clone(),)).ok)
+        except VerificationError:
+            return False
+
+    assert same(2.0)
+    assert same(2.0 * (1 + 1e-7))
+    assert not same(3.0)
+    assert not same(2.1)
+
+
+def test_sizes_that_depend_on_rounding_are_an_error_of_one_sentence() -> None:
+    class Positive(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = (x + 1.0) - 1.0  # rounds to zero what float64 keeps
+            return y[y > 0]
+
+    with pytest.raises(VerificationError, match="another size in float64"):
+        verify(Positive(), Positive(), (torch.full((4,), 1e-9),))

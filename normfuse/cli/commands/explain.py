@@ -30,11 +30,9 @@ def explain(
 ) -> None:
     """List every norm of SRC, what it would become, and why not where it stays. Nothing is changed."""
     with one_line_errors(debug):
-        from normfuse.files import check_writable, write_text
+        from normfuse.files import check_outputs, write_text
 
-        for file in (json_file, html):
-            if file is not None:
-                check_writable(file)
+        check_outputs((json_file, html), [source])
         with steps(quiet) as say:
             say(f"loading {source}")
             report = _report(source, dtype, {"target": target, "only": as_list(only), "skip": skip or []})

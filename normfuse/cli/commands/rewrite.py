@@ -92,20 +92,11 @@ def map_beside(destination: Path) -> Path:
 
 def _check_outputs(source: str, destination: Path, json_file: Path | None) -> None:
     from normfuse.errors import InputError
-    from normfuse.files import check_writable
+    from normfuse.files import check_outputs
 
     if destination.suffix != ".pt2":
         raise InputError(f"the output has to be a .pt2 file, not {destination}")
-    for file in (destination, map_beside(destination), json_file):
-        if file is not None:
-            check_writable(file)
-    if destination.exists() and Path(source).exists() and destination.samefile(source):
-        raise InputError(f"{destination} is the input; choose another file for the output")
-    if json_file is not None and json_file.resolve() in (
-        destination.resolve(),
-        map_beside(destination).resolve(),
-    ):
-        raise InputError(f"{json_file} would be written twice; choose another file for --json")
+    check_outputs((destination, map_beside(destination), json_file), [source])
 
 
 def _counts(expect: list[str] | None) -> dict[str, int] | None:

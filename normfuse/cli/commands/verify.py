@@ -45,10 +45,9 @@ def verify(
     ones. Exit status 0 when they are equivalent, 1 when not.
     """
     with one_line_errors(debug):
-        from normfuse.files import check_writable, json_text, write_text
+        from normfuse.files import check_outputs, json_text, write_text
 
-        if json_file is not None:
-            check_writable(json_file)
+        check_outputs([json_file], [reference, candidate])
         with steps(quiet) as say:
             found = _compared(reference, candidate, (random, hostile, seed), say)
         if not quiet:
