@@ -7,7 +7,7 @@ them lives in ``normfuse.backends``.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -54,9 +54,13 @@ def autocast_off() -> AbstractContextManager[None]:
     return guard
 
 
-def unnoticed() -> AbstractContextManager[None]:
+@contextmanager
+def unnoticed() -> Iterator[None]:
     """What autograd saves of fake values is nothing to the caller's hooks, as those of checkpointing."""
-    return torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved)
+    with ExitStack() as stack:
+        with suppress(RuntimeError):  # inside of torch.func's transformations, which allow no hooks
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t))
+        yield
 
 
 def schema_major() -> int:

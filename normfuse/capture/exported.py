@@ -178,8 +178,10 @@ def with_folded_weights(
 def _own_what_is_written(program: Program, *held: dict[str, Any]) -> None:
     """Both programs run in one process, so what one of them writes to is not the other's."""
     effects, copies = Effects(program.gm.graph), dict[int, torch.Tensor]()
-    written = [i for i in program.inputs if i.is_weight]
-    for one in (i for i in written if i.name in program.updated or effects.is_written(i.node)):
+    weights = [i for i in program.inputs if i.is_weight]
+    for one in (i for i in weights if i.name in program.updated or effects.is_written(i.node)):
+        if any(i.value is not one.value and _shares_memory(i.value, one.value) for i in weights):
+            continue  # copies would no longer be views of one another
         copy = copies.setdefault(id(one.value), one.value.detach().clone())
         for tensors in held:
             if tensors.get(one.name) is one.value:

@@ -33,7 +33,7 @@ for _command in (explain, rewrite, fold, verify, bench, demo):
 def main() -> None:
     """Entry point of the console script."""
     for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:
             signal.signal(getattr(signal, name), _stop)
     app()
 
