@@ -17,7 +17,7 @@ import normfuse
 
 def main(**options: Any) -> bool:
     torch.manual_seed(0)
-    config = GPT2Config(n_layer=3, n_embd=96, n_head=3, vocab_size=500, bos_token_id=0, eos_token_id=None)
+    config = GPT2Config(n_layer=2, n_embd=96, n_head=3, vocab_size=500, bos_token_id=0, eos_token_id=None)
     model = GPT2LMHeadModel(config).eval()
     prompt = torch.randint(1, 500, (2, 12))
     generation = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0}

@@ -7,6 +7,7 @@ the algebra runs at each call and nobody asks again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.fx import Node
@@ -23,6 +24,33 @@ __all__ = ["rest_on_range", "rest_on_statistics"]
 Values = Sequence[torch.Tensor]
 
 
+@dataclass(frozen=True)
+class _Usable:
+    """Statistics that a norm with this ``eps`` may be folded by; ``places`` are the operands that are given."""
+
+    eps: float
+    dtype: torch.dtype
+    is_behind: bool
+    is_large: bool
+    places: tuple[int, ...]
+
+    def __call__(self, values: Values) -> bool:
+        if not all(bool(torch.isfinite(value).all()) for value in values):
+            return False
+        bound: list[torch.Tensor | None] = [None] * 4
+        for place, value in zip(self.places, values, strict=True):
+            bound[place] = value
+        mean, variance, scale, shift = bound
+        assert mean is not None
+        assert variance is not None
+        if not bool((variance >= 0).all()) or not bool((variance + self.eps > 0).all()):
+            return False
+        found = Moments.of(self.eps, mean, variance, scale, shift)
+        if self.is_behind and found.cancel(self.dtype):
+            return False
+        return self.is_large or self.dtype != torch.float32 or not found.shift_is_large()
+
+
 def rest_on_statistics(
     program: Program, operands: Operands, eps: float, dtype: torch.dtype, *, is_behind: bool, is_large: bool
 ) -> None:
@@ -32,32 +60,20 @@ def rest_on_statistics(
     """
     if operands.mean is None or operands.variance is None:
         return
-    given = [operands.mean, operands.variance, operands.scale, operands.shift]
-    places = [i for i, node in enumerate(given) if node is not None and tensor_of(node) is not None]
+    given = (operands.mean, operands.variance, operands.scale, operands.shift)
+    places = tuple(i for i, node in enumerate(given) if node is not None and tensor_of(node) is not None)
+    nodes = [node for i in places if (node := given[i]) is not None]
+    _note(program, nodes, _Usable(eps, dtype, is_behind, is_large, places))
 
-    def holds(values: Values) -> bool:
-        if not all(bool(torch.isfinite(value).all()) for value in values):
-            return False
-        bound: list[torch.Tensor | None] = [None] * len(given)
-        for place, value in zip(places, values, strict=True):
-            bound[place] = value
-        mean, variance, scale, shift = bound
-        assert mean is not None
-        assert variance is not None
-        if not bool((variance >= 0).all()) or not bool((variance + eps > 0).all()):
-            return False
-        found = Moments.of(eps, mean, variance, scale, shift)
-        if is_behind and found.cancel(dtype):
-            return False
-        return is_large or dtype != torch.float32 or not found.shift_is_large()
 
-    _note(program, [node for i in places if (node := given[i]) is not None], holds)
+def _is_finite(values: Values) -> bool:
+    return bool(torch.isfinite(values[0]).all())
 
 
 def rest_on_range(program: Program, folded: Iterable[Node]) -> None:
     """The folded weights stay finite in their dtype."""
     for weight in folded:
-        _note(program, [weight], lambda values: bool(torch.isfinite(values[0]).all()))
+        _note(program, [weight], _is_finite)
 
 
 def _note(program: Program, nodes: Sequence[Node], holds: Callable[[Values], bool]) -> None:

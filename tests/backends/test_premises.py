@@ -62,6 +62,20 @@ def compiled(model: nn.Module) -> tuple[Any, list[int]]:
     return torch.compile(model, backend=backend), compilations
 
 
+@pytest.mark.parametrize(("statistic", "value"), [("running_var", -1.0), ("running_mean", float("nan"))])
+def test_statistics_that_are_none_are_left_to_the_norm(statistic: str, value: float) -> None:
+    torch.manual_seed(0)
+    model: Any = writer().eval()
+    fast, compilations = compiled(model)
+    with torch.no_grad():
+        fast(X)
+        getattr(model[1], statistic)[0] = value
+        for _ in range(2):
+            torch.testing.assert_close(fast(X), model(X), rtol=0, atol=0, equal_nan=True)
+    assert len(compilations) == 2
+    assert [s.refusal.code for s in normfuse.last_report().sites if s.refusal] == ["bad_statistics"]
+
+
 def error(found: torch.Tensor, model: nn.Module, x: torch.Tensor) -> float:
     import copy
 

@@ -27,7 +27,7 @@ MODULES = (
     "analysis.forward", "analysis.beside", "analysis.stream", "analysis.exactness", "analysis.ranges",
     "analysis.centring", "analysis.weights",
     "passes.canonicalize", "passes.functionalize", "passes.lift", "passes.recentre", "passes.fold_affine",
-    "passes.fold_constants", "passes.settle_shifts", "passes.stored_values",
+    "passes.fold_constants", "passes.settle_shifts", "passes.stored_values", "passes.premises",
 )  # fmt: skip
 """Where the rules and the table decide."""
 _REFUSALS = ("block(", "_mixed(", "_reduces(", "_per_row(", "unknown(", "Refusal")

@@ -67,7 +67,7 @@ def _scanned(x: torch.Tensor) -> torch.Tensor:
     return scan(step, torch.zeros_like(x[:, 0]), x, dim=1)[1]
 
 
-@situation(OPERATORS, "`scan`", ALL)
+@situation(OPERATORS, "`scan`", ALL, slow=True)
 def scanned() -> Report:
     return outputs(Around(lambda x: _scanned(x).transpose(0, 1).reshape(x.shape)).eval(), example())
 
@@ -265,7 +265,7 @@ class Spoken(nn.Module):
         return Output(hidden if mode == "plain" else hidden.tanh(), scale)
 
 
-@situation(OPERATORS, "keyword and non-tensor inputs, a dataclass for output", ALL)
+@situation(OPERATORS, "keyword and non-tensor inputs, a dataclass for output", ALL, slow=True)
 def spoken() -> Report:
     model, reference = pair(Spoken().eval())
     run = fast(model)

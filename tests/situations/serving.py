@@ -54,7 +54,7 @@ def dynamic_cache() -> Report:
     return _generated("dynamic")
 
 
-@situation(SERVING, "`generate` with a static cache", "works, 5 of 5 converted")
+@situation(SERVING, "`generate` with a static cache", "works, 5 of 5 converted", slow=True)
 def static_cache() -> Report:
     return _generated("static")
 

@@ -76,12 +76,12 @@ def automatically_dynamic() -> Report:
     return as_often(prenorm(), VARIED)
 
 
-@situation(SHAPES, "`dynamic=False`, one graph for each shape", "works, 3 of 3 converted")
+@situation(SHAPES, "`dynamic=False`, one graph for each shape", "works, 3 of 3 converted", slow=True)
 def static() -> Report:
     return as_often(prenorm(), VARIED[:2], dynamic=False)
 
 
-@situation(SHAPES, "`torch._dynamo.mark_dynamic` on the batch", "works, 3 of 3 converted")
+@situation(SHAPES, "`torch._dynamo.mark_dynamic` on the batch", "works, 3 of 3 converted", slow=True)
 def marked() -> Report:
     calls = [sized(4, 6), sized(2, 6), sized(9, 6)]
     for x in calls:
