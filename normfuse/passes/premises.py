@@ -26,7 +26,7 @@ Values = Sequence[torch.Tensor]
 
 @dataclass(frozen=True)
 class _Usable:
-    """Statistics that a norm with this ``eps`` may be folded by; ``places`` are the operands that are given."""
+    """Statistics by which a norm with this ``eps`` may be folded; ``places`` are the operands given."""
 
     eps: float
     dtype: torch.dtype
