@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -182,10 +183,10 @@ def _own_what_is_written(program: Program, *held: dict[str, Any]) -> None:
     for one in (i for i in weights if i.name in program.updated or effects.is_written(i.node)):
         if any(i.value is not one.value and _shares_memory(i.value, one.value) for i in weights):
             continue  # copies would no longer be views of one another
-        copy = copies.setdefault(id(one.value), one.value.detach().clone())
+        own = copies.setdefault(id(one.value), deepcopy(one.value))
         for tensors in held:
             if tensors.get(one.name) is one.value:
-                tensors[one.name] = copy
+                tensors[one.name] = own
 
 
 def _renamed_outputs(exported: ExportedProgram, program: Program) -> list[OutputSpec]:
