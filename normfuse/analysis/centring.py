@@ -19,7 +19,7 @@ from normfuse.analysis.flow import Blocks, Scales, Vanishes
 from normfuse.analysis.operator_table import flow
 from normfuse.analysis.stream import Stream, Value
 from normfuse.analysis.weights import WeightValues
-from normfuse.ir.sizes import no_larger
+from normfuse.ir.sizes import no_larger, repeats
 from normfuse.report import Refusal
 
 __all__ = ["Decision", "decide"]
@@ -196,7 +196,8 @@ def _best_cut(dirty: list[Value], dirt: _Dirt, stream: Stream, order: dict[Node,
     """The one place below which most norms hang.
 
     Memory that is written later cannot be one, nor a value larger than all that those norms read:
-    centring it would cost more than they save.
+    centring it would cost more than they save. Nor can one that shows entries in several places: what it is
+    an expansion of is smaller, and all that is known of layouts behind it would be another.
     """
     below: dict[Value, list[Node]] = {}
     for value in dirty:
@@ -205,7 +206,10 @@ def _best_cut(dirty: list[Value], dirt: _Dirt, stream: Stream, order: dict[Node,
     allowed = [
         candidate
         for candidate, read in below.items()
-        if len(read) >= 2 and candidate not in stream.mutated and no_larger(candidate[0], read)
+        if len(read) >= 2
+        and candidate not in stream.mutated
+        and no_larger(candidate[0], read)
+        and not repeats(candidate[0])
     ]
     return max(allowed, key=lambda c: (len(below[c]), order[c[0]]), default=None)
 

@@ -17,6 +17,7 @@ __all__ = [
     "lies_alike",
     "no_larger",
     "rank_of",
+    "repeats",
     "same",
     "same_product",
     "shape_of",
@@ -93,6 +94,19 @@ def lies_alike(a: Node, b: Node) -> bool:
         return False
     strides = zip(left.shape, left.stride(), right.stride(), strict=True)
     return all(same(size, 1) or same(one, other) for size, one, other in strides)
+
+
+def repeats(node: Node) -> bool:
+    """Whether a value may show one entry in several places, which memory of its own cannot."""
+    value = tensor_of(node)
+    if value is None:
+        return False
+    needed = 1
+    for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
+        if size > 1 and stride < needed:
+            return True
+        needed = max(needed, stride * size)
+    return False
 
 
 def widened_by(cast: Node) -> int:

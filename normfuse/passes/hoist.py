@@ -18,7 +18,7 @@ from normfuse.ir.calls import aten
 from normfuse.ir.effects import aliased_by
 from normfuse.ir.emit import call
 from normfuse.ir.program import Program
-from normfuse.ir.sizes import tensor_of
+from normfuse.ir.sizes import repeats, tensor_of
 
 __all__ = ["hoist", "recipe_of", "value_of"]
 
@@ -85,7 +85,7 @@ def _is_view_of_one(node: Node, returned: set[Node]) -> bool:
     """Whether a value that is read elsewhere has to stay a view: nothing else lies as it does."""
     if all(FOLD in user.meta for user in node.users):
         return False
-    return _repeats(node) or (node in returned and bool(aliased_by(node)))
+    return repeats(node) or (node in returned and bool(aliased_by(node)))
 
 
 def _copy(graph: Graph, weight: Node) -> None:
@@ -95,19 +95,6 @@ def _copy(graph: Graph, weight: Node) -> None:
         made = call(graph, aten.clone.default, weight)
     for user in users:
         user.replace_input_with(weight, made)
-
-
-def _repeats(node: Node) -> bool:
-    """Whether a value may show one entry in several places, which memory of its own cannot."""
-    value = tensor_of(node)
-    if value is None:
-        return False
-    needed = 1
-    for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
-        if size > 1 and stride < needed:
-            return True
-        needed = max(needed, stride * size)
-    return False
 
 
 def _placeholder(graph: Graph, root: Node, last: Node) -> Node:

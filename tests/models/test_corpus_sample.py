@@ -57,8 +57,8 @@ SAMPLE = {
 }
 
 
-#: Seconds each, and ``olmo_hybrid`` writes its norms as they do.
-SLOW = {"kimi_linear", "qwen3_next"}
+#: Many seconds each; they combine kinds that others have one at a time.
+SLOW = {"kimi_linear", "olmo_hybrid", "qwen3_next"}
 EACH = [pytest.param(a, marks=[pytest.mark.slow] if a in SLOW else []) for a in sorted(SAMPLE)]
 
 

@@ -69,7 +69,10 @@ def test_outcome_and_no_further_from_float64_than_the_original(name: str, dtype:
     assert result.error_ratio <= 1.5
 
 
-@pytest.mark.parametrize("name", LEFT_ALONE)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in ("llama", "gemma", "t5") else [pytest.mark.slow]) for n in LEFT_ALONE],
+)
 def test_what_is_left_alone_is_left_alone_bitwise(name: str) -> None:
     model, args, kwargs = build(name, torch.bfloat16)
     with torch.no_grad():
@@ -118,7 +121,10 @@ def test_twelve_layers() -> None:
     assert (report.after, report.centrings, report.folded) == ({"rms_norm": 25}, 1, 48)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("gpt2", torch.float32), ("vit", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("gpt2", torch.float32), pytest.param("vit", torch.bfloat16, marks=[pytest.mark.slow])],
+)
 def test_twelve_layers_in_low_precision(name: str, dtype: torch.dtype) -> None:
     check_twelve_layers(name, dtype)
 

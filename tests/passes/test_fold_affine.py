@@ -41,9 +41,9 @@ def test_rewriting(case: Case) -> None:
     if model.training or any(m.training for m in model.modules()):
         with torch.no_grad():
             exported = torch.export.export(copy.deepcopy(model), case.args, strict=False)
-        made = normfuse.rewrite(exported)
+        made = normfuse.rewrite(exported, verify="off")
     else:
-        made = normfuse.rewrite(copy.deepcopy(model), case.args)
+        made = normfuse.rewrite(copy.deepcopy(model), case.args, verify="off")
     assert same(evaluate(made.module(), case.args), wanted)
     assert codes(made.report) == sorted(case.codes)
     assert all(
