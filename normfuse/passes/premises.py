@@ -1,7 +1,7 @@
 """Note what the folding of a stored norm rests on, for the call at which the weights are others.
 
-What was refused for its values stays refused, which is right for all values. Where gradients are recorded
-the algebra runs at each call and nobody asks again.
+What was refused for its values stays refused, which is right for all values. It is asked again when a folded
+weight is: where gradients are recorded, the algebra on weights that train runs at each call and nobody asks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ Values = Sequence[torch.Tensor]
 
 @dataclass(frozen=True)
 class _Usable:
-    """Statistics by which a norm with this ``eps`` may be folded; ``places`` are the operands given."""
+    """Statistics by which a norm with this ``eps`` may be folded; ``places`` are the operands given.
+
+    What is no statistics at all, nan or a negative variance, leaves no folded weight finite.
+    """
 
     eps: float
     dtype: torch.dtype
@@ -35,16 +38,12 @@ class _Usable:
     places: tuple[int, ...]
 
     def __call__(self, values: Values) -> bool:
-        if not all(bool(torch.isfinite(value).all()) for value in values):
-            return False
         bound: list[torch.Tensor | None] = [None] * 4
         for place, value in zip(self.places, values, strict=True):
             bound[place] = value
         mean, variance, scale, shift = bound
         assert mean is not None
         assert variance is not None
-        if not bool((variance >= 0).all()) or not bool((variance + self.eps > 0).all()):
-            return False
         found = Moments.of(self.eps, mean, variance, scale, shift)
         if self.is_behind and found.cancel(self.dtype):
             return False
@@ -54,7 +53,7 @@ class _Usable:
 def rest_on_statistics(
     program: Program, operands: Operands, eps: float, dtype: torch.dtype, *, is_behind: bool, is_large: bool
 ) -> None:
-    """The statistics stay usable; readers that take the norm lose nothing; its shift stays small if it was.
+    """Readers that take the norm go on losing nothing, and its shift stays small if it was.
 
     ``is_behind`` says that what follows the norm takes it, ``is_large`` that the shift has its safe place.
     """
@@ -77,7 +76,5 @@ def rest_on_range(program: Program, folded: Iterable[Node]) -> None:
 
 
 def _note(program: Program, nodes: Sequence[Node], holds: Callable[[Values], bool]) -> None:
-    if program.copies_tables or program.grad_enabled:
-        return
     recipes, sources = zip(*(recipe_of(program, node) for node in nodes), strict=True)
     program.premises.append(Premise(recipes, sources, holds))
