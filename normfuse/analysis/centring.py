@@ -19,7 +19,7 @@ from normfuse.analysis.flow import Blocks, Scales, Vanishes
 from normfuse.analysis.operator_table import flow
 from normfuse.analysis.stream import Stream, Value
 from normfuse.analysis.weights import WeightValues
-from normfuse.ir.sizes import no_larger, repeats
+from normfuse.ir.sizes import is_expanded, no_larger
 from normfuse.report import Refusal
 
 __all__ = ["Decision", "decide"]
@@ -209,7 +209,7 @@ def _best_cut(dirty: list[Value], dirt: _Dirt, stream: Stream, order: dict[Node,
         if len(read) >= 2
         and candidate not in stream.mutated
         and no_larger(candidate[0], read)
-        and not repeats(candidate[0])
+        and not is_expanded(candidate[0])
     ]
     return max(allowed, key=lambda c: (len(below[c]), order[c[0]]), default=None)
 

@@ -13,6 +13,7 @@ from normfuse.torch_compat import statically_known_true
 
 __all__ = [
     "bytes_added",
+    "is_expanded",
     "is_row_major",
     "lies_alike",
     "no_larger",
@@ -107,6 +108,17 @@ def repeats(node: Node) -> bool:
             return True
         needed = max(needed, stride * size)
     return False
+
+
+def is_expanded(node: Node) -> bool:
+    """Whether a value shows one entry in several places along an axis; asks nothing of open sizes."""
+    value = tensor_of(node)
+    if value is None:
+        return False
+    return any(
+        same(stride, 0) and not same(size, 1)
+        for size, stride in zip(value.shape, value.stride(), strict=True)
+    )
 
 
 def widened_by(cast: Node) -> int:
