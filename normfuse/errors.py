@@ -11,6 +11,7 @@ __all__ = [
     "OptionError",
     "UncapturableError",
     "VerificationError",
+    "cause",
 ]
 
 
@@ -44,3 +45,9 @@ class VerificationError(NormfuseError):
 
 class InvariantError(NormfuseError):
     """An internal promise was broken; the user's model falls back to Inductor."""
+
+
+def cause(error: BaseException) -> str:
+    """The kind of an error of somebody else's code, and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -15,7 +15,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from normfuse.errors import InputError
+from normfuse.errors import InputError, cause
 from normfuse.pt2 import load_program
 
 __all__ = ["Source", "load_source"]
@@ -97,7 +97,7 @@ def _factory(module: str, name: str) -> Callable[..., Any]:
     try:
         found: Any = importlib.import_module(module)
     except (Exception, SystemExit) as error:
-        raise InputError(f"cannot import {module}: {_cause(error)}") from error
+        raise InputError(f"cannot import {module}: {cause(error)}") from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise InputError(f"{module} has no {name}")
@@ -112,7 +112,7 @@ def _made(text: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) 
     try:
         made = factory(**_accepted(factory, arguments))
     except (Exception, SystemExit) as error:
-        raise InputError(f"{text} raised {_cause(error)}") from error
+        raise InputError(f"{text} raised {cause(error)}") from error
     if isinstance(made, ExportedProgram):
         args, kwargs = made.example_inputs or ((), {})
         return Source(text, made, tuple(args), dict(kwargs))
@@ -146,8 +146,3 @@ def _kind(made: Any) -> str:
     if isinstance(made, tuple):
         return f"({', '.join(type(part).__name__ for part in made)})"
     return f"a {type(made).__name__}"
-
-
-def _cause(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -21,7 +21,7 @@ from normfuse.backends.folded_call import FoldedCall, is_strict
 from normfuse.backends.inner import check_inductor, run_inner, without_autocast
 from normfuse.backends.session import record
 from normfuse.capture.autocasting import is_autocast_enabled
-from normfuse.errors import NormfuseError, UncapturableError
+from normfuse.errors import NormfuseError, UncapturableError, cause
 from normfuse.folding import Folded, Premise, Slot, Slots
 from normfuse.ir.program import Program
 from normfuse.options import Options, split_options
@@ -158,11 +158,9 @@ def _fake(tensor: Any, fake_mode: FakeTensorMode) -> Any:
 def _explain_fallback(error: Exception, report: Report) -> None:
     if is_strict():
         raise error
-    lines = str(error).strip().splitlines()
-    cause = f"{type(error).__name__}: {lines[0] if lines else ''}"
-    report.notes.append(f"this graph was not analysed and is left to Inductor: {cause}")
+    report.notes.append(f"this graph was not analysed and is left to Inductor: {cause(error)}")
     warn_user(
-        f"normfuse left this graph to Inductor, whose result is used: {cause}. "
+        f"normfuse left this graph to Inductor, whose result is used: {cause(error)}. "
         "Set NORMFUSE_STRICT=1 to see where it comes from."
     )
     log.info("fallback", exc_info=error)

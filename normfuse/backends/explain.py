@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from normfuse.backends.compile import rewrite_graph
-from normfuse.errors import CaptureError, NormfuseError
+from normfuse.errors import CaptureError, NormfuseError, cause
 from normfuse.files import is_program_file
 from normfuse.options import Options
 from normfuse.report import Report
@@ -69,16 +69,15 @@ def _run(
     except NormfuseError:
         raise
     except Exception as error:
-        raise CaptureError(f"the model cannot run with these inputs: {_cause(error)}") from error
+        raise CaptureError(f"the model cannot run with these inputs: {_innermost(error)}") from error
 
 
-def _cause(error: Exception) -> str:
+def _innermost(error: Exception) -> str:
     """The line that names the model's own error, which Dynamo wraps in many others."""
     wrapped = re.search(r"got (\w+\(.*\))", str(error))
     if wrapped:
         return wrapped[1]
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return cause(error)
 
 
 def _collect(

@@ -18,10 +18,11 @@ from normfuse.benchmark.machine import machine
 from normfuse.benchmark.measure import Cost, measure_rounds
 from normfuse.benchmark.result import BatchResult, BenchResult
 from normfuse.benchmark.settings import Settings
+from normfuse.benchmark.subject import Subject
 from normfuse.benchmark.timing import Rounds
 from normfuse.errors import InputError, NormfuseError
 from normfuse.rewriting import check_module
-from normfuse.sources import Source, load_source
+from normfuse.sources import Source
 
 __all__ = ["bench"]
 
@@ -63,7 +64,8 @@ def bench(
     """
     asked = _settings(source, settings)
     if isinstance(source, str):
-        load_source(source, batch_size=batch_sizes[0]).with_dtype(asked.dtype)  # errors now, in one sentence
+        for batch in batch_sizes:  # errors now, in one sentence
+            Subject.of(replace(asked, batch_size=batch)).check()
         count = 5 if processes is None else processes
         if count < 1:
             raise InputError(f"at least one process has to measure, not {count}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from normfuse.benchmark.settings import Settings
-from normfuse.errors import InputError
+from normfuse.errors import InputError, cause
 from normfuse.sources import Source, load_source
 
 __all__ = ["Subject"]
@@ -21,6 +21,7 @@ __all__ = ["Subject"]
 class Subject:
     """A model in the mode, dtype and place that the settings name, with inputs of their batch size."""
 
+    name: str
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -43,7 +44,20 @@ class Subject:
         model = source.module().to(settings.device)
         if not source.is_program:
             model.train(settings.training)
-        return cls(model, args, kwargs, settings.training)
+        return cls(source.name, model, args, kwargs, settings.training)
+
+    def check(self) -> None:
+        """Call the model once.
+
+        Raises:
+            InputError: when it does not take its inputs, as a program of fixed sizes does not take others.
+        """
+        try:
+            with torch.no_grad():
+                self.model(*self.args, **self.kwargs)
+        except Exception as error:
+            sizes = ", ".join(str(list(t.shape)) for t in _tensors((self.args, self.kwargs)))
+            raise InputError(f"{self.name} does not take inputs of sizes {sizes}: {cause(error)}") from error
 
     def call(self, program: Callable[..., Any]) -> Callable[[], object]:
         """One call of ``program``, which is the model under some compiler."""
@@ -59,16 +73,20 @@ class Subject:
 
 def _scalar(output: Any) -> Tensor:
     """A loss that reads every floating output."""
-    tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad]
+    tensors = [t for t in _tensors(output) if t.requires_grad]
     if not tensors:
         raise InputError("no output depends on a parameter that is trained, so there is no training step")
     return torch.stack([t.float().square().mean() for t in tensors]).sum()
 
 
+def _tensors(values: Any) -> list[Tensor]:
+    return [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
+
+
 def _resized(source: Source, batch: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The inputs with ``batch`` examples, repeated as often as needed."""
     given = (tuple(source.args), dict(source.kwargs))
-    first = next((t for t in pytree.tree_leaves(given) if isinstance(t, Tensor) and t.dim()), None)
+    first = next((t for t in _tensors(given) if t.dim()), None)
     if batch is None or first is None or first.shape[0] == batch:
         return given
     size = first.shape[0]

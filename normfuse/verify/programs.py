@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from normfuse.errors import VerificationError
+from normfuse.errors import VerificationError, cause
 from normfuse.verify.equivalence import Equivalence, LeafError
 from normfuse.verify.hostile import hostile_inputs
 from normfuse.verify.random_inputs import random_values
@@ -178,6 +178,5 @@ def _trial(module: Any, case: Case) -> str | None:
         with torch.no_grad(), preserved_rng(), preserved_state(module):
             module(*args, **kwargs)
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        return f"{type(error).__name__}: {lines[0] if lines else ''}"
+        return cause(error)
     return None

@@ -245,6 +245,15 @@ def test_bad_use_of_the_command(arguments, message):
     assert found.stderr.count("\n") == 1
 
 
+def test_a_program_of_fixed_sizes_refuses_another_batch(tmp_path):
+    exported = torch.export.export(prenorm(), (example(),))
+    save_program(exported, tmp_path / "in.pt2")
+    found = CliRunner().invoke(app, ["bench", str(tmp_path / "in.pt2"), "--batch", "7"])
+    assert found.exit_code == 2, found.output
+    assert "in.pt2 does not take inputs of sizes [7, " in found.stderr
+    assert found.stderr.count("\n") == 1
+
+
 def test_the_command_writes_table_json_and_picture(monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
     everyone = {name: [price] * 3 for name, price in PRICES.items() if name != "onnxruntime"}

@@ -52,7 +52,7 @@ def test_without_figures_the_page_says_how_to_make_them(tmp_path):
 def test_the_suite_stores_a_command_that_is_understood(monkeypatch, tmp_path, sizes):
     monkeypatch.setattr(run, "run_child", lambda settings, *names, **more: (
         '{"first_call": 1.0, "peak_bytes": null}' if names else rounds(0.9).to_json()))  # fmt: skip
-    monkeypatch.setattr(run, "load_source", Mock())
+    monkeypatch.setattr(run, "Subject", Mock())
     options = {"processes": 2, "seconds": 0.5, "cost_runs": 1, "device": "cpu"}
     suite.measure("vit_small", tmp_path, training=True, sizes=sizes, **options)
     written = json.loads((tmp_path / "vit_small.json").read_text())
@@ -88,7 +88,7 @@ def test_networks_of_batch_norms_are_compared_with_freezing(monkeypatch, tmp_pat
         return Rounds("inductor", times).to_json()
 
     monkeypatch.setattr(run, "run_child", child)
-    monkeypatch.setattr(run, "load_source", Mock())
+    monkeypatch.setattr(run, "Subject", Mock())
     for training in (False, True):
         suite.measure("resnet18", tmp_path, processes=1, seconds=0.5, cost_runs=0, training=training)
         written = json.loads((tmp_path / "resnet18.json").read_text())
