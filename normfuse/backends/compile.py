@@ -16,13 +16,14 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.fx import GraphModule
 
 from normfuse.backends.check import check_output
+from normfuse.backends.doubts import doubted
 from normfuse.backends.dynamo import capture, compiled_again, hand_on_marks, visible
 from normfuse.backends.folded_call import FoldedCall, is_strict
 from normfuse.backends.inner import check_inductor, run_inner, without_autocast
 from normfuse.backends.session import record
 from normfuse.capture.autocasting import is_autocast_enabled
 from normfuse.errors import NormfuseError, UncapturableError, cause
-from normfuse.folding import Folded, Premise, Slot, Slots
+from normfuse.folding import Asked, Folded, Premise, Slot, Slots
 from normfuse.ir.program import Program
 from normfuse.options import Options, split_options
 from normfuse.passes.lift_constants import lift_constants
@@ -102,6 +103,7 @@ def rewrite_graph(gm: GraphModule, example_inputs: Sequence[Any], options: Optio
 def _rewritten(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> RewrittenGraph:
     started = time.perf_counter()
     program, fake_mode = capture(gm, example_inputs)
+    program.doubted = doubted(gm)
     wide = widen(program.gm) if options.verify == "output" else None
     if options.verify == "sites":
         program, report, folded = rewrite_verified(program, options, example_inputs)
@@ -144,10 +146,9 @@ def _slot(one: Folded, program: Program) -> Slot:
     )
 
 
-def _asked(premise: Premise, program: Program) -> Callable[[Sequence[Any]], bool]:
-    """Whether a premise holds for given graph inputs."""
+def _asked(premise: Premise, program: Program) -> Asked:
     positions = {i.node: p for p, i in enumerate(program.inputs)}
-    return lambda inputs: premise.is_met(lambda source: inputs[positions[source]])
+    return Asked(premise, tuple(tuple(positions[s] for s in sources) for sources in premise.sources))
 
 
 def _fake(tensor: Any, fake_mode: FakeTensorMode) -> Any:

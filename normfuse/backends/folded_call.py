@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from normfuse.backends.doubts import doubt
 from normfuse.folding import BrokenPremiseError, Slots
 from normfuse.warn import warn_user
 
@@ -28,8 +29,8 @@ class FoldedCall:
     """``compiled(*inputs, *folded weights, *constants)``.
 
     If a weight cannot be folded again, the original graph answers this call, with one warning. It answers as
-    well where the weights changed so much that the graph would be rewritten in another way now, and
-    ``compile_again`` has the next call compile it so.
+    well where the weights are such that the graph would be rewritten in another way, and ``compile_again``
+    has the next call compile it so.
     """
 
     def __init__(
@@ -51,7 +52,8 @@ class FoldedCall:
         try:
             folded = self._slots.tensors(inputs)
         except BrokenPremiseError as reason:
-            log.info("compiled again at the next call: %s", reason)
+            log.info("compiled again at the next call, for other weights: %s", reason)
+            doubt(self._original, reason)
             self._compile_again()
             return self._original(*inputs)
         except Exception as error:

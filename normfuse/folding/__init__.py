@@ -1,13 +1,15 @@
 """Folded weights: how they are computed, kept, shared, and kept up to date."""
 
-from normfuse.folding.premise import BrokenPremiseError, Premise
+from normfuse.folding.premise import Asked, BrokenPremiseError, Fact, Premise
 from normfuse.folding.recipe import Folded, Recipe
 from normfuse.folding.slot import Slot, Slots
 from normfuse.folding.store import FoldedWeight, invalidate
 from normfuse.folding.watch import Watch, can_watch
 
 __all__ = [
+    "Asked",
     "BrokenPremiseError",
+    "Fact",
     "Folded",
     "FoldedWeight",
     "Premise",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -11,24 +12,44 @@ from torch.fx import Node
 from normfuse.folding.recipe import Recipe
 from normfuse.torch_compat import outside_tracing
 
-__all__ = ["BrokenPremiseError", "Premise"]
+__all__ = ["Asked", "BrokenPremiseError", "Fact", "Premise"]
 
-
-class BrokenPremiseError(Exception):
-    """The weights are such that the graph would have been rewritten in another way."""
+#: The name of a norm, and the reason that keeps it as it is (``shift``: that gives its shift another place).
+Fact = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Premise:
     """``holds`` takes the values of the recipes; ``sources`` are the inputs that each recipe reads."""
 
+    fact: Fact
     recipes: tuple[Recipe, ...]
     sources: tuple[tuple[Node, ...], ...]
     holds: Callable[[Sequence[torch.Tensor]], bool]
 
-    def is_met(self, weights: Callable[[Node], torch.Tensor]) -> bool:
-        """Whether it holds for these values of the inputs."""
-        pairs = zip(self.recipes, self.sources, strict=True)
-        values = [recipe.compute([weights(s) for s in sources]) for recipe, sources in pairs]
+
+@dataclass(frozen=True)
+class Asked:
+    """A premise of a compiled graph: where its sources stand among the inputs of a call."""
+
+    premise: Premise
+    positions: tuple[tuple[int, ...], ...]
+
+    def is_met(self, inputs: Sequence[Any]) -> bool:
+        """Whether it holds for these graph inputs."""
+        pairs = zip(self.premise.recipes, self.positions, strict=True)
+        values = [recipe.compute([inputs[p] for p in places]) for recipe, places in pairs]
         with outside_tracing():
-            return self.holds(values)
+            return self.premise.holds(values)
+
+
+class BrokenPremiseError(Exception):
+    """The weights are such that the graph would have been rewritten in another way.
+
+    ``facts`` says in which, and ``weight`` is one of those that ask for it.
+    """
+
+    def __init__(self, broken: Sequence[Asked], inputs: Sequence[Any]) -> None:
+        self.facts = frozenset(asked.premise.fact for asked in broken)
+        self.weight: torch.Tensor = inputs[broken[0].positions[0][0]]
+        super().__init__(", ".join(f"{norm} ({reason})" for norm, reason in sorted(self.facts)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import string_at
 from typing import Any
 from weakref import WeakValueDictionary
@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from normfuse.folding import store
-from normfuse.folding.premise import BrokenPremiseError
+from normfuse.folding.premise import Asked, BrokenPremiseError
 from normfuse.folding.recipe import Recipe
 from normfuse.folding.store import LOCK, FoldedWeight, Owner
 from normfuse.folding.watch import HostCopy, Watch
@@ -22,6 +22,8 @@ _Identity = tuple[Any, ...]
 _Check = tuple[int, weakref.ref[torch.Tensor], int, int, torch.dtype, torch.Size, torch.device]
 _Known = tuple[int, list[_Check], list[HostCopy], list[Watch], tuple[torch.Tensor, ...]]
 _NOTHING: _Known = (-1, [], [], [], ())
+#: So many judgements of premises are remembered.
+_MANY = 1000
 _shared: WeakValueDictionary[tuple[str, _Identity], FoldedWeight] = WeakValueDictionary()
 
 
@@ -85,21 +87,21 @@ class Slot:
 class Slots:
     """All folded inputs of one compiled graph.
 
-    ``premises`` tell, for given graph inputs, whether the rewrite of the graph is still the right one.
+    ``premises`` tell, for given graph inputs, whether the rewrite of the graph is still the right one. What
+    is known is kept for each model that the graph is called with, as for layers that share one graph.
     """
 
-    def __init__(
-        self, slots: Sequence[Slot], premises: Sequence[Callable[[Sequence[Any]], bool]] = ()
-    ) -> None:
+    def __init__(self, slots: Sequence[Slot], premises: Sequence[Asked] = ()) -> None:
         self._slots = tuple(slots)
         self._premises = tuple(premises)
-        self._judged: tuple[tuple[int, int], ...] = ()
-        self._known: _Known = _NOTHING
+        self._judged: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._known: dict[int, _Known] = {}
+        self._first = min((p for slot in slots for p in slot.positions), default=0)
         store.register(self)
 
     def let_go(self) -> None:
         """Hold no folded tensor until the next call."""
-        self._known = _NOTHING
+        self._known = {}
 
     def tensors(self, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
         """The folded tensors for the weights among these graph inputs.
@@ -110,12 +112,13 @@ class Slots:
         Raises:
             BrokenPremiseError: when the weights are such that the graph would be rewritten in another way.
         """
-        epoch, checks, copies, watches, tensors = self._known
+        known = self._known.get(id(inputs[self._first]), _NOTHING)
+        epoch, checks, copies, watches, tensors = known
         if epoch != store.epoch:
             return self._look_up(inputs)
-        for position, known, version, address, dtype, shape, device in checks:
+        for position, expected, version, address, dtype, shape, device in checks:
             source: torch.Tensor = inputs[position]
-            if known() is not source:
+            if expected() is not source:
                 return self._look_up(inputs)
             if source._version != version or source.data_ptr() != address:
                 return self._look_up(inputs)
@@ -135,27 +138,34 @@ class Slots:
             self._ask_again(found, inputs)
             for folded in found:
                 folded.is_lent |= torch.is_grad_enabled()
-            checks = [
-                (position, known, *stamp)
+            checks: dict[int, _Check] = {
+                position: (position, known, *stamp)
                 for slot, folded in zip(self._slots, found, strict=True)
                 for position, known, stamp in zip(slot.positions, folded.sources, folded.stamps, strict=True)
-            ]
+            }
             watches = {
                 (slot.positions[i], watch.known): watch
                 for slot, folded in zip(self._slots, found, strict=True)
                 for i, watch in folded.watches.items()
             }
             tensors = tuple(folded.tensor for folded in found)
-            distinct = list(dict.fromkeys(checks))
             copies = [copy for watch in watches.values() if (copy := watch.host_copy) is not None]
             others = [watch for watch in watches.values() if watch.host_copy is None]
             if not any(folded.is_unsettled for folded in found):
-                self._known = (store.epoch, distinct, copies, others, tensors)
+                self._remember(inputs, (store.epoch, list(checks.values()), copies, others, tensors))
             return tensors
 
+    def _remember(self, inputs: Sequence[Any], known: _Known) -> None:
+        """Keep what is known of these weights, and nothing that is out of date."""
+        kept = {key: one for key, one in self._known.items() if one[0] == store.epoch}
+        self._known = {**kept, id(inputs[self._first]): known}
+
     def _ask_again(self, found: Sequence[FoldedWeight], inputs: Sequence[Any]) -> None:
-        judged = tuple((folded.number, folded.refolds) for folded in found)
-        if judged != self._judged:
-            if not all(premise(inputs) for premise in self._premises):
-                raise BrokenPremiseError("what the weights hold asks for another rewrite")
-            self._judged = judged
+        numbers, refolds = tuple(f.number for f in found), tuple(f.refolds for f in found)
+        if self._judged.get(numbers) != refolds:
+            broken = [premise for premise in self._premises if not premise.is_met(inputs)]
+            if broken:
+                raise BrokenPremiseError(broken, inputs)
+            if len(self._judged) >= _MANY:
+                self._judged.clear()
+            self._judged[numbers] = refolds

@@ -54,7 +54,8 @@ class Program:
     embedding table: an offline rewrite replaces it, a compiled model would hold it twice. ``statistics``
     are inputs that a kernel may update without leaving a trace in a version counter. ``updated`` are names of
     weights for which the graph returns what they hold at the next call. ``premises`` are the facts about
-    weights (:class:`normfuse.folding.Premise`) that the rewrite rests on.
+    weights (:class:`normfuse.folding.Premise`) that the rewrite rests on; ``doubted`` are those that other
+    weights, with which the same graph was called, did not meet.
     """
 
     gm: GraphModule
@@ -65,6 +66,7 @@ class Program:
     statistics: set[Node] = field(default_factory=set)
     updated: frozenset[str] = frozenset()
     premises: list[Any] = field(default_factory=list)
+    doubted: frozenset[tuple[str, str]] = frozenset()
 
     def copied(self) -> Program:
         """The same program over a graph of its own; tensors, fake values and submodules are shared."""

@@ -30,7 +30,7 @@ from normfuse.ir.region import NormRegion, norm_of
 from normfuse.ir.sizes import is_row_major, lies_alike, rank_of, tensor_of
 from normfuse.passes.evidence import Certificate, folded_before, folded_behind, folded_beside
 from normfuse.passes.place import Placement
-from normfuse.passes.premises import rest_on_range, rest_on_statistics
+from normfuse.passes.premises import rest_on_precision, rest_on_range, rest_on_small_shift
 from normfuse.passes.settle_shifts import note_shift, note_shifts
 from normfuse.passes.stored_values import (
     refusal_of_cancellation,
@@ -123,19 +123,24 @@ class _Fold:
         refusal = self._refuse_made(node, self._placement.weights(plan, node))
         if refusal is not None:
             return refusal
-        note_shifts(plan, self._note_facts(node))
+        note_shifts(plan, self._shift_is_large(node))
         self._replace(node, source, self._placement.make(plan, node))
         return proof
 
-    def _note_facts(self, node: Node, *, is_behind: bool = False) -> bool:
-        """Note what folding the norm rests on; whether its shift is large."""
+    def _shift_is_large(self, node: Node) -> bool:
+        """Whether the shift needs the safe place; that it does not is a premise."""
         region, program = norm_of(node), self._work.program
         assert region is not None
         operands, eps = region.operands(node), region.spec.eps or 0.0
-        is_large = shift_is_large(operands, eps, program)
-        dtype = node.meta["val"].dtype
-        rest_on_statistics(program, operands, eps, dtype, is_behind=is_behind, is_large=is_large)
+        is_large = shift_is_large(node, operands, eps, program)
+        if not is_large:
+            rest_on_small_shift(program, node, operands, eps)
         return is_large
+
+    def _rest_on_precision(self, node: Node) -> None:
+        region = norm_of(node)
+        assert region is not None
+        rest_on_precision(self._work.program, node, region.operands(node), region.spec.eps or 0.0)
 
     def _beside(self, node: Node, found: Beside, mapping: Standardise) -> Certificate | Refusal:
         proof = folded_beside(node, found, self._work)
@@ -143,8 +148,9 @@ class _Fold:
         refusal = self._refuse_made(node, changed.values())
         if refusal is not None:
             return refusal
+        self._rest_on_precision(node)
         set_arguments(found.reader, changed)
-        note_shift(found.reader, self._note_facts(node, is_behind=True))
+        note_shift(found.reader, self._shift_is_large(node))
         found.sum.replace_all_uses_with(found.rest)
         self._placement.erase(found.sum)
         return proof
@@ -155,7 +161,7 @@ class _Fold:
         refusal = self._refuse_made(node, [made for one in changed for made in one.values()])
         if refusal is not None:
             return refusal
-        self._note_facts(node, is_behind=True)
+        self._rest_on_precision(node)
         for read, values in zip(reads, changed, strict=True):
             set_arguments(read.node, values)
             note_shift(read.node)
@@ -168,7 +174,7 @@ class _Fold:
         if refusal is not None:
             self._placement.discard(made)
         else:
-            rest_on_range(self._work.program, made)
+            rest_on_range(self._work.program, node, made)
         return refusal
 
     def _refuse_operands(self, node: Node, region: NormRegion) -> Refusal | None:

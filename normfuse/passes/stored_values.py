@@ -34,6 +34,8 @@ _ROOM = {torch.float32: 2.0, torch.bfloat16: 16.0, torch.float16: 16.0, torch.fl
 def refusal_of_cancellation(node: Node, operands: Operands, eps: float, program: Program) -> Refusal | None:
     """Refuse to let readers subtract a mean that is large beside the deviation; the norm does it exactly."""
     found, fake = moments_of(operands, eps, program), tensor_of(node)
+    if (node.name, "cancellation") in program.doubted:
+        return _doubted("cancellation", node)
     if found is None or fake is None or not found.cancel(fake.dtype):
         return None
     return Refusal(
@@ -95,10 +97,10 @@ def moments_of(operands: Operands, eps: float, program: Program) -> Moments | No
         return Moments.of(eps, *values)  # type: ignore[arg-type]
 
 
-def shift_is_large(operands: Operands, eps: float, program: Program) -> bool:
+def shift_is_large(node: Node, operands: Operands, eps: float, program: Program) -> bool:
     """Whether a folded shift is better added behind the sum; see :meth:`Moments.shift_is_large`."""
     found = moments_of(operands, eps, program)
-    return found is not None and found.shift_is_large()
+    return (node.name, "shift") in program.doubted or (found is not None and found.shift_is_large())
 
 
 def watch_statistics(node: Node, operands: Operands, program: Program) -> Refusal | None:
@@ -144,6 +146,8 @@ def refusal_of_values(node: Node, operands: Operands, eps: float, program: Progr
 
 def refusal_of_overflow(node: Node, folded: Iterable[Node], program: Program) -> Refusal | None:
     """Refuse folded weights that do not fit their dtype: there the norm's own arithmetic is wider."""
+    if (node.name, "overflow") in program.doubted:
+        return _doubted("overflow", node)
     for weight in folded:
         with outside_tracing():
             if bool(torch.isfinite(value_of(program, weight)).all()):
@@ -154,6 +158,14 @@ def refusal_of_overflow(node: Node, folded: Iterable[Node], program: Program) ->
             node.name, "keep the weights in a wider dtype",
         )  # fmt: skip
     return None
+
+
+def _doubted(code: str, node: Node) -> Refusal:
+    """For a graph that several layers or models share, or whose weights changed."""
+    return Refusal(
+        code, f"{node.name} cannot be folded with other weights that this graph was called with", node.name,
+        "compile the layers or models apart",
+    )  # fmt: skip
 
 
 def _bad(node: Node, message: str) -> Refusal:

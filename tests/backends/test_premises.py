@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import normfuse
+from normfuse.folding import Slots
 
 X = torch.randn(4, 6, 9, 9, generator=torch.Generator().manual_seed(0))
 
@@ -51,15 +53,19 @@ CASES: dict[str, tuple[Callable[[], Any], torch.dtype, torch.Tensor, Callable[[A
 }
 
 
+COMPILATIONS: list[int] = []
+
+
+def backend(gm: Any, inputs: Any) -> Any:
+    """One for all, so that models share graphs."""
+    COMPILATIONS.append(len(COMPILATIONS))
+    return normfuse.normfuse_backend(gm, inputs, options={"normfuse.inner": "eager"})
+
+
 def compiled(model: nn.Module) -> tuple[Any, list[int]]:
-    """The model, compiled, and a list with an entry for every compilation."""
-    compilations: list[int] = []
-
-    def backend(gm: Any, inputs: Any) -> Any:
-        compilations.append(len(compilations))
-        return normfuse.normfuse_backend(gm, inputs, options={"normfuse.inner": "eager"})
-
-    return torch.compile(model, backend=backend), compilations
+    """The model, compiled, and a list with an entry for every compilation since."""
+    COMPILATIONS.clear()
+    return torch.compile(model, backend=backend), COMPILATIONS
 
 
 @pytest.mark.parametrize(("statistic", "value"), [("running_var", -1.0), ("running_mean", float("nan"))])
@@ -115,3 +121,48 @@ def test_other_weights_need_no_other_rewrite(build: Callable[[], Any]) -> None:
             nearby(model)
     assert len(compilations) == 1
     assert normfuse.last_report().after == {}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_layers_that_share_a_graph_are_not_compiled_in_turns(name: str) -> None:
+    """Each would be rewritten in another way; the second compilation is right for both."""
+    build, dtype, x, change, reason = CASES[name]
+    torch.manual_seed(0)
+    layers, x = [build().eval().to(dtype) for _ in range(3)], x.to(dtype)
+    with torch.no_grad():
+        change(layers[1])
+        fast = [compiled(layer)[0] for layer in layers]
+        for _ in range(4):
+            for layer, quick in zip(layers, fast, strict=True):
+                own = error(layer(x), layer, x)
+                assert error(quick(x), layer, x) <= 1.5 * own
+    assert len(COMPILATIONS) == 2
+    assert [s.refusal.code if s.refusal else "" for s in normfuse.last_report().sites] == [reason]
+
+
+def test_a_doubt_ends_with_the_model_that_gave_rise_to_it() -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        first = reader().eval()
+        fast, _ = compiled(first)
+        fast(X)
+        far(first)
+        fast(X)
+        del fast, first
+        gc.collect()
+        torch._dynamo.reset()
+        compiled(reader().eval())[0](X)
+    assert normfuse.last_report().after == {}
+
+
+def test_layers_that_share_a_graph_are_checked_and_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor are their premises asked again."""
+    layers = [writer().eval() for _ in range(3)]
+    fast = [compiled(layer)[0] for layer in layers]
+    with torch.no_grad():
+        for quick in 2 * fast:
+            quick(X)
+        monkeypatch.setattr(Slots, "_look_up", None)
+        for quick in 2 * fast:
+            quick(X)
+    assert len(COMPILATIONS) == 1

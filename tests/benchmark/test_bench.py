@@ -30,10 +30,6 @@ def factory(batch_size=4):
     return prenorm(dtype=torch.float32), (example(batch_size or 4, torch.float32),)
 
 
-def hopeless():
-    return prenorm(), (torch.zeros(2, 3),)
-
-
 class Machine:
     """Contenders with a fixed price on a clock made of numbers."""
 
@@ -189,7 +185,7 @@ def test_fresh_processes_are_asked_in_turn(monkeypatch):
 
 def test_a_process_that_fails_is_one_sentence():
     with pytest.raises(normfuse.NormfuseError, match="a measuring process failed: RuntimeError: ") as error:
-        run.run_child(Settings(f"{HERE}:hopeless"), "eager")
+        run.run_child(Settings("tests.benchmark.hopeless:factory"), "eager")
     assert "\n" not in str(error.value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from unittest.mock import patch
@@ -21,6 +22,7 @@ from normfuse.cli.app import app
 from normfuse.passes.place import Placement
 from normfuse.pt2 import load_program, save_program
 from tests.backends.networks import prenorm
+from tests.cli import forked
 from tests.programs.models import small_program
 
 MODELS = "tests.programs.models"
@@ -300,18 +302,18 @@ def test_debug_raises(original, tmp_path):
         )
 
 
-def test_a_full_disk_leaves_nothing(original, tmp_path):
+def test_a_full_disk_leaves_nothing(original, tmp_path, tmp_path_factory):
     """A limit on the size of files stands for a disk that is full."""
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
     assert original.stat().st_size > 20_000
-    command = [sys.executable, "-m", "normfuse", "rewrite", str(original), "-o", str(tmp_path / "o.pt2")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr.startswith("normfuse: cannot write")
-    assert done.stderr.count("\n") == 1, done.stderr
+    words = ["rewrite", str(original), "-o", str(tmp_path / "o.pt2")]
+    status, errors = forked.command(
+        words,
+        tmp_path_factory.mktemp("errors"),
+        lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    assert status == 2, errors
+    assert errors.startswith("normfuse: cannot write")
+    assert errors.count("\n") == 1, errors
     assert left_in(tmp_path) == []
 
 
@@ -385,29 +387,18 @@ def test_a_model_that_ends_the_program_is_named(words, tmp_path):
     assert left_in(tmp_path) == []
 
 
-def test_a_terminated_rewrite_leaves_nothing(original, tmp_path):
+def test_a_terminated_rewrite_leaves_nothing(original, tmp_path, tmp_path_factory):
     """The signal comes while the program is being written."""
-    program = (
-        "import os, signal, normfuse.pt2, normfuse.cli.app as app\n"
-        "import torch.export\n"
-        "torch.export.save = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "app.main()\n"
-    )
-    words = [
-        sys.executable,
-        "-c",
-        program,
-        "rewrite",
-        str(original),
-        "-o",
-        str(tmp_path / "out.pt2"),
-        "--verify",
-        "off",
-    ]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 130, done.stderr
+
+    def end_while_saving():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        torch.export.save = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGTERM)
+
+    words = ["rewrite", str(original), "-o", str(tmp_path / "out.pt2"), "--verify", "off"]
+    status, errors = forked.command(words, tmp_path_factory.mktemp("errors"), end_while_saving)
+    assert status == 130, errors
     assert left_in(tmp_path) == []
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in errors
 
 
 def test_output_that_nobody_reads_is_no_error(original):
