@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from ctypes import string_at
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -124,8 +123,8 @@ class Slots:
                 return self._look_up(inputs)
             if source.dtype is not dtype or source.shape != shape or source.device != device:
                 return self._look_up(inputs)
-        for address, size, entries in copies:
-            if string_at(address, size) != entries:
+        for memory, entries in copies:
+            if memory.raw != entries:
                 return self._look_up(inputs)
         for watch in watches:
             if watch.has_changed():

@@ -14,8 +14,8 @@ import torch
 
 __all__ = ["HostCopy", "Watch", "can_watch"]
 
-#: Address, size and entries of a tensor on the host: for a comparison without a method call.
-HostCopy = tuple[int, int, bytes]
+#: The memory of a tensor on the host, whose ``raw`` are its bytes now, and what they were.
+HostCopy = tuple["ctypes.Array[ctypes.c_char]", bytes]
 
 #: Modules that count the batches they train on, as long as they run the forward that does it.
 _COUNTING = (torch.nn.modules.batchnorm._NormBase,)
@@ -25,17 +25,17 @@ _COUNTED = tuple(cls.forward for cls in (torch.nn.modules.batchnorm._BatchNorm, 
 class Watch:
     """What one tensor held, or what its owner had counted, when it was last looked at."""
 
-    __slots__ = ("_address", "_owner", "_size", "known")
+    __slots__ = ("_memory", "_owner", "known")
 
     def __init__(self, tensor: torch.Tensor, owner: weakref.ref[torch.nn.Module] | None) -> None:
         self._owner = None if tensor.device.type == "cpu" else owner
-        self._address, self._size = tensor.data_ptr(), tensor.nbytes
+        self._memory = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
         self.known = self._state()
 
     @property
     def host_copy(self) -> HostCopy | None:
         """What to compare where the entries themselves are compared."""
-        return (self._address, self._size, self.known) if isinstance(self.known, bytes) else None
+        return (self._memory, self.known) if isinstance(self.known, bytes) else None
 
     def has_changed(self) -> bool:
         """The tensor must still lie where it lay."""
@@ -43,7 +43,7 @@ class Watch:
 
     def _state(self) -> object:
         if self._owner is None:
-            return ctypes.string_at(self._address, self._size)
+            return self._memory.raw
         counter = getattr(self._owner(), "num_batches_tracked", None)
         return None if counter is None else (counter.data_ptr(), counter._version)
 
