@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Compiling what PyTorch imports anew in every process would take more time than some of the tests.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test lint fuzz mutants gpu bench clean
 

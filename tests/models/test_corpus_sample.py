@@ -58,7 +58,10 @@ SAMPLE = {
 
 
 #: Many seconds each; they combine kinds that others have one at a time.
-SLOW = {"kimi_linear", "olmo_hybrid", "qwen3_next"}
+SLOW = {
+    "conditional_detr", "falcon_h1", "hy_v4", "kimi_linear", "muse_spark_text", "olmo_hybrid", "qwen3_next",
+    "xlstm", "zaya",
+}  # fmt: skip
 EACH = [pytest.param(a, marks=[pytest.mark.slow] if a in SLOW else []) for a in sorted(SAMPLE)]
 
 

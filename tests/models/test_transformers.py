@@ -38,6 +38,12 @@ JUDGED = [
 ]
 #: One of each way to be changed; the others are judged in float32, and all in the other dtype when slow.
 IN_BFLOAT16 = ["gpt2", "opt", "gpt_neox", "clip_text", "vit", "dinov2", "cohere", "whisper"]
+#: Built like others, as far as norms go: GPT-NeoX, and Whisper.
+ALIKE = ["blenderbot", "falcon", "gptj", "phi"]
+
+
+def is_usual(name: str, dtype: torch.dtype) -> bool:
+    return name not in ALIKE and (name in IN_BFLOAT16) is (dtype is torch.bfloat16)
 
 
 def check_outcome(name: str) -> None:
@@ -53,7 +59,7 @@ def check_outcome(name: str) -> None:
         pytest.param(
             name,
             dtype,
-            marks=[] if (name in IN_BFLOAT16) is (dtype is torch.bfloat16) else [pytest.mark.slow],
+            marks=[] if is_usual(name, dtype) else [pytest.mark.slow],
         )
         for name, dtype in JUDGED
     ],
@@ -83,7 +89,8 @@ def test_what_is_left_alone_is_left_alone_bitwise(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in IN_BFLOAT16 else [pytest.mark.slow]) for n in EXACT]
+    "name",
+    [pytest.param(n, marks=[] if n in IN_BFLOAT16 and n != "whisper" else [pytest.mark.slow]) for n in EXACT],
 )
 def test_rewritten_program_in_float64(name: str) -> None:
     """1e-12: 40 layers of sums of 100 terms with float64's 1.1e-16 stay below 4,500 ulps."""
@@ -102,7 +109,7 @@ def test_untied_tables_are_folded_offline(name: str, centrings: int) -> None:
     assert (report.after, report.centrings) == (ZOO[name].after, centrings)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "vit"])
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("vit", marks=[pytest.mark.slow])])
 def test_second_shape(name: str) -> None:
     model, args, kwargs = build(name, torch.float64)
     fast = compiled(model)
@@ -113,6 +120,7 @@ def test_second_shape(name: str) -> None:
     assert normfuse.last_report().after == ZOO[name].after
 
 
+@pytest.mark.slow
 def test_twelve_layers() -> None:
     model, args, kwargs = build("gpt2", torch.float64, layers=12)
     with torch.no_grad():
@@ -144,7 +152,7 @@ def check_twelve_layers(name: str, dtype: torch.dtype) -> None:
     assert normfuse.last_report().after == {"rms_norm": 25}
 
 
-@pytest.mark.parametrize("name", ["gpt2", "vit"])
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("vit", marks=[pytest.mark.slow])])
 def test_under_inductor(name: str) -> None:
     model, args, kwargs = build(name)
     with torch.no_grad():
