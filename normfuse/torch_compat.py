@@ -15,6 +15,8 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.export import ExportedProgram
+from torch.fx import Graph, GraphModule
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -25,6 +27,7 @@ __all__ = [
     "autocast_off",
     "enable_python_dispatcher",
     "fake_storage_id",
+    "graph_module",
     "is_transformed",
     "keep_guards",
     "outside_tracing",
@@ -61,6 +64,11 @@ def unnoticed() -> Iterator[None]:
         with suppress(RuntimeError):  # inside of torch.func's transformations, which allow no hooks
             stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t))
         yield
+
+
+def graph_module(attributes: Any, graph: Graph) -> GraphModule:
+    """A module over a graph, whose Python code is generated when somebody calls it and not before."""
+    return _LazyGraphModule(attributes, graph)
 
 
 def schema_major() -> int:

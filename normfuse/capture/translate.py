@@ -24,7 +24,13 @@ from normfuse.capture.recorder import Recorder
 from normfuse.capture.regions import ENTERS_AUTOCAST, EXITS_AUTOCAST, Regions
 from normfuse.capture.symbols import Symbols
 from normfuse.capture.transforms import Transforms
-from normfuse.torch_compat import FakeTensor, FakeTensorMode, enable_python_dispatcher, is_transformed
+from normfuse.torch_compat import (
+    FakeTensor,
+    FakeTensorMode,
+    enable_python_dispatcher,
+    graph_module,
+    is_transformed,
+)
 
 __all__ = ["translate"]
 
@@ -45,7 +51,7 @@ def translate(gm: GraphModule) -> tuple[GraphModule, list[str]]:
         for node in gm.graph.nodes:
             translator.run(node)
     notes = [_TRANSFORMED] if translator.transforms.hides_numbers else []
-    return GraphModule(translator.attributes, translator.graph), notes
+    return graph_module(translator.attributes, translator.graph), notes
 
 
 def _mode_of(gm: GraphModule) -> FakeTensorMode:

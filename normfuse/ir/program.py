@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from normfuse.torch_compat import graph_module
+
 __all__ = ["Input", "Program", "Role"]
 
 
@@ -75,7 +77,7 @@ class Program:
         for original, copy in nodes.items():
             copy.name = original.name  # a new graph avoids Python's own names, like input
         graph.output_node().meta = dict(self.gm.graph.output_node().meta)
-        gm = GraphModule(self.gm, graph)
+        gm = graph_module(self.gm, graph)
         gm.meta = dict(self.gm.meta)
         inputs = [replace(i, node=nodes[i.node]) for i in self.inputs]
         return replace(self, gm=gm, inputs=inputs, notes=list(self.notes), premises=list(self.premises))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
+from normfuse.torch_compat import graph_module
+
 __all__ = ["lift_constants"]
 
 
@@ -30,7 +32,7 @@ def lift_constants(gm: GraphModule) -> tuple[GraphModule, list[Node], list[torch
             last = [made]
         node.replace_all_uses_with(placeholders[str(node.target)])
         gm.graph.erase_node(node)
-    emptied = GraphModule(gm, gm.graph)
+    emptied = graph_module(gm, gm.graph)
     return emptied, list(placeholders.values()), tensors
 
 
