@@ -43,6 +43,37 @@ def per_block() -> Report:
     return report()
 
 
+class Layer(nn.Module):
+    """A convolution with a batch norm behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x)).relu()
+
+
+@situation(
+    PIECES,
+    "layers with a batch norm, each compiled on its own: one graph, and other weights in every layer",
+    "works, 1 of 1 folded",
+)
+def layers_of_one_graph() -> Report:
+    torch.manual_seed(0)
+    model, reference = pair(nn.Sequential(Layer(), Layer(), Layer()).double().eval())
+    x = torch.randn(2, 4, 9, 9, dtype=torch.float64)
+    for layer in model:
+        layer.compile(backend="normfuse", options=CONVERT)
+    with torch.no_grad():
+        for factor in (1.0, 1.5):
+            for network in (model, reference):
+                for layer in network:
+                    layer.norm.running_var.mul_(factor)
+            close(model(x), reference(x))
+    return report()
+
+
 class Twice(nn.Module):
     """Every block is called twice, and both calls share its weights."""
 

@@ -42,9 +42,9 @@ def situation(
 def cell(report: Report) -> str:
     """What became of the norms, in words that do not change with their number."""
     parts = []
-    converted = sum(site.action == "converted" for site in report.sites)
-    if converted:
-        parts.append(f"works, {converted} of {len(report.sites)} converted")
+    for action in ("converted", "folded"):
+        if done := sum(site.action == action for site in report.sites):
+            parts.append(f"works, {done} of {len(report.sites)} {action}")
     codes = Counter(s.refusal.code for s in report.sites if s.refusal is not None)
     if codes:
         parts.append("refused: " + ", ".join(f"`{code}`" for code in sorted(codes)))
@@ -72,8 +72,9 @@ _HEADER = """\
 
 Each row is a test (`tests/situations`) that compares the compiled model with the model itself, values and,
 where something trains, gradients. The networks are small pre-norm transformers of three LayerNorms or more,
-compiled with `policy="convert"`. "Converted" norms became RMSNorm; a refusal leaves the norm as it is and
-names the reason; "falls back" means that the whole graph went to Inductor unchanged.
+compiled with `policy="convert"`. "Converted" norms became RMSNorm, "folded" ones are gone into weights; a
+refusal leaves the norm as it is and names the reason; "falls back" means that the whole graph went to
+Inductor unchanged.
 
 """
 
