@@ -111,6 +111,8 @@ class Slots:
         Raises:
             BrokenPremiseError: when the weights are such that the graph would be rewritten in another way.
         """
+        if not self._slots:
+            return ()
         known = self._known.get(id(inputs[self._first]), _NOTHING)
         epoch, checks, copies, watches, tensors = known
         if epoch != store.epoch:

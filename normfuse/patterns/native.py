@@ -89,12 +89,13 @@ def is_call_of_part(node: Node) -> bool:
 def _native(kind: str, root: Node, bound: dict[str, Any], facts: Facts, eps: Any) -> Candidate | None:
     fact = facts.at(bound["input"], Stage.SOURCE)
     value = tensor_of(bound["input"])
-    if fact is None or fact.centred or value is None:
+    if fact is None or value is None:
         return None
+    begin = bound["input"] if fact.centred else fact.source  # a centring ahead of the norm is no part of it
     dims = tuple(range(-len(bound["normalized_shape"]), 0))
     weight, bias = bound["weight"], bound.get("bias")
     made = _described(kind, root, value, dims, eps, weight, bias)
-    source = tensor_of(fact.source)
+    source = tensor_of(begin)
     if made is None or source is None:
         return None
     spec = changed(made.spec, source_dtype=source.dtype)
@@ -102,7 +103,7 @@ def _native(kind: str, root: Node, bound: dict[str, Any], facts: Facts, eps: Any
     return changed(
         made,
         spec=spec,
-        operands=changed(made.operands, source=fact.source),
+        operands=changed(made.operands, source=begin),
         refusal=refusal(flaw, root) if flaw else None,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -16,6 +18,14 @@ from normfuse.passes.work import Work
 from tests.patterns import spellings
 from tests.patterns.capturing import lifted
 
+Spelling = Callable[..., torch.Tensor]
+
+
+def centred(norm: Spelling) -> Spelling:
+    """A norm of what somebody centred already, in operators of its own."""
+    return lambda x, *more: norm(x - x.mean(-1, keepdim=True), *more)
+
+
 NAMED = {
     "llama": (spellings.llama, "rms_norm", 1e-6),
     "t5": (spellings.t5, "rms_norm", 1e-6),
@@ -27,6 +37,8 @@ NAMED = {
     "olmo": (spellings.olmo, "layer_norm", 1e-5),
     "var and mean": (spellings.var_and_mean, "layer_norm", 1e-5),
     "biased var": (spellings.biased_var, "layer_norm", 1e-5),
+    "native layer, centred before": (centred(spellings.native_layer), "layer_norm", 1e-5),
+    "native rms, centred before": (centred(spellings.native_rms), "rms_norm", 1e-6),
 }
 
 
