@@ -119,9 +119,7 @@ class Slots:
             return self._look_up(inputs)
         for position, expected, version, address, dtype, shape, device in checks:
             source: torch.Tensor = inputs[position]
-            if expected() is not source:
-                return self._look_up(inputs)
-            if source._version != version or source.data_ptr() != address:
+            if expected() is not source or source._version != version or source.data_ptr() != address:
                 return self._look_up(inputs)
             if source.dtype is not dtype or source.shape != shape or source.device != device:
                 return self._look_up(inputs)

@@ -23,6 +23,10 @@ _SENTENCES = {
         "a mask chooses the elements that the statistics are made of",
         "call the model without a mask where nothing is masked",
     ),
+    "statistics_read": (
+        "the statistics that the operator returns are read as well",
+        "use the operator that returns the result alone, e.g. torch.nn.functional.layer_norm",
+    ),
     "updates_statistics": (
         "the norm updates its running statistics when it runs",
         "call .eval() on the norm",

@@ -53,8 +53,14 @@ def reader(*targets: object) -> Callable[[Reader], Reader]:
 def native_norms(graph: Graph, facts: Facts) -> list[Candidate]:
     """Every native norm of a graph, in execution order."""
     calls = (n for n in graph.nodes if n.op == "call_function" and n.target in _READERS)
-    found = (_READERS[n.target](n, facts) for n in calls)
-    return [c for c in found if c is not None]
+    found = ((n, _READERS[n.target](n, facts)) for n in calls)
+    return [_refused_with_statistics(n, c) for n, c in found if c is not None]
+
+
+def _refused_with_statistics(node: Node, norm: Candidate) -> Candidate:
+    """No other form of a norm computes what else the operator returns, so that must not be read."""
+    alone = isinstance(node.meta.get("val"), torch.Tensor) or len(node.users) == 1
+    return norm if alone else changed(norm, refusal=norm.refusal or refusal("statistics_read", node))
 
 
 @reader(aten.layer_norm.default, aten.native_layer_norm.default)
@@ -73,12 +79,10 @@ def rms_norm(node: Node, facts: Facts) -> Candidate | None:
 
 
 def _result(node: Node) -> Node | None:
-    """The value itself; of a call that returns statistics as well, the only part that is read."""
+    """The value itself; of a call that returns statistics as well, the first part."""
     if isinstance(node.meta.get("val"), torch.Tensor):
         return node
-    parts = list(node.users)
-    is_first = len(parts) == 1 and is_call_of_part(parts[0])
-    return parts[0] if is_first else None
+    return next(filter(is_call_of_part, node.users), None)
 
 
 def is_call_of_part(node: Node) -> bool:

@@ -166,3 +166,7 @@ def test_layers_that_share_a_graph_are_checked_and_not_looked_up(monkeypatch: py
         for quick in 2 * fast:
             quick(X)
     assert len(COMPILATIONS) == 1
+
+
+def test_a_graph_without_inputs_needs_no_weights() -> None:
+    assert Slots([]).tensors(()) == ()

@@ -228,6 +228,19 @@ def test_bad_input_has_a_reason(code: str) -> None:
     assert norms_in(work.program.gm) == []
 
 
+@pytest.mark.parametrize("reads", ["result", "statistics"])
+def test_statistics_that_are_read_keep_a_norm(reads: str) -> None:
+    def function(x, w, b):
+        result, _, rstd = torch.native_layer_norm(x, (8,), w, b, 1e-5)
+        return (result, rstd) if reads == "statistics" else (result,)
+
+    work = lifted(function, operands(torch.float32))
+    (site,) = work.report.sites
+    code = None if site.refusal is None else site.refusal.code
+    assert (site.kind, code) == ("layer_norm", "statistics_read" if reads == "statistics" else None)
+    assert len(norms_in(work.program.gm)) == (reads == "result")
+
+
 def test_masked_statistics_are_refused_by_name() -> None:
     def function(x, mask):
         mean = torch.masked.mean(x, mask=mask > 0, dim=(2, 3), keepdim=True)
