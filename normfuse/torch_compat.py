@@ -17,7 +17,6 @@ from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule
 from torch.fx._lazy_graph_module import _LazyGraphModule
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 __all__ = [
@@ -94,6 +93,13 @@ def outside_tracing() -> Iterator[None]:
     """
     with _disable_current_modes(), torch.inference_mode(False), torch.no_grad(), autocast_off():
         yield
+
+
+def statically_known_true(condition: Any) -> bool:
+    """Whether a condition on sizes holds whatever the sizes are, without a guard."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true as known
+
+    return bool(known(condition))
 
 
 def size_hint(size: Any) -> int:
