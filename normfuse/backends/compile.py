@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch._dynamo.exc import TorchDynamoException
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from normfuse.backends.check import check_output
 from normfuse.backends.doubts import doubted
@@ -23,8 +23,8 @@ from normfuse.backends.inner import check_inductor, run_inner, without_autocast
 from normfuse.backends.session import record
 from normfuse.capture.autocasting import is_autocast_enabled
 from normfuse.errors import NormfuseError, UncapturableError, cause
-from normfuse.folding import Asked, Folded, Premise, Slot, Slots
-from normfuse.ir.program import Program
+from normfuse.folding import Asked, Folded, Premise, Slot, Slots, can_watch, may_be_statistics
+from normfuse.ir.program import Program, Role
 from normfuse.options import Options, split_options
 from normfuse.passes.lift_constants import lift_constants
 from normfuse.passes.pipeline import check_expectation, run_pipeline
@@ -140,10 +140,20 @@ def _rewrite_and_compile(
 def _slot(one: Folded, program: Program) -> Slot:
     positions = {i.node: p for p, i in enumerate(program.inputs)}
     owners = [program.inputs[positions[s]].owner for s in one.sources]
-    watched = {i: owners[i] for i, s in enumerate(one.sources) if s in program.statistics}
+    watched = {i: owners[i] for i, s in enumerate(one.sources) if _is_watched(s, program)}
     return Slot(
         one.recipe, [positions[s] for s in one.sources], [o for o in owners if o is not None], watched
     )
+
+
+def _is_watched(source: Node, program: Program) -> bool:
+    """Whether the entries themselves have to be watched: a batch norm may update them unseen."""
+    found = program.weights[source]
+    if source in program.statistics:
+        return True
+    owner = None if found.owner is None else found.owner()
+    is_buffer = found.role is Role.BUFFER and may_be_statistics(found.value)
+    return is_buffer and can_watch(found.value, owner)
 
 
 def _asked(premise: Premise, program: Program) -> Asked:

@@ -2,12 +2,14 @@
 
 Layers of one class, and models of one class, share what Dynamo compiles. Where the rewrite for the weights
 of one is not right for those of another, the next one has to be right for both, or the two would be
-compiled in turns for ever. A doubt lasts as long as the weight that gave rise to it.
+compiled in turns for ever. A doubt lasts as long as the weight that gave rise to it, and at least until the
+graph is compiled again.
 """
 
 from __future__ import annotations
 
 import weakref
+from dataclasses import dataclass
 
 import torch
 from torch.fx import GraphModule
@@ -16,23 +18,38 @@ from normfuse.folding import BrokenPremiseError, Fact
 
 __all__ = ["doubt", "doubted"]
 
-_doubts: dict[str, list[tuple[weakref.ref[torch.Tensor], frozenset[Fact]]]] = {}
+
+@dataclass
+class _Doubt:
+    weight: weakref.ref[torch.Tensor]
+    facts: frozenset[Fact]
+    is_new: bool = True
+
+    @property
+    def lasts(self) -> bool:
+        return self.is_new or self.weight() is not None
+
+
+_doubts: dict[str, list[_Doubt]] = {}
 
 
 def doubt(gm: GraphModule, broken: BrokenPremiseError) -> None:
     """Remember what did not hold for the weights of this call of a Dynamo graph."""
     name = _name(gm)
-    kept = [one for one in _doubts.get(name, []) if one[0]() is not None]
-    _doubts[name] = [*kept, (weakref.ref(broken.weight), broken.facts)]
+    kept = [one for one in _doubts.get(name, []) if one.lasts]
+    _doubts[name] = [*kept, _Doubt(weakref.ref(broken.weight), broken.facts)]
 
 
 def doubted(gm: GraphModule) -> frozenset[Fact]:
-    """What did not hold for weights that still live."""
+    """What did not hold for weights that still live, or since the graph was compiled last."""
     if not _doubts:
         return frozenset()
-    for name in [n for n, doubts in _doubts.items() if all(weight() is None for weight, _ in doubts)]:
+    for name in [n for n, found in _doubts.items() if not any(one.lasts for one in found)]:
         del _doubts[name]
-    return frozenset(fact for _, facts in _doubts.get(_name(gm), []) for fact in facts)
+    found = [one for one in _doubts.get(_name(gm), []) if one.lasts]
+    for one in found:
+        one.is_new = False
+    return frozenset(fact for one in found for fact in one.facts)
 
 
 def _name(gm: GraphModule) -> str:

@@ -4,7 +4,7 @@ from normfuse.folding.premise import Asked, BrokenPremiseError, Fact, Premise
 from normfuse.folding.recipe import Folded, Recipe
 from normfuse.folding.slot import Slot, Slots
 from normfuse.folding.store import FoldedWeight, invalidate
-from normfuse.folding.watch import Watch, can_watch
+from normfuse.folding.watch import Watch, can_watch, may_be_statistics
 
 __all__ = [
     "Asked",
@@ -19,4 +19,5 @@ __all__ = [
     "Watch",
     "can_watch",
     "invalidate",
+    "may_be_statistics",
 ]

@@ -21,7 +21,7 @@ _Identity = tuple[Any, ...]
 _Check = tuple[int, weakref.ref[torch.Tensor], int, int, torch.dtype, torch.Size, torch.device]
 _Known = tuple[int, list[_Check], list[HostCopy], list[Watch], tuple[torch.Tensor, ...]]
 _NOTHING: _Known = (-1, [], [], [], ())
-#: So many judgements of premises are remembered.
+#: So much is remembered of what was found before.
 _MANY = 1000
 _shared: WeakValueDictionary[tuple[str, _Identity], FoldedWeight] = WeakValueDictionary()
 
@@ -49,33 +49,50 @@ class Slot:
         self.positions = tuple(positions)
         self._owners = tuple(owners)
         self._known: dict[_Identity, FoldedWeight] = {}
+        self._last: dict[tuple[int, ...], int] = {}
 
     def find(self, inputs: Sequence[Any]) -> FoldedWeight:
         """The folded weight for the sources among these graph inputs, up to date."""
         sources = [inputs[p] for p in self.positions]
         with LOCK:
             identity = _identity(sources)
-            found = self._known.get(identity) or _shared.get((self.recipe.key, identity))
-            if found is None or found.is_released:
+            found = self._folded_from(identity)
+            if found is None:
                 found = self._adopt(sources) or self._make(sources)
-            elif not found.is_current(sources):
+            elif self._was_elsewhere(sources, found) or not found.is_current(sources):
                 found.refold(sources)
+            self._owners = ()
             self._known[identity] = _shared[self.recipe.key, identity] = found
+            self._remember(sources, found)
             return found
 
-    def _make(self, sources: Sequence[torch.Tensor]) -> FoldedWeight:
-        return FoldedWeight(self.recipe, sources, self._take_owners(), self._watched)
+    def _folded_from(self, identity: _Identity) -> FoldedWeight | None:
+        """What was folded from the memory at these places, and from no other since."""
+        for found in (self._known.get(identity), _shared.get((self.recipe.key, identity))):
+            if found is not None and found.lies_at(identity):
+                return found
+        return None
 
-    def _take_owners(self) -> tuple[Owner, ...]:
-        """The modules of the weights that the graph was compiled with: they own the first folded tensor."""
-        owners, self._owners = self._owners, ()
-        return owners
+    def _was_elsewhere(self, sources: Sequence[torch.Tensor], found: FoldedWeight) -> bool:
+        """Whether these tensors had other memory meanwhile, through ``.data``: versions tell of one alone."""
+        return self._last.get(tuple(map(id, sources)), found.number) != found.number
+
+    def _remember(self, sources: Sequence[torch.Tensor], found: FoldedWeight) -> None:
+        if len(self._last) >= _MANY:
+            self._last.clear()
+        self._last[tuple(map(id, sources))] = found.number
+
+    def _make(self, sources: Sequence[torch.Tensor]) -> FoldedWeight:
+        """The modules of the weights that the graph was compiled with own what is folded first."""
+        return FoldedWeight(self.recipe, sources, self._owners, self._watched)
 
     def _adopt(self, sources: Sequence[torch.Tensor]) -> FoldedWeight | None:
         """A folded tensor whose own sources are gone: its memory serves the new ones."""
         for identity, old in list(self._known.items()):
-            if old.is_released or old.is_abandoned:
+            is_here = old.lies_at(identity)
+            if not is_here or old.is_abandoned:
                 del self._known[identity]
+            if is_here and old.is_abandoned:
                 _shared.pop((self.recipe.key, identity), None)
                 if old.can_serve(sources):
                     old.refold(sources)

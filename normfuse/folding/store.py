@@ -8,11 +8,13 @@ counter and need :func:`invalidate`.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from threading import RLock
-from typing import NamedTuple, Protocol
+from types import FrameType
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
 import torch
@@ -68,8 +70,7 @@ class FoldedWeight:
 
     It is released when one of ``owners`` goes, the modules that hold the sources; without owners, when a
     source goes. ``watched`` are the sources, by number, that kernels write without a trace, with owners.
-    ``is_lent`` says that autograd may have saved the tensor, which nothing may write to from then on, and
-    ``is_unsettled`` that a kernel may write to the sources at any moment, without a trace.
+    ``is_lent`` says that autograd may have saved the tensor, which nothing may write to from then on.
     """
 
     def __init__(
@@ -83,7 +84,8 @@ class FoldedWeight:
         self._watched = dict(watched or {})
         self.watches: dict[int, Watch] = {}
         self.refolds = 0
-        self.is_lent = self.is_unsettled = False
+        self.is_lent = False
+        self._optimizer: weakref.ref[Optimizer] | None = None
         self._has_owners = any(owner() is not None for owner in owners)
         self.stamps: list[_Stamp] = []
         self.sources: list[weakref.ref[torch.Tensor]] = []
@@ -129,6 +131,17 @@ class FoldedWeight:
             raise
         self.refolds += 1
 
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether a kernel may write to the sources at any moment, without a trace."""
+        if self._optimizer is not None and not _is_stepping(self._optimizer()):
+            self._optimizer = None
+        return self._optimizer is not None
+
+    def settle(self, optimizer: Optimizer | None) -> None:
+        """Note the optimizer whose step begins, or that it ended."""
+        self._optimizer = None if optimizer is None else weakref.ref(optimizer)
+
     def forget(self) -> None:
         """Make the next call fold again."""
         self.stamps[:] = [stamp._replace(version=-1) for stamp in self.stamps]
@@ -153,6 +166,12 @@ class FoldedWeight:
     def is_abandoned(self) -> bool:
         """Whether nobody but this object holds the memory of a source any more."""
         return any(storage_is_abandoned(s) for s in self._storages)
+
+    def lies_at(self, places: Sequence[tuple[Any, ...]]) -> bool:
+        """Whether it was folded from the memory at these addresses; they come first in each place."""
+        return bool(self.stamps) and all(
+            stamp.address == place[0] for stamp, place in zip(self.stamps, places, strict=True)
+        )
 
     def reads(self, storages: set[int]) -> bool:
         return any(s._cdata in storages for s in self._storages)
@@ -188,18 +207,28 @@ def _releasing(folded: weakref.ref[FoldedWeight]) -> Callable[[object], None]:
 
 def _before_optimizer_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
     """Fused optimizers write without raising version counters, and hooks of the step may call the model."""
-    _settle(optimizer, is_unsettled=True)
+    _settle(optimizer, optimizer)
 
 
 def _after_optimizer_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
-    _settle(optimizer, is_unsettled=False)
+    _settle(optimizer, None)
 
 
-def _settle(optimizer: Optimizer, *, is_unsettled: bool) -> None:
+def _settle(optimizer: Optimizer, stepping: Optimizer | None) -> None:
     if len(_alive):
-        concerned = _forget([p for group in optimizer.param_groups for p in group["params"]])
-        for folded in concerned:
-            folded.is_unsettled = is_unsettled
+        for folded in _forget([p for group in optimizer.param_groups for p in group["params"]]):
+            folded.settle(stepping)
+
+
+def _is_stepping(optimizer: Optimizer | None) -> bool:
+    """Whether a method of the optimizer is running: a step that raises never tells that it ended."""
+    for found in sys._current_frames().values():
+        frame: FrameType | None = found
+        while frame is not None:
+            if optimizer is not None and frame.f_locals.get("self") is optimizer:
+                return True
+            frame = frame.f_back
+    return False
 
 
 def _forget(tensors: Iterable[torch.Tensor]) -> list[FoldedWeight]:

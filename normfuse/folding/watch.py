@@ -12,10 +12,13 @@ import weakref
 
 import torch
 
-__all__ = ["HostCopy", "Watch", "can_watch"]
+__all__ = ["HostCopy", "Watch", "can_watch", "may_be_statistics"]
 
 #: The memory of a tensor on the host, whose ``raw`` are its bytes now, and what they were.
 HostCopy = tuple["ctypes.Array[ctypes.c_char]", bytes]
+
+#: No norm has statistics of so many bytes.
+_LARGE = 2**20
 
 #: Modules that count the batches they train on, as long as they run the forward that does it.
 _COUNTING = (torch.nn.modules.batchnorm._NormBase,)
@@ -46,6 +49,11 @@ class Watch:
             return self._memory.raw
         counter = getattr(self._owner(), "num_batches_tracked", None)
         return None if counter is None else (counter.data_ptr(), counter._version)
+
+
+def may_be_statistics(buffer: torch.Tensor) -> bool:
+    """Whether a batch norm in training might write to a buffer, wherever the graph at hand reads it."""
+    return buffer.dim() == 1 and buffer.is_floating_point() and buffer.nbytes <= _LARGE
 
 
 def can_watch(tensor: torch.Tensor, owner: torch.nn.Module | None) -> bool:

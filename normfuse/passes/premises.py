@@ -7,7 +7,8 @@ weight is: where gradients are recorded, the algebra on weights that train runs 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch.fx import Node
@@ -17,7 +18,7 @@ from normfuse.ir.program import Program
 from normfuse.ir.region import Operands
 from normfuse.ir.sizes import tensor_of
 from normfuse.passes.hoist import recipe_of
-from normfuse.passes.stored_values import Moments
+from normfuse.passes.stored_values import Moments, fits, held_in
 
 __all__ = ["rest_on_precision", "rest_on_range", "rest_on_small_shift"]
 
@@ -68,14 +69,17 @@ def _note_moments(
     _note(program, fact, nodes, _About(eps, places, holds))
 
 
-def _is_finite(values: Values) -> bool:
-    return bool(torch.isfinite(values[0]).all())
-
-
 def rest_on_range(program: Program, norm: Node, folded: Iterable[Node]) -> None:
-    """The weights that the norm is folded into stay finite in their dtype."""
+    """The dtype of the weights that the norm is folded into can hold them."""
     for weight in folded:
-        _note(program, (norm.name, "overflow"), [weight], _is_finite)
+        recipe, sources = recipe_of(program, weight)
+        holds = partial(_fits, held_in(norm, recipe))
+        wide = replace(recipe, dtype=torch.float64)
+        program.premises.append(Premise((norm.name, "overflow"), (wide,), (sources,), holds))
+
+
+def _fits(dtype: torch.dtype, values: Values) -> bool:
+    return fits(values[0], dtype)
 
 
 def _note(program: Program, fact: Fact, nodes: Sequence[Node], holds: Callable[[Values], bool]) -> None:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import Node
 
-from normfuse.folding import can_watch
+from normfuse.folding import Recipe, can_watch
 from normfuse.ir.program import Program
 from normfuse.ir.region import Operands, norm_of
 from normfuse.ir.sizes import tensor_of
-from normfuse.passes.hoist import value_of
+from normfuse.passes.hoist import recipe_of, value_of
 from normfuse.report import Refusal
 from normfuse.torch_compat import outside_tracing
 
 __all__ = [
     "Moments",
+    "fits",
+    "held_in",
     "refusal_of_cancellation",
     "refusal_of_overflow",
     "refusal_of_values",
@@ -110,7 +112,8 @@ def watch_statistics(node: Node, operands: Operands, program: Program) -> Refusa
     out in arithmetic is updated by operators that version counters see.
     """
     known, region = program.weights, norm_of(node)
-    held = {n: known[n] for n in (operands.mean, operands.variance) if n is not None and n in known}
+    given = [n for n in (operands.mean, operands.variance) if n is not None]
+    held = {s: known[s] for n in given for s in recipe_of(program, n)[1]}
     once = program.copies_tables or program.grad_enabled
     is_native = region is not None and any(n in region.spelling for n in ("batch_norm", "instance_norm"))
     for statistic, found in held.items():
@@ -145,19 +148,49 @@ def refusal_of_values(node: Node, operands: Operands, eps: float, program: Progr
 
 
 def refusal_of_overflow(node: Node, folded: Iterable[Node], program: Program) -> Refusal | None:
-    """Refuse folded weights that do not fit their dtype: there the norm's own arithmetic is wider."""
+    """Refuse folded weights that their dtype cannot hold: there the norm's own arithmetic is wider."""
     if (node.name, "overflow") in program.doubted:
         return _doubted("overflow", node)
     for weight in folded:
-        with outside_tracing():
-            if bool(torch.isfinite(value_of(program, weight)).all()):
-                continue
-        return Refusal(
-            "overflow",
-            f"a weight that does what {node.name} does would not be finite in {weight.meta['val'].dtype}",
-            node.name, "keep the weights in a wider dtype",
-        )  # fmt: skip
+        recipe, sources = recipe_of(program, weight)
+        wide = replace(recipe, dtype=torch.float64).compute([program.weights[s].value for s in sources])
+        if not fits(wide, held_in(node, recipe)):
+            return Refusal(
+                "overflow",
+                f"a weight that does what {node.name} does would not be finite in {held_in(node, recipe)}, "
+                "or too small to be precise", node.name, "keep the weights in a wider dtype",
+            )  # fmt: skip
     return None
+
+
+def held_in(node: Node, recipe: Recipe) -> torch.dtype:
+    """The dtype in which a weight meets the values of a norm: autocast has it cast to theirs."""
+    dtype: torch.dtype = node.meta["val"].dtype
+    return dtype if dtype == torch.float16 else recipe.dtype
+
+
+def fits(wide: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether a dtype holds a folded weight: finite, and float16 with the precision of its normal numbers.
+
+    A convolution's output sums over a row, and what a column is multiplied by may be as large as the column
+    is small, so every row and every column is held to it.
+    """
+    with outside_tracing():
+        narrow = wide.to(dtype)
+        if not bool(torch.isfinite(narrow).all()):
+            return False
+        if dtype != torch.float16:
+            return True
+        roundoff = torch.finfo(dtype).eps / 2
+        sides = range(wide.dim())[:2] if wide.dim() > 1 else ()
+        return all(_is_close(narrow.double(), wide, side, roundoff) for side in sides)
+
+
+def _is_close(narrow: torch.Tensor, wide: torch.Tensor, side: int, roundoff: float) -> bool:
+    """Whether every slice along an axis is within this of its norm."""
+    others = [d for d in range(wide.dim()) if d != side]
+    error, size = ((v * v).sum(others) for v in (narrow - wide, wide))
+    return bool((error <= roundoff**2 * size).all())
 
 
 def _doubted(code: str, node: Node) -> Refusal:
