@@ -170,7 +170,7 @@ def held_in(node: Node, recipe: Recipe) -> torch.dtype:
 
 
 def fits(wide: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether a dtype holds a folded weight: finite, and float16 with the precision of its normal numbers.
+    """Whether a dtype holds a folded weight: finite, and with the precision of its normal numbers.
 
     A convolution's output sums over a row, and what a column is multiplied by may be as large as the column
     is small, so every row and every column is held to it.
@@ -179,8 +179,6 @@ def fits(wide: torch.Tensor, dtype: torch.dtype) -> bool:
         narrow = wide.to(dtype)
         if not bool(torch.isfinite(narrow).all()):
             return False
-        if dtype != torch.float16:
-            return True
         roundoff = torch.finfo(dtype).eps / 2
         sides = range(wide.dim())[:2] if wide.dim() > 1 else ()
         return all(_is_close(narrow.double(), wide, side, roundoff) for side in sides)
