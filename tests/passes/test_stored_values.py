@@ -1,0 +1,61 @@
+"""Stored statistics with which a norm is left alone, each by its own reason."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import normfuse
+
+X = torch.randn(2, 4, 5, 5)
+
+
+class Written(nn.Module):
+    """A batch norm in arithmetic: what updates such statistics raises their version counters."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, variance = (v[:, None, None] for v in (self.norm.running_mean, self.norm.running_var))
+        return (x - mean) / torch.sqrt(variance + self.norm.eps)
+
+
+def codes(norm: nn.Module) -> list[str]:
+    """Why the norm behind a convolution stays when it is compiled."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), norm, nn.MaxPool2d(2)).eval()
+    fast = torch.compile(model, backend="normfuse", options={"normfuse.inner": "eager"})
+    with torch.no_grad():
+        torch.testing.assert_close(fast(X), model(X), equal_nan=True)
+    return [s.refusal.code if s.refusal else "" for s in normfuse.last_report().sites]
+
+
+@pytest.mark.parametrize(
+    ("variance", "eps", "code"),
+    [(0.0, 1e-5, ""), (-1e-6, 1e-5, "bad_statistics"), (0.0, 0.0, "bad_statistics")],
+)
+def test_variances_that_are_none(variance: float, eps: float, code: str) -> None:
+    norm = nn.BatchNorm2d(4, eps=eps)
+    assert norm.running_var is not None
+    norm.running_var[1] = variance
+    assert codes(norm) == [code]
+
+
+@pytest.mark.parametrize(("written", "code"), [(False, "statistics_untracked"), (True, "")])
+def test_statistics_that_a_kernel_updates_have_to_be_watched(written: bool, code: str) -> None:
+    """Entries that do not lie side by side cannot be compared at each call."""
+    norm = nn.BatchNorm2d(4, affine=False)
+    norm.running_var = (torch.rand(8) + 0.5)[::2]
+    assert codes(Written(norm) if written else norm) == [code]
+
+
+def test_the_reason_of_a_weight_that_no_dtype_holds() -> None:
+    norm = nn.BatchNorm2d(4)
+    with torch.no_grad():
+        norm.weight.fill_(1e38)
+        assert norm.running_var is not None
+        norm.running_var.fill_(1e-6)
+    assert codes(norm) == ["overflow"]
