@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from normfuse.ir.sizes import tensor_of
 __all__ = ["call", "cast", "fake_value"]
 
 
-def fake_value(target: OpOverload, args: Any) -> Any:
+def fake_value(target: OpOverload, args: Any, kwargs: Mapping[str, Any] | None = None) -> Any:
     """What an operator returns for the fake values of its arguments."""
-    return target(*tree_map_only(Node, lambda n: n.meta["val"], args))
+    given, named = tree_map_only(Node, lambda n: n.meta["val"], (args, dict(kwargs or {})))
+    return target(*given, **named)
 
 
 def call(graph: Graph, target: OpOverload, *args: Any) -> Node:

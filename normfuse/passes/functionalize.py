@@ -39,7 +39,7 @@ def _functional(node: Node) -> OpOverload | None:
         return None
     name = node.target._schema.name.removeprefix("aten::")
     random = torch.Tag.nondeterministic_seeded in node.target.tags
-    if random or node.kwargs or not name.endswith("_") or mutated_arguments(node) != [node.args[0]]:
+    if random or not name.endswith("_") or mutated_arguments(node) != [node.args[0]]:
         return None
     found = getattr(getattr(aten, name[:-1], None), node.target._overloadname, None)
     return found if isinstance(found, OpOverload) else None
@@ -92,7 +92,7 @@ class _Functionalizer:
 
 def _keeps_layout(node: Node, base: Node, target: OpOverload) -> bool:
     """Whether the functional operator makes a tensor like the one that was written to."""
-    before, made = tensor_of(base), fake_value(target, node.args)
+    before, made = tensor_of(base), fake_value(target, node.args, node.kwargs)
     if before is None or not isinstance(made, torch.Tensor):
         return False
     layouts = zip((*made.shape, *made.stride()), (*before.shape, *before.stride()), strict=False)

@@ -38,6 +38,9 @@ REPLACED = {
     "a view read before": lambda x, r: (_view_before(x * 2, r),),
     "relu": lambda x, r: (torch.relu_(x - r),),
     "transposed memory": lambda x, r: ((x * 2).t().add_(r.t()),),
+    "a keyword": lambda x, r: ((x * 2).add_(r, alpha=2),),
+    "a keyword that is needed": lambda x, r: ((x * 2).clamp_(max=0.5),),
+    "a tensor by keyword": lambda x, r: (torch.ops.aten.add_.Tensor(x * 2, other=r),),
 }
 
 KEPT = {
@@ -47,6 +50,11 @@ KEPT = {
     "part of a value": lambda x, r: (_part(x * 2, r),),
     "the value itself under another name": lambda x, r: (_alias(x * 2, r),),
     "an operand of the same memory": lambda x, r: (_self_operand(x * 2),),
+    "an operand of a wider type": lambda x, r: ((x * 2).bfloat16().add_(r),),
+    "memory with gaps": lambda x, r: (_gaps(x, r),),
+    "memory of another size": lambda x, r: ((x * 2).resize_(2, 6),),
+    "the memory of another value": lambda x, r: (torch.ops.aten.set_.source_Tensor(x * 2, r.clone()),),
+    "random numbers": lambda x, r: ((x * 2).uniform_(3.0, 3.0),),
 }
 
 
@@ -81,6 +89,12 @@ def _alias(y, r):
     other = y.view(24)
     y.add_(r)
     return other + 1
+
+
+def _gaps(x, r):
+    y = x.new_empty_strided((4, 6), (12, 2))
+    y.fill_(0.0)
+    return y.add_(r)
 
 
 def _self_operand(y):
