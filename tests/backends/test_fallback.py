@@ -37,6 +37,19 @@ def test_strict_raises() -> None:
         torch.compile(prenorm(), backend=normfuse.normfuse_backend, options=EAGER)(example())
 
 
+def test_training_behind_a_frozen_stream_pays() -> None:
+    """The weights that write the stream are folded once and not at every step."""
+    model = prenorm()
+    for parameter in (*model.embed.parameters(), *model.blocks.parameters()):
+        parameter.requires_grad_(False)
+    fast = torch.compile(
+        model, backend=normfuse.normfuse_backend, options={**EAGER, "normfuse.inner": "aot_eager"}
+    )
+    fast(example()).sum().backward()
+    assert normfuse.last_report().after == {"rms_norm": 3}
+    assert model.head.weight.grad is not None
+
+
 def test_training_on_a_cpu_does_not_pay() -> None:
     model = prenorm()
     fast = torch.compile(model, backend=normfuse.normfuse_backend, options=EAGER)

@@ -112,3 +112,17 @@ def test_the_policy_says_whether_a_centring_may_be_added(policy: str, centrings:
     report = normfuse.rewrite(Entering().eval(), (torch.randn(4, 6),), policy=policy, verify="off").report
     assert report.centrings == centrings
     assert report.after == ({"rms_norm": 2} if centrings else {"layer_norm": 2})
+
+
+def test_a_norm_over_several_axes_is_named_as_such() -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Linear(8, 8), nn.LayerNorm((3, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.first(x))
+
+    (site,) = normfuse.rewrite(Rows().eval(), (torch.randn(2, 3, 8),)).report.sites
+    assert site.refusal is not None
+    assert site.refusal.code == "several_axes"
