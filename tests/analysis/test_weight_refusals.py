@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, Node
 
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir import Input, Program, Role
@@ -61,3 +62,26 @@ def test_plain_tensors_are_not(dtype: torch.dtype) -> None:
     assert refusal(torch.ones(3, dtype=dtype)) is None
     if dtype.is_floating_point:
         assert refusal(torch.nn.Parameter(torch.ones(3, dtype=dtype))) is None
+
+
+def held(value: torch.Tensor, **facts: bool) -> tuple[WeightValues, Node]:
+    """A program of one weight that nothing reads."""
+    graph = Graph()
+    node = graph.placeholder("weight")
+    node.meta["val"] = value
+    graph.output(())
+    program = Program(GraphModule({}, graph), [Input(node, Role.PARAMETER, "weight", value)], **facts)
+    return WeightValues(program, Effects(graph)), node
+
+
+@pytest.mark.parametrize(("value", "shared"), [(torch.eye(3), False), (torch.eye(3).to_sparse(), True)])
+def test_who_reads_memory_that_cannot_be_named_is_not_known(value: torch.Tensor, shared: bool) -> None:
+    weights, node = held(value)
+    assert weights.is_shared(node) is shared
+
+
+@pytest.mark.parametrize("records", [False, True])
+@pytest.mark.parametrize("trains", [False, True])
+def test_maps_train_where_gradients_are_recorded_and_flow(records: bool, trains: bool) -> None:
+    weights, node = held(torch.ones(3, requires_grad=trains), grad_enabled=records)
+    assert weights.train([SimpleNamespace(sources=(node,))]) is (records and trains)  # type: ignore[list-item]

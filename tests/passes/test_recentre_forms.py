@@ -114,15 +114,17 @@ def test_the_policy_says_whether_a_centring_may_be_added(policy: str, centrings:
     assert report.after == ({"rms_norm": 2} if centrings else {"layer_norm": 2})
 
 
-def test_a_norm_over_several_axes_is_named_as_such() -> None:
-    class Rows(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.norm = nn.Linear(8, 8), nn.LayerNorm((3, 8))
+REASONS = {
+    "several_axes": nn.LayerNorm((3, 8)),
+    "already_rms_norm": nn.RMSNorm(8),
+    "no_rule": nn.GroupNorm(1, 3),
+    "nonlinear_writer": nn.BatchNorm1d(3),
+}
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.norm(self.first(x))
 
-    (site,) = normfuse.rewrite(Rows().eval(), (torch.randn(2, 3, 8),)).report.sites
+@pytest.mark.parametrize("code", REASONS)
+def test_norms_that_no_recentring_changes_have_their_own_reason(code: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sigmoid(), REASONS[code], nn.Sigmoid()).eval()
+    (site,) = normfuse.rewrite(model, (torch.randn(2, 3, 8),)).report.sites
     assert site.refusal is not None
-    assert site.refusal.code == "several_axes"
+    assert site.refusal.code == code
