@@ -51,5 +51,6 @@ class BrokenPremiseError(Exception):
 
     def __init__(self, broken: Sequence[Asked], inputs: Sequence[Any]) -> None:
         self.facts = frozenset(asked.premise.fact for asked in broken)
-        self.weight: torch.Tensor = inputs[broken[0].positions[0][0]]
+        read = [p for asked in broken for places in asked.positions for p in places]
+        self.weight: torch.Tensor = inputs[read[0]]
         super().__init__(", ".join(f"{norm} ({reason})" for norm, reason in sorted(self.facts)))

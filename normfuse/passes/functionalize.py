@@ -39,7 +39,7 @@ def _functional(node: Node) -> OpOverload | None:
         return None
     name = node.target._schema.name.removeprefix("aten::")
     random = torch.Tag.nondeterministic_seeded in node.target.tags
-    if random or not name.endswith("_") or mutated_arguments(node) != [node.args[0]]:
+    if random or not name.endswith("_") or mutated_arguments(node) != list(node.args[:1]):
         return None
     found = getattr(getattr(aten, name[:-1], None), node.target._overloadname, None)
     return found if isinstance(found, OpOverload) else None

@@ -150,3 +150,15 @@ def test_gradients_flow_through_what_is_copied_into_fresh_memory() -> None:
     torch.compile(model, backend="normfuse", options={"normfuse.inner": "aot_eager"})(x).sum().backward()
     assert model.norm.bias.grad is not None
     assert torch.equal(model.norm.bias.grad, torch.full((6,), 8.0))
+
+
+def test_an_update_whose_operands_have_names_stays() -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = X
+    twice = graph.call_function(torch.ops.aten.mul.Tensor, (x, 2.0))
+    written = graph.call_function(torch.ops.aten.add_.Tensor, (), {"self": twice, "other": x})
+    for node in (twice, written):
+        node.meta["val"] = X.clone()
+    graph.output(written)
+    assert functionalize(torch.fx.GraphModule({}, graph)) == 0

@@ -44,6 +44,14 @@ def test_variances_that_are_none(variance: float, eps: float, code: str) -> None
     assert codes(norm) == [code]
 
 
+def test_a_dead_channel_in_float32_is_no_reason() -> None:
+    """Training with weight decay leaves weights of 1e-40 behind; the whole norm vanishes all the same."""
+    norm = nn.BatchNorm2d(4)
+    with torch.no_grad():
+        norm.weight[2] = 1e-40
+    assert codes(norm) == [""]
+
+
 @pytest.mark.parametrize(("written", "code"), [(False, "statistics_untracked"), (True, "")])
 def test_statistics_that_a_kernel_updates_have_to_be_watched(written: bool, code: str) -> None:
     """Entries that do not lie side by side cannot be compared at each call."""
