@@ -28,6 +28,9 @@ def fold_constants(work: Work) -> None:
     graph, made = work.program.gm.graph, list[Node]()
     while found := _inlined(work, WeightValues(work.program, Effects(graph))):
         made += found  # what reads a norm of weights is a weight from now on
+    for node, site in work.sites.items():
+        if site.kind == "weight_standardization":
+            site.refuse(_moving_refusal(node))
     if made:
         _mark(made, WeightValues(work.program, Effects(graph)))
 
@@ -49,6 +52,12 @@ def _inlined(work: Work, weights: WeightValues) -> list[Node]:
         del work.sites[node]
         made += inline(work.program.gm, node, region)
     return made
+
+
+def _moving_refusal(node: Node) -> Refusal:
+    """Why a norm of a weight is no constant where no weight forbids it: something else scales it."""
+    message = f"something by which {node.name} scales a standardised weight depends on the call"
+    return Refusal("computed_statistics", message, node.name, "scale behind the norm instead")
 
 
 def _grad_refusal(work: Work, node: Node) -> Refusal | None:

@@ -76,8 +76,6 @@ def _substitutions(decision: Decision) -> list[Substitution]:
 
 def _refuse_in_advance(work: Work) -> None:
     for node, region in norms_in(work.program.gm):
-        if region.spec.statistics != "input" or region.spec.kind == "weight_standardization":
-            continue
         refusal = _no_candidate(node, region.spec)
         if refusal is not None:
             work.sites[node].refuse(refusal)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 
 from normfuse.analysis.weights import WeightValues
@@ -85,3 +86,31 @@ def test_who_reads_memory_that_cannot_be_named_is_not_known(value: torch.Tensor,
 def test_maps_train_where_gradients_are_recorded_and_flow(records: bool, trains: bool) -> None:
     weights, node = held(torch.ones(3, requires_grad=trains), grad_enabled=records)
     assert weights.train([SimpleNamespace(sources=(node,))]) is (records and trains)  # type: ignore[list-item]
+
+
+#: What is moved to the CPU at every call: its shape, and whether it is a tensor of the model.
+MOVED: dict[str, tuple[tuple[int, ...], bool, bool]] = {
+    "a weight": ((3,), True, True),
+    "a number": ((), True, False),
+    "what the graph makes itself": ((3,), False, False),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_weights_that_every_call_moves_stay_where_they_are(name: str) -> None:
+    """Fake tensors stand for another device here."""
+    shape, stored, refused = MOVED[name]
+    graph = Graph()
+    with FakeTensorMode():
+        there, here = torch.empty(shape, device="cuda"), torch.empty(shape)
+    if stored:
+        leaf = graph.placeholder("weight")
+    else:
+        leaf = graph.call_function(torch.ops.aten.ones.default, (shape,), {"device": "cuda"})
+    leaf.meta["val"] = there
+    node = graph.call_function(torch.ops.aten.to.device, (leaf, "cpu", torch.float32))
+    node.meta["val"] = here
+    graph.output(node)
+    inputs = [Input(leaf, Role.PARAMETER, "weight", torch.ones(shape))] if stored else []
+    found = WeightValues(Program(GraphModule({}, graph), inputs), Effects(graph)).refusal(node)
+    assert (found.code if found is not None else None) == ("weight_device" if refused else None)

@@ -326,6 +326,8 @@ def _ratios(captured: GraphModule, case: Case) -> Iterator[tuple[int, float, int
 
 def _fired(report: Report, folded: int) -> Counter[str]:
     """What happened to a network, each thing counted once."""
+    silent = [site.kind for site in report.sites if site.action == "kept" and site.refusal is None]
+    assert not silent, f"norms stay without a reason: {silent}"
     names = {f"{site.kind} {site.action}" for site in report.sites}
     names |= {f"refused {site.refusal.code}" for site in report.sites if site.refusal is not None}
     changed = any(site.action != "kept" for site in report.sites)

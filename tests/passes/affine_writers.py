@@ -418,3 +418,17 @@ def halves_that_change_places(s, x):
 @case("layout", lin=linear(6, 5, bias=False), norm=bn1(), args=(normal(4, 3, 6),))
 def a_number_behind_a_slice_before_a_view(s, x):
     return torch.relu(s.norm((s.lin(x)[:, 1:] * 2.0).view(-1, 5)))
+
+
+@case("layout", lin=linear(6, 5), **FROZEN, args=(normal(4, 8, 6),))
+def by_hand_over_every_other_row_of_what_is_turned(s, x):
+    """The norm's own result has no gaps and lies by columns, which neither its input nor a copy does."""
+    scale = s.weight * (s.running_var + 1e-5).rsqrt()
+    h = s.lin(x).transpose(1, 2)[:, :, ::2]
+    return h * scale[:, None] + (s.bias - s.running_mean * scale)[:, None]
+
+
+@case("dtype_changes", lin=linear(6, 5), **FROZEN, prepare=lambda m: m.lin.float(), args=(normal(4, 6),))
+def by_hand_in_a_wider_dtype(s, x):
+    scale = s.weight * (s.running_var + 1e-5).rsqrt()
+    return torch.relu(s.lin(x.float()) * scale + (s.bias - s.running_mean * scale))

@@ -68,6 +68,16 @@ def test_what_was_computed_in_the_narrow_dtype_is_converted() -> None:
     assert normfuse.verify(model, made, (X,)).ok
 
 
+def test_what_was_computed_in_the_narrow_dtype_may_meet_what_is_wide() -> None:
+    """The cast is one of the stream's operators and no part of a norm."""
+    torch.manual_seed(0)
+    other = nn.Linear(D, D)
+    model = Read(lambda s, x: s.linear(x).float() + other(x.float())).eval()
+    made = normfuse.rewrite(model, (X,), verify="off")
+    assert (made.report.after, made.report.centrings) == ({"rms_norm": 2}, 0)
+    assert normfuse.verify(model, made, (X,)).ok
+
+
 def test_the_reason_is_named() -> None:
     model = Read(lambda s, ids: s.table(ids)).eval()
     report = normfuse.rewrite(model, (IDS,), verify="off").report

@@ -235,6 +235,25 @@ def test_with_gradients_a_standardised_weight_stays() -> None:
     assert kept == ["grad_enabled"]
 
 
+class Scaled(nn.Module):
+    """A standardised weight that an input scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 3, 2, 2))
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return torch.conv2d(x, torch.nn.functional.layer_norm(self.weight, (3, 2, 2), scale))
+
+
+def test_a_standardised_weight_that_an_input_scales_stays_with_a_reason() -> None:
+    report = normfuse.rewrite(Scaled().eval(), (torch.randn(2, 3, 5, 5), torch.rand(3, 2, 2))).report
+    (site,) = report.sites
+    assert (site.kind, site.action) == ("weight_standardization", "kept")
+    assert site.refusal is not None
+    assert site.refusal.code == "computed_statistics"
+
+
 def test_switched_off_by_name() -> None:
     case = next(c for c in CASES if c.name == "zero_variance")
     report = normfuse.rewrite(case.model(), case.args, skip=["fold_affine"]).report

@@ -7,11 +7,17 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.fx import Graph, GraphModule
 
 import normfuse
 from normfuse.capture.exported import program_of
+from normfuse.folding.recipe import FOLD
+from normfuse.ir import Program
+from normfuse.ir.calls import aten
 from normfuse.options import Options
 from normfuse.passes.pipeline import run_pipeline
+from normfuse.passes.settle_shifts import note_shift, settle_shifts
+from normfuse.passes.work import Work
 from normfuse.verify.compare import error_ratio
 
 C = 64
@@ -168,3 +174,32 @@ def test_the_answer_is_the_same_in_every_spelling() -> None:
             made = normfuse.rewrite(model, (x,), verify="off")
             assert "add" in targets(made.program.graph)
             torch.testing.assert_close(made.module()(x), model(x), rtol=1e-5, atol=1e-4)
+
+
+#: What is known of a convolution and its bias, and whether the bias is added behind.
+SHIFTS: dict[str, tuple[bool, bool, str, bool]] = {
+    "the shift of a norm": (True, True, "cpu", True),
+    "a bias that something else made": (False, True, "cpu", False),
+    "the model's own bias": (True, False, "cpu", False),
+    "on an accelerator": (True, True, "meta", False),
+}
+
+
+@pytest.mark.parametrize("name", SHIFTS)
+def test_only_the_shift_of_a_norm_is_added_behind(name: str) -> None:
+    shifts, folds, device, moved = SHIFTS[name]
+    graph = Graph()
+    x, weight, bias = (graph.placeholder(n) for n in ("x", "weight", "bias"))
+    for node, shape in ((x, (2, 3, 5)), (weight, (4, 3, 1)), (bias, (4,))):
+        node.meta["val"] = torch.ones(shape, device=device)
+    node = graph.call_function(aten.conv1d.default, (x, weight, bias))
+    node.meta["val"] = torch.ones(2, 4, 5, device=device)
+    graph.output(node)
+    if shifts:
+        note_shift(node)
+    if folds:
+        bias.meta[FOLD] = True
+    work = Work(Program(GraphModule({}, graph), []), Options(), precise=True)
+    settle_shifts(work)
+    assert ("add" in targets(graph)) is moved
+    assert work.shifts_in_biases == 0
