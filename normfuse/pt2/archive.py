@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,9 @@ _PAYLOADS = {
     "data/constants/model_constants_config.json": "tensor_",
 }
 _SAMPLES = "data/sample_inputs/model.pt"
+_FOLDERS = ("models/", "data/")
+#: What one program consists of; PyTorch reads every program that the folders hold.
+_ENTRY = re.compile(r"data/weights/weight_\d+|data/constants/tensor_\d+")
 
 
 def check_archive(path: Path) -> None:
@@ -96,6 +100,17 @@ def _check(path: Path, entries: _Entries) -> None:
     for name, prefix in _PAYLOADS.items():
         _check_payload(path, entries.json(name), prefix)
     _check_samples(path, entries.read(_SAMPLES))
+    _check_others(path, entries.names - {_MODEL, _SAMPLES, *_PAYLOADS})
+
+
+def _check_others(path: Path, names: set[str]) -> None:
+    """Nothing that PyTorch would read beside what has been looked at."""
+    strange = sorted(n for n in names if n.startswith(_FOLDERS) and not _ENTRY.fullmatch(n))
+    if strange:
+        raise InputError(
+            f"{path} holds more than one program ({strange[0]!r}), and only one is looked at; "
+            "save the program that you mean in a file of its own"
+        )
 
 
 def _check_version(path: Path, model: dict[str, Any]) -> None:

@@ -272,3 +272,16 @@ def stacked_norms_of_one_value(s, x):
     h = s.lin(x)
     n = F.layer_norm(h, (D,))
     return F.linear(n - n.mean(-1, keepdim=True), s.w)
+
+
+@attack(0, "raw_reader", args=lambda: (normal(5),))
+def its_own_weight(s, x):
+    """One row, whose norm is scaled by the row itself."""
+    h = s.lin(x)
+    return F.layer_norm(h, (D,), h)
+
+
+@attack(0, "raw_reader", args=lambda: (normal(5),))
+def its_own_bias(s, x):
+    h = s.lin(x)
+    return F.layer_norm(h, (D,), None, h)

@@ -7,6 +7,10 @@ import torch
 from torch import nn
 
 import normfuse
+from normfuse.analysis.cost import Traffic
+from normfuse.capture.exported import program_of
+from normfuse.options import Options
+from normfuse.passes.pipeline import run_pipeline
 
 
 class Written(nn.Module):
@@ -128,3 +132,21 @@ def test_norms_that_no_recentring_changes_have_their_own_reason(code: str) -> No
     (site,) = normfuse.rewrite(model, (torch.randn(2, 3, 8),)).report.sites
     assert site.refusal is not None
     assert site.refusal.code == code
+
+
+@pytest.mark.parametrize("records", [False, True])
+@pytest.mark.parametrize("trains", [False, True])
+def test_what_is_centred_once_pays_also_where_gradients_are_recorded(records: bool, trains: bool) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Sigmoid()).requires_grad_(trains)
+    program = program_of(torch.export.export(model.eval(), (torch.randn(2, 8),)))
+    program.grad_enabled = records
+    report, _ = run_pipeline(program, Options())
+    (site,) = report.sites
+    assert site.action == ("kept" if records and trains else "converted")
+    assert (site.refusal.code if site.refusal else "") == ("does_not_pay" if records and trains else "")
+
+
+def test_a_conversion_pays_that_saves_more_than_it_costs_or_costs_nothing() -> None:
+    assert Traffic(saved=3.0, spent=2.0).pays
+    assert not Traffic(saved=2.0, spent=3.0).pays
+    assert Traffic(saved=0.0, spent=0.0).pays

@@ -156,6 +156,16 @@ def pickled(good, tmp_path, trace):
     yield "size", with_json(good, target, MODEL, size)
     yield "legacy", edited(good, target, **{"data/weights/model.pt": buffer.getvalue()})
     yield "compiled", edited(good, target, **{"data/aotinductor/model/x.so": b"\x7fELF"})
+    yield "second program", edited(good, target, **second_program(good, buffer.getvalue()))
+
+
+def second_program(good, samples):
+    """The entries of the same program again under another name, with other sample inputs."""
+    with zipfile.ZipFile(good) as old:
+        top = old.namelist()[0].split("/")[0]
+        named = [MODEL, WEIGHTS, "data/constants/model_constants_config.json"]
+        held = {name.replace("/model", "/second"): old.read(f"{top}/{name}") for name in named}
+    return {**held, "data/sample_inputs/second.pt": samples}
 
 
 def test_nothing_in_a_file_is_executed(good, tmp_path):
@@ -166,7 +176,7 @@ def test_nothing_in_a_file_is_executed(good, tmp_path):
             load_program(path)
         assert not trace.exists(), name
         refused.append(name)
-    assert len(refused) == 7
+    assert len(refused) == 8
 
 
 def test_those_files_would_be_executed_otherwise(good, tmp_path):
@@ -179,7 +189,7 @@ def test_those_files_would_be_executed_otherwise(good, tmp_path):
             torch.export.load(path).module()
         if trace.exists():
             ran.add(name)
-    assert {"samples", "size", "legacy"} <= ran
+    assert {"samples", "size", "legacy", "second program"} <= ran
 
 
 @pytest.mark.parametrize(
