@@ -7,6 +7,9 @@ import torch
 from torch import nn
 
 import normfuse
+from normfuse.capture.exported import program_of
+from normfuse.options import Options
+from normfuse.passes.pipeline import run_pipeline
 
 X = torch.randn(2, 4, 5, 5)
 
@@ -67,3 +70,20 @@ def test_the_reason_of_a_weight_that_no_dtype_holds() -> None:
         assert norm.running_var is not None
         norm.running_var.fill_(1e-6)
     assert codes(norm) == ["overflow"]
+
+
+#: A network, and what weights of another model did not meet that share its graph.
+DOUBTED = {
+    "overflow": nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.MaxPool2d(2)),
+    "cancellation": nn.Sequential(nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 2)),
+}
+
+
+@pytest.mark.parametrize("code", DOUBTED)
+@pytest.mark.parametrize("doubts", [False, True])
+def test_what_other_weights_did_not_meet_is_a_reason(code: str, doubts: bool) -> None:
+    program = program_of(torch.export.export(DOUBTED[code].eval(), (X,)))
+    if doubts:
+        program.doubted = frozenset({("norm_0", code)})
+    (site,) = run_pipeline(program, Options())[0].sites
+    assert (site.refusal.code if site.refusal else "") == (code if doubts else "")
