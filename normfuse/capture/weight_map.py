@@ -11,11 +11,13 @@ from torch.fx import Graph, Node
 from torch.fx.node import Argument
 
 from normfuse.errors import InputError
+from normfuse.folding import Premise
+from normfuse.folding.conditions import Condition
 from normfuse.folding.recipe import FOLD, Folded
 from normfuse.folding.steps import dtype_name, encode_recipe, encode_tensor
 from normfuse.folding.weight_map import ChangedTensor, TensorFacts, WeightMap
 from normfuse.ir.calls import CASTS, is_call
-from normfuse.ir.program import Program
+from normfuse.ir.program import Input, Program
 
 __all__ = ["weight_map"]
 
@@ -29,7 +31,8 @@ def weight_map(
         InputError: when a weight is computed by an operator that is not PyTorch's own.
     """
     weights = program.weights
-    sources = {s: weights[s] for one in folded for s in one.sources}
+    asked = [sources for premise in program.premises for sources in premise.sources]
+    sources = {s: weights[s] for read in (*(one.sources for one in folded), *asked) for s in read}
     changed = [
         _changed(one, name, [weights[s].name for s in one.sources], exported.state_dict)
         for one, name in zip(folded, names, strict=True)
@@ -39,7 +42,15 @@ def weight_map(
         {i.name: TensorFacts.of(i.value) for i in sources.values()},
         {i.name: encode_tensor(i.value) for i in sources.values() if i.name not in exported.state_dict},
         _shared_names(exported.state_dict),
+        tuple(_condition(p, weights) for p in program.premises),
     )
+
+
+def _condition(premise: Premise, weights: Mapping[Node, Input]) -> Condition:
+    try:
+        return Condition.of(premise, lambda node: weights[node].name)
+    except InputError as error:
+        raise InputError(f"a condition on {premise.norm} cannot be written: {error}") from error
 
 
 def _changed(one: Folded, name: str, sources: Sequence[str], state: Mapping[str, Any]) -> ChangedTensor:

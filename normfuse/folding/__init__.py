@@ -1,6 +1,6 @@
 """Folded weights: how they are computed, kept, shared, and kept up to date."""
 
-from normfuse.folding.premise import Asked, BrokenPremiseError, Fact, Premise
+from normfuse.folding.premise import Asked, BrokenPremiseError, Fact, Premise, Question
 from normfuse.folding.recipe import Folded, Recipe
 from normfuse.folding.slot import Slot, Slots
 from normfuse.folding.store import FoldedWeight, invalidate
@@ -13,6 +13,7 @@ __all__ = [
     "Folded",
     "FoldedWeight",
     "Premise",
+    "Question",
     "Recipe",
     "Slot",
     "Slots",

@@ -2,30 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import Node
 
+from normfuse.folding.precision import Moments, fits
 from normfuse.folding.recipe import Recipe
 from normfuse.torch_compat import outside_tracing
 
-__all__ = ["Asked", "BrokenPremiseError", "Fact", "Premise"]
+__all__ = ["Asked", "BrokenPremiseError", "Fact", "Premise", "Question"]
 
 #: The name of a norm, and the reason that keeps it as it is (``shift``: that gives its shift another place).
 Fact = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Premise:
-    """``holds`` takes the values of the recipes; ``sources`` are the inputs that each recipe reads."""
+class Question:
+    """What is asked of weights: whether a norm's ``reason`` to stay is *not* there, in this ``dtype``.
 
-    fact: Fact
+    The values asked about are one folded weight for ``"overflow"``. For ``"cancellation"`` and ``"shift"``
+    they are operands of a norm with this ``eps``, of which ``places`` says which: 0 is the mean, 1 the
+    variance, 2 the scale, 3 the shift. What is no statistics at all, nan or a negative variance, leaves no
+    folded weight finite.
+    """
+
+    reason: str
+    dtype: torch.dtype
+    eps: float = 0.0
+    places: tuple[int, ...] = ()
+
+    def is_met(self, values: Sequence[torch.Tensor]) -> bool:
+        """Whether these values give no such reason."""
+        with outside_tracing():
+            if self.reason == "overflow":
+                return all(fits(value, self.dtype) for value in values)
+            found = self._moments(values)
+            return not (found.cancel(self.dtype) if self.reason == "cancellation" else found.shift_is_large())
+
+    def _moments(self, values: Sequence[torch.Tensor]) -> Moments:
+        bound: list[torch.Tensor | None] = [None] * 4
+        for place, value in zip(self.places, values, strict=True):
+            bound[place] = value
+        mean, variance, scale, shift = bound
+        assert mean is not None
+        assert variance is not None
+        return Moments.of(self.eps, mean, variance, scale, shift)
+
+
+@dataclass(frozen=True)
+class Premise:
+    """A question whose answer has to be yes; ``sources`` are the inputs that each recipe reads."""
+
+    norm: str
+    question: Question
     recipes: tuple[Recipe, ...]
     sources: tuple[tuple[Node, ...], ...]
-    holds: Callable[[Sequence[torch.Tensor]], bool]
+
+    @property
+    def fact(self) -> Fact:
+        return self.norm, self.question.reason
 
 
 @dataclass(frozen=True)
@@ -38,9 +76,9 @@ class Asked:
     def is_met(self, inputs: Sequence[Any]) -> bool:
         """Whether it holds for these graph inputs."""
         pairs = zip(self.premise.recipes, self.positions, strict=True)
-        values = [recipe.compute([inputs[p] for p in places]) for recipe, places in pairs]
-        with outside_tracing():
-            return self.premise.holds(values)
+        return self.premise.question.is_met(
+            [recipe.compute([inputs[p] for p in places]) for recipe, places in pairs]
+        )
 
 
 class BrokenPremiseError(Exception):

@@ -106,6 +106,8 @@ def fold_shards(
     Raises:
         InputError: when the map does not fit, or something cannot be read or written.
     """
+    progress("checking the weights against the map")
+    changes.check(shards)
     placed = _placed(changes, shards)
     places: dict[str, str] = {}
     size = 0

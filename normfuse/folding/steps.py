@@ -20,7 +20,14 @@ from torch.fx import Graph, Node
 from normfuse.errors import InputError
 from normfuse.folding.recipe import FOLD, Recipe
 
-__all__ = ["decode_recipe", "decode_tensor", "dtype_name", "encode_recipe", "encode_tensor"]
+__all__ = [
+    "decode_recipe",
+    "decode_tensor",
+    "dtype_name",
+    "dtype_named",
+    "encode_recipe",
+    "encode_tensor",
+]
 
 Plain = Any
 
@@ -154,6 +161,16 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def dtype_named(name: Plain) -> torch.dtype:
+    """``torch.float32`` for ``float32``.
+
+    Raises:
+        InputError: when there is no such dtype.
+    """
+    found: torch.dtype = _named(name, torch.dtype)
+    return found
+
+
 def encode_tensor(value: torch.Tensor) -> dict[str, Plain]:
     """A tensor with its bytes."""
     held = value.detach().cpu().contiguous()
@@ -167,7 +184,7 @@ def encode_tensor(value: torch.Tensor) -> dict[str, Plain]:
 
 def decode_tensor(value: Plain) -> torch.Tensor:
     """The tensor that :func:`encode_tensor` wrote."""
-    dtype: torch.dtype = _named(value["dtype"], torch.dtype)
+    dtype = dtype_named(value["dtype"])
     data = bytearray(base64.b64decode(value["data"], validate=True))
     flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
     return flat.reshape(value["shape"]).clone()

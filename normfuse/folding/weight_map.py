@@ -10,6 +10,7 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ import torch
 
 from normfuse.errors import InputError
 from normfuse.files import json_text, write_text
-from normfuse.folding.steps import decode_recipe, decode_tensor, dtype_name
+from normfuse.folding.conditions import Condition
+from normfuse.folding.steps import decode_recipe, decode_tensor, dtype_name, dtype_named
 
 __all__ = ["ChangedTensor", "TensorFacts", "WeightMap"]
 
 _FORMAT = "normfuse weight map"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,14 @@ class WeightMap:
 
     ``needed`` are the sources by name; ``constants`` those among them that no checkpoint holds, with their
     values. ``same`` lists names that are one tensor in the model, of which a checkpoint may hold any.
+    ``conditions`` are what the rewrite rests on: weights that do not meet them ask for another one.
     """
 
     changed: tuple[ChangedTensor, ...]
     needed: Mapping[str, TensorFacts]
     constants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     same: tuple[tuple[str, ...], ...] = ()
+    conditions: tuple[Condition, ...] = ()
 
     def fold(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         """A new state dict: the checkpoint with every changed tensor computed from its own tensors.
@@ -76,17 +80,28 @@ class WeightMap:
         checkpoint's own. The checkpoint stays as it is.
 
         Raises:
-            InputError: when a tensor is missing or has another shape or dtype than the model's.
+            InputError: as :meth:`check` does.
+        """
+        self.check(checkpoint)
+        return {**checkpoint, **{one.name: self.fold_one(one, checkpoint) for one in self.changed}}
+
+    def check(self, checkpoint: Mapping[str, Any]) -> None:
+        """Make sure that the map fits.
+
+        Raises:
+            InputError: when a tensor is missing or has another shape or dtype than the model's, or the
+                model would have been rewritten in another way with these weights.
         """
         for name in self.needed:
             self._find(name, checkpoint)
-        return {**checkpoint, **{one.name: self.fold_one(one, checkpoint) for one in self.changed}}
+        for condition in self.conditions:
+            condition.check(partial(self._find, checkpoint=checkpoint))
 
     def fold_one(self, one: ChangedTensor, checkpoint: Mapping[str, Any]) -> torch.Tensor:
         """One of the changed tensors; nothing but its sources is taken from ``checkpoint``.
 
         Raises:
-            InputError: as :meth:`fold` does.
+            InputError: when one of them is missing or has another shape or dtype than the model's.
         """
         sources = [self._find(source, checkpoint) for source in one.sources]
         folded = _fold_one(one, sources)
@@ -160,14 +175,19 @@ class WeightMap:
     def _of(cls, held: Mapping[str, Any]) -> WeightMap:
         names = {f.name for f in fields(ChangedTensor)}
         changed = [ChangedTensor(**_only(names, one)) for one in held["changed"]]
+        conditions = [Condition.decoded(one) for one in held["conditions"]]
         needed = {str(k): TensorFacts(v["dtype"], tuple(v["shape"])) for k, v in held["needed"].items()}
         constants = dict(held["constants"])
+        read = [value.sources for condition in conditions for value in condition.values]
+        for source in (
+            source for sources in (*read, *(one.sources for one in changed)) for source in sources
+        ):
+            if source not in needed:
+                raise KeyError(source)
         for one in changed:
-            for source in one.sources:
-                if source not in needed:
-                    raise KeyError(source)
-            decode_recipe(one.steps, len(one.sources), _dtype(one.dtype), one.name)
-        return cls(tuple(changed), needed, constants, tuple(tuple(group) for group in held["same"]))
+            decode_recipe(one.steps, len(one.sources), dtype_named(one.dtype), one.name)
+        same = tuple(tuple(group) for group in held["same"])
+        return cls(tuple(changed), needed, constants, same, tuple(conditions))
 
 
 def _only(names: set[str], one: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,15 +198,8 @@ def _only(names: set[str], one: Mapping[str, Any]) -> dict[str, Any]:
     return values | {"sources": tuple(one["sources"]), "steps": tuple(one["steps"])}
 
 
-def _dtype(name: str) -> torch.dtype:
-    found = getattr(torch, name)
-    if not isinstance(found, torch.dtype):
-        raise TypeError(f"{name} is no dtype")
-    return found
-
-
 def _fold_one(one: ChangedTensor, sources: Sequence[torch.Tensor]) -> torch.Tensor:
-    recipe = decode_recipe(one.steps, len(sources), _dtype(one.dtype), one.name)
+    recipe = decode_recipe(one.steps, len(sources), dtype_named(one.dtype), one.name)
     try:
         return recipe.compute(sources)
     except Exception as error:

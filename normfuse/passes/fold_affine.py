@@ -123,19 +123,22 @@ class _Fold:
         refusal = self._refuse_made(node, self._placement.weights(plan, node))
         if refusal is not None:
             return refusal
-        note_shifts(plan, self._shift_is_large(node))
+        is_large = self._shift_is_large(node)
+        self._rest_on_shift(node, is_large, note_shifts(plan, is_large))
         self._replace(node, source, self._placement.make(plan, node))
         return proof
 
     def _shift_is_large(self, node: Node) -> bool:
-        """Whether the shift needs the safe place; that it does not is a premise."""
-        region, program = norm_of(node), self._work.program
+        region = norm_of(node)
         assert region is not None
-        operands, eps = region.operands(node), region.spec.eps or 0.0
-        is_large = shift_is_large(node, operands, eps, program)
-        if not is_large:
-            rest_on_small_shift(program, node, operands, eps)
-        return is_large
+        return shift_is_large(node, region.operands(node), region.spec.eps or 0.0, self._work.program)
+
+    def _rest_on_shift(self, node: Node, is_large: bool, matters: bool) -> None:
+        """That a shift does not need the safe place is a premise, where it has not got that place anyway."""
+        region = norm_of(node)
+        assert region is not None
+        if matters and not is_large and not self._work.precise:
+            rest_on_small_shift(self._work.program, node, region.operands(node), region.spec.eps or 0.0)
 
     def _rest_on_precision(self, node: Node) -> None:
         region = norm_of(node)
@@ -150,7 +153,8 @@ class _Fold:
             return refusal
         self._rest_on_precision(node)
         set_arguments(found.reader, changed)
-        note_shift(found.reader, self._shift_is_large(node))
+        is_large = self._shift_is_large(node)
+        self._rest_on_shift(node, is_large, note_shift(found.reader, is_large))
         found.sum.replace_all_uses_with(found.rest)
         self._placement.erase(found.sum)
         return proof

@@ -37,19 +37,23 @@ _CONVOLUTIONS = (
 )  # fmt: skip
 
 
-def note_shift(node: Node, is_large: bool = False) -> None:
-    """Remember that an operator takes the shift of a norm; what is made of it inherits that."""
+def note_shift(node: Node, is_large: bool = False) -> bool:
+    """Remember that an operator takes the shift of a norm; what is made of it inherits that.
+
+    Returns whether the place of the shift may depend on how large it is.
+    """
     node.meta[_SHIFT] = is_large or node.meta.get(_SHIFT, False)
+    return _adds_bias_first(node)
 
 
-def note_shifts(plan: Plan, is_large: bool) -> None:
+def note_shifts(plan: Plan, is_large: bool) -> bool:
     """The same for the operators that a plan makes anew."""
     if isinstance(plan, Redirected):
-        note_shifts(plan.plan, is_large)
-    if isinstance(plan, Rebuilt):
-        note_shift(plan.node, is_large)
-        for _, deeper in plan.operands:
-            note_shifts(deeper, is_large)
+        return note_shifts(plan.plan, is_large)
+    if not isinstance(plan, Rebuilt):
+        return False
+    deeper = [note_shifts(deeper, is_large) for _, deeper in plan.operands]
+    return note_shift(plan.node, is_large) or any(deeper)
 
 
 def settle_shifts(work: Work) -> None:
@@ -64,12 +68,18 @@ def settle_shifts(work: Work) -> None:
 
 
 def _starts_from_shift(node: Node) -> bool:
-    fake = tensor_of(node)
-    if _SHIFT not in node.meta or not is_call(node, *_CONVOLUTIONS) or fake is None:
+    if _SHIFT not in node.meta or not _adds_bias_first(node):
         return False
     bias = bind(node)["bias"]
-    is_folded = isinstance(bias, Node) and FOLD in bias.meta
-    return is_folded and fake.dtype == torch.float32 and fake.device.type == "cpu"
+    return isinstance(bias, Node) and FOLD in bias.meta
+
+
+def _adds_bias_first(node: Node) -> bool:
+    """Whether a sum of products starts from the bias."""
+    fake = tensor_of(node)
+    if fake is None or not is_call(node, *_CONVOLUTIONS):
+        return False
+    return fake.dtype == torch.float32 and fake.device.type == "cpu"
 
 
 def _is_fused(node: Node) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch.fx import Node
 
 from normfuse.folding import Recipe, can_watch
+from normfuse.folding.precision import Moments, fits
 from normfuse.ir.program import Program
 from normfuse.ir.region import Operands, norm_of
 from normfuse.ir.sizes import tensor_of
@@ -17,8 +18,6 @@ from normfuse.report import Refusal
 from normfuse.torch_compat import outside_tracing
 
 __all__ = [
-    "Moments",
-    "fits",
     "held_in",
     "refusal_of_cancellation",
     "refusal_of_overflow",
@@ -26,11 +25,6 @@ __all__ = [
     "shift_is_large",
     "watch_statistics",
 ]
-
-#: How much larger, as a mean square, a value may be than its norm where readers take the norm. In a sum
-#: of products rounding errors grow with the values; 2 keeps them below 1.5 times what they were. In half
-#: precision the rounding that falls away leaves more room, in float64 there is precision to spare.
-_ROOM = {torch.float32: 2.0, torch.bfloat16: 16.0, torch.float16: 16.0, torch.float64: 1e4}
 
 
 def refusal_of_cancellation(node: Node, operands: Operands, eps: float, program: Program) -> Refusal | None:
@@ -45,46 +39,6 @@ def refusal_of_cancellation(node: Node, operands: Operands, eps: float, program:
         f"the means that {node.name} subtracts are large beside the deviations, and would cancel with less "
         "precision in what reads it", node.name, "scale the values before the norm, or use float64",
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Mean and deviation of what a norm reads, in units of what it returns, and its shift; per channel."""
-
-    mean: torch.Tensor
-    deviation: torch.Tensor
-    shift: torch.Tensor
-
-    @classmethod
-    def of(
-        cls,
-        eps: float,
-        mean: torch.Tensor,
-        variance: torch.Tensor,
-        scale: torch.Tensor | None,
-        shift: torch.Tensor | None,
-    ) -> Moments:
-        """By the stored statistics."""
-        mean, variance = mean.double().flatten(), variance.double().flatten()
-        scale, shift = (None if v is None else v.double().flatten() for v in (scale, shift))
-        gain = (variance + eps).rsqrt() * (1.0 if scale is None else scale)
-        return cls(gain * mean, gain * variance.sqrt(), torch.zeros_like(mean) if shift is None else shift)
-
-    def cancel(self, dtype: torch.dtype) -> bool:
-        """Whether what reads the norm would lose too much by subtracting the mean itself."""
-        normed = self.deviation**2 + self.shift**2
-        return not bool((self.deviation**2 + self.mean**2).sum() <= _ROOM[dtype] * normed.sum())
-
-    def shift_is_large(self) -> bool:
-        """Whether a sum of products that starts from the folded shift would lose more than a norm behind it.
-
-        A running sum from ``s`` to ``e`` with the variance ``v`` in the end has on its way the mean square
-        ``(s s + s e + e e) / 3 + v / 2``, and in each step a rounding error in proportion. The norm lets it
-        run from 0 to the mean, the fold from ``shift - mean`` to the shift.
-        """
-        start, end = self.shift - self.mean, self.shift
-        way = (start**2 + start * end + end**2) / 3 + self.deviation**2 / 2
-        return bool(way.sum() > _ROOM[torch.float32] * (self.mean**2 / 3 + self.deviation**2 / 2).sum())
 
 
 def moments_of(operands: Operands, eps: float, program: Program) -> Moments | None:
@@ -167,31 +121,6 @@ def held_in(node: Node, recipe: Recipe) -> torch.dtype:
     """The dtype in which a weight meets the values of a norm: autocast has it cast to theirs."""
     dtype: torch.dtype = node.meta["val"].dtype
     return dtype if dtype == torch.float16 else recipe.dtype
-
-
-def fits(wide: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether a dtype holds a folded weight: finite, and float16 with the precision of its normal numbers.
-
-    What is no normal number in the other dtypes, below 1e-38, belongs to a dead channel. A convolution's
-    output sums over a row, and what a column is multiplied by may be as large as the column is small, so
-    every row and every column is held to it.
-    """
-    with outside_tracing():
-        narrow = wide.to(dtype)
-        if not bool(torch.isfinite(narrow).all()):
-            return False
-        if dtype != torch.float16:
-            return True
-        roundoff = torch.finfo(dtype).eps / 2
-        sides = range(wide.dim())[:2] if wide.dim() > 1 else ()
-        return all(_is_close(narrow.double(), wide, side, roundoff) for side in sides)
-
-
-def _is_close(narrow: torch.Tensor, wide: torch.Tensor, side: int, roundoff: float) -> bool:
-    """Whether every slice along an axis is within this of its norm."""
-    others = [d for d in range(wide.dim()) if d != side]
-    error, size = ((v * v).sum(others) for v in (narrow - wide, wide))
-    return bool((error <= roundoff**2 * size).all())
 
 
 def _doubted(code: str, node: Node) -> Refusal:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import normfuse
-from normfuse.folding import Asked, BrokenPremiseError, Premise, Slots
+from normfuse.folding import Asked, BrokenPremiseError, Premise, Question, Slots
 
 X = torch.randn(4, 6, 9, 9, generator=torch.Generator().manual_seed(0))
 
@@ -194,6 +194,6 @@ def test_a_graph_without_inputs_needs_no_weights() -> None:
 
 
 def test_a_premise_over_a_constant_names_the_weight_beside_it() -> None:
-    broken = Asked(Premise(("norm", "shift"), (), (), bool), ((), (1,)))
+    broken = Asked(Premise("norm", Question("shift", torch.float32), (), ()), ((), (1,)))
     weight = torch.ones(2)
     assert BrokenPremiseError([broken], [None, weight]).weight is weight

@@ -147,7 +147,7 @@ def with_operator(name):
     [
         (lambda held: [], "is no weight map of normfuse"),
         (damaged(format="something"), "is no weight map of normfuse"),
-        (damaged(version=2), "version 2, and this normfuse reads 1"),
+        (damaged(version=1), "version 1, and this normfuse reads 2"),
         (damaged(needed={}), "is damaged"),
         (damaged(changed=3), "is damaged"),
         (lambda held: {**held, "changed": [{**held["changed"][0], "name": ["x"]}]}, "name is no text"),
