@@ -18,7 +18,10 @@ def command(words: list[str], folder: Path, before: Callable[[], object]) -> tup
     errors = folder / "errors.txt"
     process = multiprocessing.get_context("fork").Process(target=_main, args=(words, errors, before))
     process.start()
-    process.join()
+    process.join(300)
+    if process.is_alive():
+        process.kill()
+        process.join()
     text = errors.read_text(encoding="utf-8")
     errors.unlink()
     return process.exitcode, text
