@@ -11,9 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.export import ExportedProgram
 
-from normfuse.capture.exported import export_model, input_values, program_of, with_folded_weights
+from normfuse.capture.exported import (
+    export_model,
+    input_values,
+    preserved_calls,
+    program_of,
+    with_folded_weights,
+)
 from normfuse.capture.weight_map import weight_map
-from normfuse.errors import InputError, VerificationError
+from normfuse.errors import InputError, VerificationError, cause
 from normfuse.files import is_program_file, json_text, replacing
 from normfuse.folding import Folded
 from normfuse.folding.weight_map import WeightMap
@@ -107,7 +113,8 @@ def rewrite(
         OptionError: for an unknown option, target or rule.
         ExpectationError: when ``expect`` is not met.
         VerificationError: when ``verify="output"`` finds a difference beyond the error budget. The
-            inputs are the example inputs of the program.
+            inputs are the example inputs of the program. Also when the rewritten program makes no module,
+            unless ``verify="off"``.
     """
     started = time.perf_counter()
     checked = Options.checked({"target": target, "verify": "sites", **options}, prefix="")
@@ -115,7 +122,10 @@ def rewrite(
     program, report, folded = _rewritten(exported, checked)
     check_expectation(report, checked)
     made, names = with_folded_weights(exported, program, folded)
+    if checked.verify != "off":
+        _check_whole(made)
     result = Rewritten(made, report, _changes(exported, program, folded, names))
+    _note_dropped_calls(exported, report)
     report.seconds = time.perf_counter() - started
     return replace(result, equivalence=_verify(exported, result)) if checked.verify == "output" else result
 
@@ -136,6 +146,20 @@ def _rewritten(exported: ExportedProgram, options: Options) -> tuple[Program, Re
         program, report, folded = rewrite_verified(program, options, inputs)
     complete_certificates(report, program, folded)
     return program, report, folded
+
+
+def _check_whole(made: ExportedProgram) -> None:
+    """Whether the program can be put together again by whoever loads it."""
+    try:
+        made.module()
+    except Exception as error:
+        raise VerificationError(f"the rewritten program makes no module: {cause(error)}") from error
+
+
+def _note_dropped_calls(exported: ExportedProgram, report: Report) -> None:
+    calls = preserved_calls(exported)
+    if calls:
+        report.notes.append(f"the call signatures of {', '.join(calls)} are not preserved")
 
 
 def _changes(

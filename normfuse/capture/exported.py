@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +29,14 @@ from normfuse.ir.effects import Effects
 from normfuse.ir.program import Input, Program, Role
 from normfuse.torch_compat import keep_guards
 
-__all__ = ["export_model", "input_values", "open_sizes", "program_of", "with_folded_weights"]
+__all__ = [
+    "export_model",
+    "input_values",
+    "open_sizes",
+    "preserved_calls",
+    "program_of",
+    "with_folded_weights",
+]
 
 _ROLES = {
     InputKind.PARAMETER: Role.PARAMETER,
@@ -157,7 +163,7 @@ def with_folded_weights(
     state, constants = dict(exported.state_dict), dict(exported.constants)
     _own_what_is_written(program, state, constants)
     specs = list(exported.graph_signature.input_specs)
-    names = [_install(one, program, specs, state) for one in folded]
+    names = [_install(one, program, specs, state, constants) for one in folded]
     kept = _weights_first(specs)
     _order_placeholders(program, kept)
     signature = ExportGraphSignature(kept, _renamed_outputs(exported, program))
@@ -167,7 +173,9 @@ def with_folded_weights(
         graph_signature=signature,
         state_dict=state,
         range_constraints=dict(exported.range_constraints),
-        module_call_graph=list(exported.module_call_graph),
+        module_call_graph=[
+            replace(entry, signature=None) if entry.fqn else entry for entry in exported.module_call_graph
+        ],
         example_inputs=exported.example_inputs,
         constants=constants,
         verifiers=exported.verifiers,
@@ -177,16 +185,38 @@ def with_folded_weights(
 
 
 def _own_what_is_written(program: Program, *held: dict[str, Any]) -> None:
-    """Both programs run in one process, so what one of them writes to is not the other's."""
-    effects, copies = Effects(program.gm.graph), dict[int, torch.Tensor]()
-    weights = [i for i in program.inputs if i.is_weight]
-    for one in (i for i in weights if i.name in program.updated or effects.is_written(i.node)):
-        if any(i.value is not one.value and _shares_memory(i.value, one.value) for i in weights):
-            continue  # copies would no longer be views of one another
-        own = copies.setdefault(id(one.value), deepcopy(one.value))
-        for tensors in held:
-            if tensors.get(one.name) is one.value:
-                tensors[one.name] = own
+    """Both programs run in one process, so what one of them writes to is not the other's.
+
+    What lies in the same memory moves with it: views stay views of one another.
+    """
+    effects = Effects(program.gm.graph)
+    written = {
+        memory: i.value.untyped_storage().clone()
+        for i in program.inputs
+        if i.is_weight and (i.name in program.updated or effects.is_written(i.node))
+        if (memory := _memory_of(i.value))
+    }
+    moved: dict[int, torch.Tensor] = {}
+    for tensors in held:
+        for name, tensor in tensors.items():
+            storage = written.get(_memory_of(tensor))
+            if storage is not None:
+                tensors[name] = moved.setdefault(id(tensor), _over(storage, tensor))
+
+
+def _memory_of(value: object) -> int:
+    """The identity of a tensor's memory; 0 where it has none that could be shared."""
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+        return 0
+    return int(value.untyped_storage()._cdata)
+
+
+def _over(storage: torch.UntypedStorage, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor like the given one in other memory."""
+    made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    made.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+    is_parameter = isinstance(tensor, torch.nn.Parameter)
+    return torch.nn.Parameter(made, tensor.requires_grad) if is_parameter else made
 
 
 def _renamed_outputs(exported: ExportedProgram, program: Program) -> list[OutputSpec]:
@@ -206,7 +236,21 @@ def _renamed_outputs(exported: ExportedProgram, program: Program) -> list[Output
     ]
 
 
-def _install(one: Folded, program: Program, specs: list[InputSpec], state: dict[str, Any]) -> str:
+def preserved_calls(exported: ExportedProgram) -> list[str]:
+    """The modules whose calls were exported with signatures of their own.
+
+    A rewritten program has them no longer: what such a module is given and returns may be other values.
+    """
+    return [entry.fqn for entry in exported.module_call_graph if entry.fqn and entry.signature is not None]
+
+
+def _install(
+    one: Folded,
+    program: Program,
+    specs: list[InputSpec],
+    state: dict[str, Any],
+    constants: Mapping[str, Any],
+) -> str:
     weights = program.weights
     values = [weights[s].value for s in one.sources]
     tensor = torch.nn.Parameter(one.recipe.compute(values), requires_grad=False)
@@ -216,7 +260,9 @@ def _install(one: Folded, program: Program, specs: list[InputSpec], state: dict[
         program.gm.graph.erase_node(one.node)
         state[host.name] = tensor if host.role is Role.PARAMETER else tensor.data
         return host.name
-    name = _free_name(f"{weights[one.sources[0]].name}_folded", state)
+    modules = (name for name, _ in program.gm.named_modules())
+    taken = {*state, *constants, *modules, *(spec.target for spec in specs if spec.target)}
+    name = _free_name(f"{weights[one.sources[0]].name}_folded", taken)
     state[name] = tensor
     specs.append(InputSpec(InputKind.PARAMETER, TensorArgument(one.node.name), name))
     return name
@@ -239,9 +285,10 @@ def _shares_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
 
 
-def _free_name(name: str, state: Mapping[str, Any]) -> str:
+def _free_name(name: str, taken: Collection[str]) -> str:
+    """A name that is no tensor's, and no module's that holds some."""
     candidate, number = name, 1
-    while candidate in state:
+    while any(one == candidate or one.startswith(f"{candidate}.") for one in taken):
         number += 1
         candidate = f"{name}_{number}"
     return candidate

@@ -61,6 +61,19 @@ def test_rewrite_writes_program_map_and_report(original, tmp_path):
     assert "equivalent: worst error ratio" in verified.output
 
 
+def test_the_map_of_a_program_that_is_written_over_is_set_aside(original, tmp_path):
+    out = tmp_path / "out.pt2"
+    assert run("rewrite", original, "-o", out, "--verify", "off").exit_code == 0
+    old = (tmp_path / "out.map.json").read_bytes()
+    with patch("normfuse.rewriting.weight_map", side_effect=normfuse.InputError("an operator of its own")):
+        for number in (1, 2):
+            result = run("rewrite", original, "-o", out, "--verify", "off")
+            assert result.exit_code == 0, result.output
+            assert f"of another program, and is {tmp_path / 'out.map.json'}.old{number} now" in result.output
+            (tmp_path / "out.map.json").write_bytes(b"another")
+    assert (tmp_path / "out.map.json.old1").read_bytes() == old
+
+
 @pytest.mark.parametrize(
     ("level", "message", "recorded"),
     [

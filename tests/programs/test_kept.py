@@ -50,3 +50,58 @@ def test_inputs_keep_names_that_are_python_s_own(tmp_path):
     assert rewritten.program.graph_signature.user_inputs == program.graph_signature.user_inputs == ("input",)
     path = rewritten.save(tmp_path / "out.pt2")
     assert normfuse.verify(model, load_program(path), (x,)).ok
+
+
+class Named(torch.nn.Module):
+    """Its weight, which is read twice, is folded beside itself, where there is something by that name."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.lin, self.norm = torch.nn.Linear(8, 8), torch.nn.LayerNorm(8)
+        if kind == "module":
+            self.lin.add_module("weight_folded", torch.nn.Linear(8, 8))
+        elif kind == "attribute":
+            self.lin.weight_folded = torch.ones(8)
+        else:
+            self.lin.register_buffer("weight_folded", torch.ones(8), persistent=kind == "buffer")
+
+    def forward(self, x):
+        extra = self.lin.weight_folded
+        extra = extra(x) if isinstance(extra, torch.nn.Module) else extra
+        return self.norm(self.lin(x)) + extra, self.lin.weight.sum()
+
+
+@pytest.mark.parametrize("kind", ["module", "attribute", "buffer", "buffer that is not stored"])
+def test_what_is_added_takes_no_name_that_there_is(kind, tmp_path):
+    model, x = Named(kind).eval(), torch.randn(2, 8)
+    made = normfuse.rewrite(model, (x,), verify="off")
+    assert made.report.after == {"rms_norm": 1}
+    made.save(tmp_path / "out.pt2")
+    found = torch.export.load(tmp_path / "out.pt2").module()(x)
+    torch.testing.assert_close(found, model(x))
+
+
+def test_preserved_module_calls_are_dropped_and_that_is_said():
+    model, x = (
+        torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8), torch.nn.Sigmoid()),
+        torch.randn(2, 8),
+    )
+    program = torch.export.export(model.eval(), (x,), preserve_module_call_signature=("1",))
+    made = normfuse.rewrite(program)
+    assert made.report.after == {"rms_norm": 1}
+    assert "the call signatures of 1 are not preserved" in made.report.notes
+    torch.testing.assert_close(torch.export.unflatten(made.program)(x), model(x))
+    assert program.module_call_graph[2].signature is not None
+
+
+def test_a_program_that_makes_no_module_is_not_handed_out(monkeypatch):
+    model, x = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8)), torch.randn(2, 8)
+    program = torch.export.export(model.eval(), (x,))
+
+    def fails(self):
+        raise KeyError("0.weight")
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "module", fails)
+    with pytest.raises(normfuse.VerificationError, match="makes no module: KeyError"):
+        normfuse.rewrite(program)
+    normfuse.rewrite(program, verify="off")

@@ -70,3 +70,34 @@ def test_choices_that_overflow_and_ties_decide_are_no_reason_to_undo_a_rewrite()
         torch.manual_seed(seed)
         made = normfuse.rewrite(Chooses().eval(), (example(dtype=torch.float32),))
         assert made.report.after == {"rms_norm": 3}
+
+
+class Flat(nn.Module):
+    """A counter lies in one storage with the weight of a norm and with a name that no input has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = prenorm(dtype=torch.float32)
+        flat = torch.ones(17)
+        self.inner.norm.weight.data = flat[:16]
+        self.register_buffer("calls", flat[16:])
+        self.register_buffer("all", flat)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls.add_(1)
+        y: Any = self.inner(x) + self.calls
+        return y
+
+
+def test_a_counter_in_the_memory_of_a_weight_is_its_own_as_well() -> None:
+    model, x = Flat().eval(), example(dtype=torch.float32)
+    made = normfuse.rewrite(model, (x,))
+    assert made.report.after == {"rms_norm": 3}
+    module = made.module()
+    with torch.no_grad():
+        first, second = module(x), module(x)
+    assert float(model.calls) == 1.0
+    torch.testing.assert_close(second, first + 1)
+    state = made.program.state_dict
+    assert float(state["calls"]) == float(state["all"][16]) == 3.0
+    assert isinstance(state["inner.norm.weight"], nn.Parameter)

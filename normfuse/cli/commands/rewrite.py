@@ -81,8 +81,11 @@ def rewrite(
                 raise _unverified(result)
             say(f"writing {destination}")
             _write(result, verification, destination, json_file)
+            stale = _set_aside(map_beside(destination)) if result.unmapped else None
         if not quiet:
             _show(result, verification, destination)
+        if stale is not None:
+            typer.echo(f"the map that stood there is of another program, and is {stale} now", err=True)
 
 
 def map_beside(destination: Path) -> Path:
@@ -169,6 +172,16 @@ def _write(
             unfinished = stack.enter_context(replacing(json_file))
             unfinished.write_text(json_text(record), encoding="utf-8")
         result.save(destination, map_path=None if result.unmapped else map_beside(destination))
+
+
+def _set_aside(stale: Path) -> Path | None:
+    """A map of the program that was replaced must not be taken for one of the new program."""
+    if not stale.exists():
+        return None
+    number = 1
+    while (kept := stale.with_name(f"{stale.name}.old{number}")).exists():
+        number += 1
+    return stale.rename(kept)
 
 
 def _show(result: Rewritten, verification: Verification | None, destination: Path) -> None:
