@@ -21,6 +21,7 @@ from normfuse.files import is_program_file
 from normfuse.options import Options
 from normfuse.report import Report
 from normfuse.rewriting import as_program, check_module, explain_program
+from normfuse.verify.isolation import copied_inputs, preserved_rng, preserved_state
 
 __all__ = ["explain", "explain_with"]
 
@@ -32,8 +33,9 @@ def explain(
 ) -> Report:
     """Which norms ``torch.compile(model, backend="normfuse")`` would find, and what would become of them.
 
-    The model runs once on the given inputs, eagerly; nothing is compiled and the model is left as
-    it is. A module in evaluation mode is explained as it would be compiled for inference, an exported
+    The model runs once on copies of the given inputs, eagerly; nothing is compiled. Its buffers and PyTorch's
+    random state are as before afterwards; a parameter that its own forward writes to is written. A module in
+    evaluation mode is explained as it would be compiled for inference, an exported
     program (or its file) as :func:`normfuse.rewrite` would rewrite it.
 
     Raises:
@@ -64,8 +66,10 @@ def explain_with(
 def _run(
     model: Callable[..., Any], backend: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
 ) -> None:
+    given, named = copied_inputs(tuple(args), kwargs)
     try:
-        torch.compile(_fresh_caller(model), backend=backend)(*args, **kwargs)
+        with preserved_rng(), preserved_state(model, parameters=False):
+            torch.compile(_fresh_caller(model), backend=backend)(*given, **named)
     except NormfuseError:
         raise
     except Exception as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,24 +28,32 @@ def preserved_rng() -> Iterator[None]:
 
 
 @contextmanager
-def preserved_state(program: object) -> Iterator[None]:
-    """Restore buffers and tensor attributes of a module (or of a bound method's module) on exit.
+def preserved_state(program: object, parameters: bool = True) -> Iterator[dict[int, torch.Tensor]]:
+    """Restore parameters, buffers and tensor attributes of a module (or a bound method's module) on exit.
 
     Values are put back into the tensors that held them and their version counters are put back too, so that
-    an observer cannot tell that the program ran. Parameters and state that is not a tensor are not covered.
+    an observer cannot tell that the program ran. State that is not a tensor is not covered, and neither are
+    parameters of other classes than PyTorch's own. Gives the values before, by the identity of their tensor.
     """
     module = program if isinstance(program, nn.Module) else getattr(program, "__self__", None)
     modules = list(module.modules()) if isinstance(module, nn.Module) else []
-    dictionaries = [d for m in modules for d in (m._buffers, vars(m))]
+    dictionaries: list[dict[str, Any]] = [d for m in modules for d in (m._buffers, vars(m))]
     bindings = [(d, {k: v for k, v in d.items() if isinstance(v, torch.Tensor)}) for d in dictionaries]
+    if parameters:
+        bindings += [(m._parameters, _plain(m._parameters)) for m in modules]
     values = {id(t): (t, t.detach().clone(), _version(t)) for _, held in bindings for t in held.values()}
     try:
-        yield
+        yield {key: value for key, (_, value, _) in values.items()}
     finally:
         for dictionary, held in bindings:
             dictionary.update(held)
         for tensor, value, version in values.values():
             _restore(tensor, value, version)
+
+
+def _plain(parameters: Mapping[str, nn.Parameter | None]) -> dict[str, torch.Tensor]:
+    """Those that can be copied and compared."""
+    return {n: p for n, p in parameters.items() if type(p) is nn.Parameter and p.layout == torch.strided}
 
 
 def _version(tensor: torch.Tensor) -> int | None:

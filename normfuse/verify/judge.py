@@ -19,7 +19,7 @@ from normfuse.verify.compare import (
 from normfuse.verify.dtypes import is_narrow, is_real_number
 from normfuse.verify.equivalence import LeafError
 
-__all__ = ["BUDGET", "DOUBLE_BOUND", "HOPELESS", "SPREAD", "judge", "require_alike"]
+__all__ = ["BUDGET", "DOUBLE_BOUND", "HOPELESS", "SPREAD", "NoYardstickError", "judge", "require_alike"]
 
 BUDGET = 1.5
 """How many times the original's error a candidate may have."""
@@ -30,6 +30,14 @@ SPREAD = 3.0
 The ratio of the norms of two independent normal errors of n numbers each has a logarithm with the variance
 psi'(n/2) / 2 (half the logarithm of an F variable): for 10,000 numbers the budget is 1.55, for 64 it is 2.2,
 for 10 it is 4.1, and for a single number 167, whose own error may be next to nothing by chance.
+"""
+
+PEAK = 32.0
+"""How many times the original's largest error that of a candidate may be.
+
+The norm of many numbers hardly feels one that is plainly wrong. The largest of n errors varies little where
+they are alike; where a single row or factor makes them large, two such errors have a ratio of more than 32 in
+one case of fifty.
 """
 
 HOPELESS = 0.1
@@ -44,10 +52,15 @@ A rewrite reorders sums. Summing n terms in another order moves a result by abou
 """
 
 
+class NoYardstickError(VerificationError):
+    """The reference does not say what is right for these inputs."""
+
+
 def judge(path: str, reference: Tensor, candidate: Tensor, oracle: Tensor) -> LeafError:
     """Measure and judge one leaf; raises ``VerificationError`` when shapes or dtypes differ.
 
-    A floating leaf passes when ``error_ratio`` is within ``BUDGET`` and ``SPREAD``, in float64 when it is
+    A floating leaf passes when ``error_ratio`` is within ``BUDGET`` and ``SPREAD`` and no number is further
+    off than ``PEAK`` allows, in float64 when it is
     within ``DOUBLE_BOUND`` of the reference; a float64 reference that is further than that from the oracle
     (float32 was inside) is judged by its ratio as well. It is not judged when no element is finite in both
     reference and oracle, or when the reference is off by more than ``HOPELESS``. Integers and booleans have
@@ -62,6 +75,7 @@ def judge(path: str, reference: Tensor, candidate: Tensor, oracle: Tensor) -> Le
     own_error = relative_error(r, o)
     hopeless = own_error > HOPELESS or (reference.numel() > 0 and r.numel() == 0)
     good = ratio <= _allowed(r.numel()) or ratio <= _allowed(r.unique().numel())
+    good = good and _peak_is_usual(r, c, o, torch.finfo(reference.dtype).eps)
     if not is_narrow(reference.dtype):
         good = relative_error(c, r) <= DOUBLE_BOUND or (own_error > DOUBLE_BOUND and good)
     return LeafError(
@@ -76,22 +90,34 @@ def judge(path: str, reference: Tensor, candidate: Tensor, oracle: Tensor) -> Le
     )
 
 
+def _peak_is_usual(reference: Tensor, candidate: Tensor, oracle: Tensor, eps: float) -> bool:
+    """Whether no number is much further off than the furthest of the original; three wide vectors."""
+    largest = max(max_abs_error(oracle, torch.zeros_like(oracle)) * eps, max_abs_error(reference, oracle))
+    chance = _allowed(oracle.numel()) / BUDGET
+    return max_abs_error(candidate, oracle) <= PEAK * chance * largest
+
+
 def _allowed(count: int) -> float:
     """For so many numbers, each with an error of its own; what is there twice has one error."""
-    deviation = math.sqrt(torch.special.polygamma(1, torch.tensor(max(count, 1) / 2.0)).item() / 2)
+    deviation = math.sqrt(
+        torch.special.polygamma(1, torch.tensor(max(count, 1) / 2.0, device="cpu")).item() / 2
+    )
     return BUDGET * math.exp(SPREAD * deviation)
 
 
 def require_alike(path: str, reference: Tensor, candidate: Tensor, oracle: Tensor) -> None:
-    """Raises ``VerificationError`` when shapes or dtypes differ, so that entries cannot be compared."""
-    if oracle.shape != reference.shape:
-        raise VerificationError(f"{path} has another size in float64: what it holds depends on rounding.")
+    """Raises ``VerificationError`` when shapes or dtypes differ, so that entries cannot be compared.
+
+    ``NoYardstickError`` when those of the reference depend on its own rounding.
+    """
     for what in ("shape", "dtype"):
         expected, found = getattr(reference, what), getattr(candidate, what)
         if expected != found:
             raise VerificationError(
                 f"{path} has {what} {expected} in the reference, {found} in the candidate."
             )
+    if oracle.shape != reference.shape:
+        raise NoYardstickError(f"{path} has another size in float64: what it holds depends on rounding.")
 
 
 def _judge_exact(path: str, reference: Tensor, candidate: Tensor) -> LeafError:

@@ -81,15 +81,18 @@ def judge_where_finite(path: str, reference: Tensor, candidate: Tensor, oracle: 
     return judge(path, reference, candidate, oracle)
 
 
-def judge_but_overflow(path: str, reference: Tensor, candidate: Tensor, oracle: Tensor) -> LeafError:
+def judge_but_overflow(
+    path: str, reference: Tensor, candidate: Tensor, oracle: Tensor, *, hostile: bool = False
+) -> LeafError:
     """``judge``, without the elements that the original fails to compute although they are ordinary numbers.
 
-    What it overflowed on is no yardstick. What is infinite or nan in float64 too has to be so in both.
+    What it overflowed on is no yardstick. What is infinite or nan in float64 too has to be so in both. On
+    ``hostile`` inputs an index or a comparison is none either where rounding decides it in the original.
     """
     require_alike(path, reference, candidate, oracle)
     if is_real_number(reference.dtype):
         failed = ~is_finite(reference) & is_finite(oracle).to(reference.device)
         candidate = torch.where(failed, reference, candidate)
-    else:  # an index or a comparison that rounding decides in the original as well
+    elif hostile:
         candidate = torch.where(reference == oracle.to(reference.device), candidate, reference)
     return judge(path, reference, candidate, oracle)

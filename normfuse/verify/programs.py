@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from normfuse.errors import VerificationError, cause
 from normfuse.verify.equivalence import Equivalence, LeafError
 from normfuse.verify.hostile import hostile_inputs
+from normfuse.verify.judge import NoYardstickError
 from normfuse.verify.random_inputs import random_values
 from normfuse.verify.signature import Leaf, arguments, leaves_of
 from normfuse.verify.sizes import Sizes, other_sizes, stored_sizes
@@ -132,7 +133,8 @@ def compare_programs(
 ) -> ProgramEquivalence:
     """Judge ``candidate`` on each case; ``compare`` is :func:`normfuse.verify`.
 
-    A case that the reference itself cannot run is left out of the judgement and says so.
+    A case that the reference itself cannot run, or whose sizes depend on its rounding, is left out of the
+    judgement and says so.
 
     Raises:
         VerificationError: when the programs do not take the same inputs.
@@ -165,7 +167,8 @@ def _outcome(case: Case, original: Any, rewritten: Any, compare: Compare) -> Cas
     try:
         found = compare(original, rewritten, case.args, case.kwargs, hostile=case.kind == "hostile")
     except VerificationError as error:
-        return CaseOutcome(case.kind, case.name, False, note=str(error).splitlines()[0])
+        says_nothing = isinstance(error, NoYardstickError)
+        return CaseOutcome(case.kind, case.name, says_nothing, note=str(error).splitlines()[0])
     return CaseOutcome(case.kind, case.name, found.ok, found)
 
 

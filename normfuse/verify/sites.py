@@ -11,15 +11,17 @@ changed; then its whole stream stays as it was.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from normfuse.errors import VerificationError
+from normfuse.errors import VerificationError, cause
 from normfuse.folding import Folded
 from normfuse.ir.program import Program
 from normfuse.options import Options
@@ -155,9 +157,10 @@ def _measure(program: Program, watch: _Watch, inputs: Sequence[Any], report: Rep
     verdict = _Verdict()
     try:
         wide = widen(watch.before.graph)
-        sets = [("captured", list(inputs)), *_hostile(program, inputs)]
-        for name, given in sets:
-            _measure_on(name, given, program, wide, watch, verdict)
+        _measure_on("captured", list(inputs), program, wide, watch, verdict)
+        for name, given in _hostile(program, inputs):
+            with suppress(VerificationError):  # the original says nothing about such inputs
+                _measure_on(name, given, program, wide, watch, verdict)
     except VerificationError as error:
         watch.errors.clear()
         report.notes.append(f"the rewrite was not verified site by site: {error}")
@@ -181,20 +184,17 @@ def _measure_on(
 ) -> None:
     assert watch.before is not None
     assert watch.after is not None
-    try:
-        reference = watch.before.run(inputs)
-        is_bitwise = _recognition_is_bitwise(program, inputs, reference)
-    except (RuntimeError, IndexError, ValueError):
-        if name == "captured":
-            raise
-        return  # the original does not take such inputs
-    if not is_bitwise:
+    reference, disturbed = _reference(watch.before, inputs)
+    if not _recognition_is_bitwise(program, inputs, reference):
         verdict.not_bitwise = True
         return
-    candidate = watch.after.run([*inputs, *watch.folded])
     oracle = run_wide(wide, inputs)
+    try:
+        candidate = watch.after.run([*inputs, *watch.folded])
+    except Exception:
+        verdict.blame(-1, math.inf, name)
+        return
     first = watch.before.outputs
-    disturbed = watch.before.run([one_rounding_off(value) for value in inputs])
     compared = [*range(first), *(first + index for index in watch.left)]
     for position, c in zip(compared, candidate, strict=True):
         r, o = reference[position], oracle[position]
@@ -203,13 +203,28 @@ def _measure_on(
             continue  # chosen by comparing what overflows or is a tie
         if r.dtype == torch.float64:
             r = disturbed[position]  # in float64 the oracle rounds as the original does
-        leaf = judge_where_finite(name, r, c, o)
         index = max(position - first, -1)
+        leaf = judge_where_finite(name, r, c, o)
         if leaf.judged and index not in watch.vetoed:
             errors = watch.errors if index < 0 else watch.sites[index].errors
             errors[name] = max(errors.get(name, 0.0), min(leaf.error_ratio, sys.float_info.max))
         if not leaf.ok:
             verdict.blame(index, leaf.error_ratio, name)
+
+
+def _reference(before: Probe, inputs: list[Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """What the original makes of inputs, and, where it computes in float64, of inputs one rounding off.
+
+    Raises:
+        VerificationError: when it does not take them.
+    """
+    try:
+        found = before.run(inputs)
+        if not any(value.dtype == torch.float64 for value in found):
+            return found, found
+        return found, before.run([one_rounding_off(value) for value in inputs])
+    except Exception as error:
+        raise VerificationError(f"the original does not take its inputs: {cause(error)}") from error
 
 
 def _recognition_is_bitwise(program: Program, inputs: list[Any], lifted: Sequence[Tensor]) -> bool:

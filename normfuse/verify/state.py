@@ -1,4 +1,4 @@
-"""What a call leaves behind besides its outputs: buffers and inputs that it wrote to."""
+"""What a call leaves behind besides its outputs: weights, buffers and inputs that it wrote to."""
 
 from __future__ import annotations
 
@@ -18,17 +18,32 @@ __all__ = ["State", "judge_state"]
 
 
 class State:
-    """Buffers and inputs before a call, to be compared with what they hold behind it."""
+    """Parameters, buffers and inputs before a call, to be compared with what they hold behind it.
 
-    def __init__(self, program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        self._held = dict(program.named_buffers()) if isinstance(program, nn.Module) else {}
+    ``known`` are values before, by the identity of their tensor: those of the parameters to look at, too.
+    """
+
+    def __init__(
+        self,
+        program: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        known: Mapping[int, Tensor],
+    ) -> None:
+        self._held: dict[str, Tensor] = {}
+        if isinstance(program, nn.Module):
+            self._held = dict(program.named_buffers())
+            self._held |= {name: p for name, p in program.named_parameters() if id(p) in known}
         passed = named_leaves((args, dict(kwargs)))
         self._held |= {
             f"input{path.removeprefix('output')}": leaf
             for path, leaf in passed.items()
             if isinstance(leaf, Tensor)
         }
-        self._before = {name: value.detach().clone() for name, value in self._held.items()}
+        self._before = {
+            name: known[id(value)] if id(value) in known else value.detach().clone()
+            for name, value in self._held.items()
+        }
 
     def written(self) -> dict[str, Tensor]:
         """What holds other numbers than before, by name."""

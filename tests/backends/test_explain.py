@@ -24,6 +24,31 @@ def test_explain_leaves_the_model_alone() -> None:
     assert "forward" not in vars(model)
 
 
+class Counting(torch.nn.Module):
+    """Writes to buffers, to its input, and draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm = prenorm(dtype=torch.float32), torch.nn.BatchNorm1d(6)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        self.calls.add_(1)
+        seen.add_(x)
+        found: torch.Tensor = self.inner(self.norm(x)) + torch.rand(1)
+        return found
+
+
+def test_explain_leaves_buffers_inputs_and_the_random_state_alone() -> None:
+    model, x = Counting().train(), example(dtype=torch.float32)
+    seen, before = torch.zeros_like(x), {k: v.clone() for k, v in model.state_dict().items()}
+    drawn = torch.get_rng_state()
+    normfuse.explain(model, x, seen)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not seen.any()
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
 def test_explain_says_what_compile_does() -> None:
     model = prenorm()
     told = normfuse.explain(model, example())

@@ -18,6 +18,7 @@ from normfuse.passes.catalogue import CATALOGUE
 from normfuse.passes.place import Placement
 from normfuse.verify.certificates import digest
 from normfuse.verify.hostile import GENERATORS
+from normfuse.verify.probe import Probe
 
 D = 6
 
@@ -334,3 +335,59 @@ def test_a_digest_depends_on_values_shape_and_dtype():
     assert len({digest(one), *map(digest, others)}) == 5
     assert digest(one.view(2, 3).t()) == digest(one.view(2, 3).t().contiguous())
     assert len(hashlib.sha256().hexdigest()) == len(digest(torch.empty(0)))
+
+
+class Reciprocal(nn.Module):
+    """What it is made of may be zero, which Python refuses."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin, self.norm = nn.Linear(D, D), nn.LayerNorm(D)
+
+    def forward(self, x):
+        return self.norm(self.lin(x)) * (1 / x.sum().item())
+
+
+def test_hostile_inputs_that_the_original_does_not_take_are_left_out(capfd):
+    made = normfuse.rewrite(Reciprocal().eval(), (torch.rand(4, D),))
+    assert actions(made.report) == ["converted"]
+    assert "zeros" not in made.report.errors
+    assert "captured" in made.report.errors
+    assert capfd.readouterr().err == ""
+
+
+class Selected(nn.Module):
+    """How many rows it returns depends on how it rounds, where numbers are large."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin, self.last = nn.Linear(D, D), nn.Linear(D, D)
+        self.norm = nn.LayerNorm(D)
+
+    def forward(self, x):
+        y = self.last(self.norm(self.lin(x)))
+        return y[torch.sin(x[:, 0] * 1e3) * x[:, 0] > 0]
+
+
+def test_one_set_of_inputs_that_says_nothing_takes_no_other_along():
+    torch.manual_seed(0)
+    made = normfuse.rewrite(Selected().eval(), (torch.randn(64, D),))
+    assert actions(made.report) == ["converted"]
+    assert made.report.notes == []
+    assert "captured" in made.report.errors
+    assert "1e30" not in made.report.errors
+
+
+def test_a_rewritten_program_that_does_not_run_is_undone(model, x):
+    run = Probe.run
+
+    plain = len(list(model.parameters())) + 1
+
+    def fails(self, inputs):
+        if len(inputs) > plain:  # folded weights behind them
+            raise TypeError("no such shape")
+        return run(self, inputs)
+
+    with patch.object(Probe, "run", fails):
+        report = normfuse.rewrite(model, (x,)).report
+    assert set(actions(report)) == {"reverted"}

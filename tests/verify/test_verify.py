@@ -458,3 +458,67 @@ def test_sizes_that_depend_on_rounding_are_an_error_of_one_sentence() -> None:
 
     with pytest.raises(VerificationError, match="another size in float64"):
         verify(Positive(), Positive(), (torch.full((4,), 1e-9),))
+
+
+class Writes(Block):
+    """A parameter that its own forward writes to, as a teacher that is an average does."""
+
+    def __init__(self, step: float) -> None:
+        super().__init__()
+        self.average, self.step = nn.Parameter(torch.zeros(16), requires_grad=False), step
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x) + self.average
+        self.average.data.add_(self.step)
+        return y
+
+
+@pytest.mark.parametrize(("step", "ok"), [(1.0, True), (0.0, False), (1.1, False)])
+def test_parameters_that_a_call_writes_are_compared_and_put_back(step: float, ok: bool) -> None:
+    reference, candidate = Writes(1.0), Writes(step)
+    found = verify(reference, candidate, inputs())
+    assert found.ok is ok
+    assert [leaf.path for leaf in found.leaves if not leaf.ok] == ([] if ok else ["written:average"])
+    assert not reference.average.any()
+    assert not candidate.average.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_wrong_number_among_many_is_seen(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(), nn.Linear(16, 20_000)).to(dtype)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other[1].weight[7] = other[1].bias[7] = 0  # type: ignore[index]
+    assert verify(model, copy.deepcopy(model), inputs(dtype=dtype)).ok
+    assert not verify(model, other, inputs(dtype=dtype)).ok
+
+
+def test_a_float64_output_may_be_as_far_off_as_a_rounding_of_its_inputs_carries_it() -> None:
+    """Its means are large beside its deviations, so that every order of sums gives other digits."""
+
+    x = (1e3 + 1e-3 * inputs(dtype=torch.float64)[0],)
+    model, other = (nn.LayerNorm(16).double() for _ in range(2))
+    centred = nn.Sequential(Shift(), other)
+    assert float((model(x[0]) - centred(x[0])).norm() / model(x[0]).norm()) > 1e-12
+    assert verify(model, centred, x).ok
+    with torch.no_grad():
+        other.weight[3] += 1e-8
+    assert not verify(model, centred, x).ok
+
+
+class Shift(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(-1, keepdim=True)
+
+
+class Rows(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[torch.sin(x[:, 0] * 1e3) > 0] * 2
+
+
+def test_sizes_that_depend_on_rounding_say_nothing_about_a_candidate() -> None:
+    program = torch.export.export(Rows(), (torch.randn(64, 4),))
+    found = verify(program, program)
+    assert found.ok
+    assert any("depends on rounding" in case.note for case in found.cases)  # type: ignore[attr-defined]
