@@ -99,8 +99,6 @@ def aliased_by(node: Node) -> list[Node]:
     """The inputs that the result of a node may be a view of."""
     if node.op == "call_method" or _changes_state(node):
         return list(node.all_input_nodes)
-    if node.op != "call_function":
-        return []
     target = node.target
     if target is operator.getitem or isinstance(target, HigherOrderOperator):
         return list(node.all_input_nodes)

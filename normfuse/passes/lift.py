@@ -6,6 +6,7 @@ passes see a norm.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -130,6 +131,8 @@ def _between(norm: Candidate) -> set[Node]:
 
 
 def _operator(node: Node) -> str:
+    if node.target is operator.getitem:
+        return "getitem"
     return str(node.target).removeprefix("aten.").split(".")[0]
 
 

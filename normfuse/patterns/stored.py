@@ -49,10 +49,30 @@ def _instance_norm(node: Node, weights: Container[Node]) -> Candidate | None:
 
 def _decomposed(node: Node, weights: Container[Node]) -> Candidate | None:
     """The form that core ATen has: the result is the first of three values."""
+    root = _only_result(node)
+    return None if root is None else _native("batch_norm", node, root, bind(node), False, weights)
+
+
+def _decomposed_without_statistics(node: Node, weights: Container[Node]) -> Candidate | None:
+    """The same by the statistics of the batch; where all channels were laid into one row, instance norm."""
+    root, value = _only_result(node), tensor_of(node.args[0])
+    bound = {**bind(node), "running_mean": None, "running_var": None}
+    made = None if root is None else _native("batch_norm", node, root, bound, True, weights)
+    in_one_row = (
+        value is not None
+        and same(value.shape[0], 1)
+        and is_call(bound["input"], aten.view.default, aten.reshape.default)
+    )
+    if made is None or made.spec.kind != "batch_norm" or not in_one_row:
+        return made
+    return changed(made, spec=made.spec.as_kind("instance_norm"), refusal=None)
+
+
+def _only_result(node: Node) -> Node | None:
+    """The first of several results, where nobody reads another one."""
     parts = [u for u in node.users if u.target is operator.getitem]
-    if len(parts) != 1 or len(node.users) != 1 or parts[0].args[1] != 0:
-        return None
-    return _native("batch_norm", node, parts[0], bind(node), False, weights)
+    alone = len(parts) == 1 and len(node.users) == 1 and parts[0].args[1] == 0
+    return parts[0] if alone else None
 
 
 def _native(
@@ -136,4 +156,5 @@ _READERS: dict[object, Callable[[Node, Container[Node]], Candidate | None]] = {
     aten.batch_norm.default: _batch_norm,
     aten.instance_norm.default: _instance_norm,
     aten._native_batch_norm_legit_no_training.default: _decomposed,
+    aten._native_batch_norm_legit.no_stats: _decomposed_without_statistics,
 }

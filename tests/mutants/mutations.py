@@ -28,8 +28,9 @@ MODULES = (
     "analysis.centring", "analysis.weights",
     "passes.canonicalize", "passes.functionalize", "passes.lift", "passes.recentre", "passes.fold_affine",
     "passes.fold_constants", "passes.settle_shifts", "passes.stored_values", "passes.premises",
+    "folding.precision", "folding.premise", "folding.conditions", "ir.effects", "analysis.readers",
 )  # fmt: skip
-"""Where the rules and the table decide."""
+"""Where the rules and the table decide, and what they all ask of a graph."""
 _REFUSALS = ("block(", "_mixed(", "_reduces(", "_per_row(", "unknown(", "Refusal")
 
 

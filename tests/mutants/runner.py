@@ -31,7 +31,15 @@ SURVIVORS = Path(__file__).parent / "survivors.json"
 TESTS = (
     ["tests/analysis", "tests/patterns"],
     ["tests/fuzz/test_corpus.py", "tests/fuzz/test_fuzz.py", "-k", "holds"],
-    ["tests/backends/test_premises.py", "tests/passes", "-k", "not compil", "-m", "not gpu"],
+    [
+        "tests/backends/test_premises.py",
+        "tests/programs/test_conditions.py",
+        "tests/passes",
+        "-k",
+        "not compil",
+        "-m",
+        "not gpu",
+    ],
 )
 """What decides in the end; before them run the tests that are known to call the mutant's function."""
 SECONDS = 1800

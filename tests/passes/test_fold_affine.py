@@ -222,6 +222,31 @@ def test_a_standardised_weight_is_computed_once() -> None:
     assert targets == ["aten.conv2d.default"]
 
 
+@pytest.mark.parametrize("affine", [False, True])
+def test_norms_by_the_statistics_of_the_batch_are_found_in_core_operators(affine: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.InstanceNorm2d(5, affine=affine), nn.BatchNorm2d(5))
+    model[2].track_running_stats = False
+    model[2].running_mean = model[2].running_var = None
+    x = torch.randn(2, 3, 4, 4)
+    program = torch.export.export(model.eval(), (x,)).run_decompositions()
+    made = normfuse.rewrite(program)
+    kept = [(s.kind, s.refusal.code) for s in made.report.sites if s.refusal is not None]
+    assert kept == [("instance_norm", "no_rule"), ("batch_norm", "batch_statistics")]
+    with torch.no_grad():
+        assert torch.equal(made.module()(x), program.module()(x))
+
+
+def test_a_standardised_weight_is_computed_once_in_core_operators() -> None:
+    model = Standardised().double().eval()
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    made = normfuse.rewrite(torch.export.export(model, (x,)).run_decompositions())
+    assert [(s.kind, s.action) for s in made.report.sites] == [
+        ("weight_standardization", "folded"), ("batch_norm", "folded"),
+    ]  # fmt: skip
+    with torch.no_grad():
+        assert same([made.module()(x)], [model(x)])
+
+
 def test_with_gradients_a_standardised_weight_stays() -> None:
     model, reference = Standardised().double().eval(), Standardised().double().eval()
     reference.load_state_dict(model.state_dict())

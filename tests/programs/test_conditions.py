@@ -119,13 +119,20 @@ def test_a_checkpoint_in_several_files_is_held_to_the_same(tmp_path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-DAMAGES: dict[str, dict[str, object]] = {
-    "a reason": {"reason": "weather"},
-    "a dtype": {"dtype": "cuda"},
-    "an operand": {"places": [0]},
-    "no mean": {"reason": "shift", "places": [1]},
-    "a source": {"values": [{"sources": ["nowhere"], "dtype": "float64", "steps": [{"of": "source_0"}]}]},
-    "no numbers": {"eps": "x"},
+#: What is changed in a condition of this kind.
+DAMAGES: dict[str, tuple[str, dict[str, object]]] = {
+    "a reason": ("shift", {"reason": "weather"}),
+    "a dtype": ("overflow", {"dtype": "cuda"}),
+    "an operand": ("overflow", {"places": [0]}),
+    "no mean": ("overflow", {"reason": "shift", "places": [1]}),
+    "an operand twice": ("shift", {"places": [0, 1, 2, 2]}),
+    "an operand that there is not": ("shift", {"places": [0, 1, 2, 4]}),
+    "no value": ("overflow", {"values": []}),
+    "a source": (
+        "overflow",
+        {"values": [{"sources": ["nowhere"], "dtype": "float64", "steps": [{"of": "source_0"}]}]},
+    ),
+    "no numbers": ("shift", {"eps": "x"}),
 }
 
 
@@ -134,8 +141,8 @@ def test_damaged_conditions_are_refused(name: str, tmp_path) -> None:
     written(network(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)), tmp_path)
     path = tmp_path / "out.map.json"
     held = json.loads(path.read_text())
-    overflow = next(i for i, one in enumerate(held["conditions"]) if one["reason"] == "overflow")
-    held["conditions"][overflow] |= DAMAGES[name]
+    reason, change = DAMAGES[name]
+    next(one for one in held["conditions"] if one["reason"] == reason).update(change)
     path.write_text(json.dumps(held))
     with pytest.raises(normfuse.InputError, match=r"damaged|there is no dtype"):
         WeightMap.load(path)
