@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from normfuse.errors import InputError, cause
 from normfuse.folding.premise import Premise, Question
 from normfuse.folding.recipe import Recipe
 from normfuse.folding.steps import decode_recipe, dtype_name, dtype_named, encode_recipe
+from normfuse.ir.dtypes import FLOATS
 
 __all__ = ["Computed", "Condition"]
 
@@ -72,21 +73,22 @@ class Condition:
             InputError, KeyError, TypeError, ValueError: for anything else.
         """
         values = tuple(Computed(tuple(v["sources"]), v["dtype"], tuple(v["steps"])) for v in held["values"])
-        made = cls(held["reason"], held["dtype"], float(held["eps"]), tuple(held["places"]), values)
-        if not made._is_whole():
+        made = cls(held["reason"], held["dtype"], held["eps"], tuple(held["places"]), values)
+        if not made._is_whole() or not _is_number(made.eps):
             raise ValueError(f"a condition of the kind {made.reason!r} on the operands {list(made.places)}")
         for value in values:
             value.recipe()
-        made.question()
+        if made.question().dtype not in FLOATS:
+            raise ValueError(f"a condition in {made.dtype}")
         return made
 
     def _is_whole(self) -> bool:
         """Whether the question is about all that it needs."""
         if self.reason == "overflow":
             return not self.places and bool(self.values)
-        operands = set(self.places)
+        operands = set(map(repr, self.places))
         counts = len(operands) == len(self.places) == len(self.values)
-        return self.reason in _WHY and counts and {0, 1} <= operands <= {0, 1, 2, 3}
+        return self.reason in _WHY and counts and {"0", "1"} <= operands <= {"0", "1", "2", "3"}
 
     def question(self) -> Question:
         return Question(self.reason, dtype_named(self.dtype), self.eps, self.places)
@@ -97,17 +99,21 @@ class Condition:
         Raises:
             InputError: saying which do not.
         """
-        if not self.question().is_met([self._compute(value, find) for value in self.values]):
-            names = ", ".join(dict.fromkeys(name for value in self.values for name in value.sources))
+        names = ", ".join(dict.fromkeys(name for value in self.values for name in value.sources))
+        if not self._is_met(names, find):
             raise InputError(
                 f"the map does not fit: {_WHY[self.reason].format(names, self.dtype)}; "
                 "rewrite the model with this checkpoint in it"
             )
 
-    def _compute(self, value: Computed, find: Callable[[str], torch.Tensor]) -> torch.Tensor:
-        sources: Sequence[torch.Tensor] = [find(name) for name in value.sources]
+    def _is_met(self, names: str, find: Callable[[str], torch.Tensor]) -> bool:
+        found = [[find(name) for name in value.sources] for value in self.values]
         try:
-            return value.recipe().compute(sources)
+            computed = [v.recipe().compute(sources) for v, sources in zip(self.values, found, strict=True)]
+            return self.question().is_met(computed)
         except Exception as error:
-            names = ", ".join(value.sources)
             raise InputError(f"a condition on {names} cannot be checked: {cause(error)}") from error
+
+
+def _is_number(eps: object) -> bool:
+    return isinstance(eps, (int, float)) and not isinstance(eps, bool) and -1e300 < eps < 1e300

@@ -78,6 +78,29 @@ class Shards(Mapping[str, Any]):
         return len(self.places)
 
 
+class _Remembering(Mapping[str, Any]):
+    """The same, with the file that was read last at hand."""
+
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+        self._file, self._held = "", dict[str, Any]()
+
+    def __getitem__(self, name: str) -> Any:
+        file = self._shards.places[name]
+        if file != self._file:
+            self._file, self._held = file, self._shards.opened(file)[0]  # type: ignore[assignment]
+        return self._held[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shards
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shards)
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+
 def _record(index: Path) -> dict[str, Any]:
     try:
         record = json.loads(index.read_text(encoding="utf-8"))
@@ -107,7 +130,7 @@ def fold_shards(
         InputError: when the map does not fit, or something cannot be read or written.
     """
     progress("checking the weights against the map")
-    changes.check(shards)
+    changes.check(_Remembering(shards))
     placed = _placed(changes, shards)
     places: dict[str, str] = {}
     size = 0

@@ -175,6 +175,8 @@ class WeightMap:
     def _of(cls, held: Mapping[str, Any]) -> WeightMap:
         names = {f.name for f in fields(ChangedTensor)}
         changed = [ChangedTensor(**_only(names, one)) for one in held["changed"]]
+        if not isinstance(held["conditions"], list):
+            raise TypeError("the conditions are no list")
         conditions = [Condition.decoded(one) for one in held["conditions"]]
         needed = {str(k): TensorFacts(v["dtype"], tuple(v["shape"])) for k, v in held["needed"].items()}
         constants = dict(held["constants"])

@@ -22,6 +22,7 @@ from normfuse.analysis.beside import Beside, beside
 from normfuse.analysis.forward import Read, push
 from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues, divided_refusal
+from normfuse.folding import Premise
 from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import aten, set_arguments
 from normfuse.ir.effects import Effects, aliased_by
@@ -30,7 +31,7 @@ from normfuse.ir.region import NormRegion, norm_of
 from normfuse.ir.sizes import is_row_major, lies_alike, rank_of, tensor_of
 from normfuse.passes.evidence import Certificate, folded_before, folded_behind, folded_beside
 from normfuse.passes.place import Placement
-from normfuse.passes.premises import rest_on_precision, rest_on_range, rest_on_small_shift
+from normfuse.passes.premises import rest_on_precision, rest_on_range, small_shift
 from normfuse.passes.settle_shifts import note_shift, note_shifts
 from normfuse.passes.stored_values import (
     refusal_of_cancellation,
@@ -124,7 +125,7 @@ class _Fold:
         if refusal is not None:
             return refusal
         is_large = self._shift_is_large(node)
-        self._rest_on_shift(node, is_large, note_shifts(plan, is_large))
+        note_shifts(plan, is_large, None if is_large else self._small_shift(node))
         self._replace(node, source, self._placement.make(plan, node))
         return proof
 
@@ -133,12 +134,10 @@ class _Fold:
         assert region is not None
         return shift_is_large(node, region.operands(node), region.spec.eps or 0.0, self._work.program)
 
-    def _rest_on_shift(self, node: Node, is_large: bool, matters: bool) -> None:
-        """That a shift does not need the safe place is a premise, where it has not got that place anyway."""
+    def _small_shift(self, node: Node) -> Premise | None:
         region = norm_of(node)
         assert region is not None
-        if matters and not is_large and not self._work.precise:
-            rest_on_small_shift(self._work.program, node, region.operands(node), region.spec.eps or 0.0)
+        return small_shift(self._work.program, node, region.operands(node), region.spec.eps or 0.0)
 
     def _rest_on_precision(self, node: Node) -> None:
         region = norm_of(node)
@@ -154,7 +153,7 @@ class _Fold:
         self._rest_on_precision(node)
         set_arguments(found.reader, changed)
         is_large = self._shift_is_large(node)
-        self._rest_on_shift(node, is_large, note_shift(found.reader, is_large))
+        note_shift(found.reader, is_large, None if is_large else self._small_shift(node))
         found.sum.replace_all_uses_with(found.rest)
         self._placement.erase(found.sum)
         return proof

@@ -6,7 +6,7 @@ weight is: where gradients are recorded, the algebra on weights that train runs 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -19,26 +19,31 @@ from normfuse.ir.sizes import tensor_of
 from normfuse.passes.hoist import recipe_of
 from normfuse.passes.stored_values import held_in
 
-__all__ = ["rest_on_precision", "rest_on_range", "rest_on_small_shift"]
+__all__ = ["rest_on_precision", "rest_on_range", "small_shift"]
 
 
 def rest_on_precision(program: Program, norm: Node, operands: Operands, eps: float) -> None:
     """What reads the norm and takes it goes on losing nothing."""
-    _note_moments(program, norm, "cancellation", operands, eps)
+    premise = _about_moments(program, norm, "cancellation", operands, eps)
+    if premise is not None:
+        program.premises.append(premise)
 
 
-def rest_on_small_shift(program: Program, norm: Node, operands: Operands, eps: float) -> None:
-    """The shift of the norm stays small enough for any place."""
-    _note_moments(program, norm, "shift", operands, eps)
+def small_shift(program: Program, norm: Node, operands: Operands, eps: float) -> Premise | None:
+    """That the shift of the norm stays small enough for any place; it counts where that matters."""
+    return _about_moments(program, norm, "shift", operands, eps)
 
 
-def _note_moments(program: Program, norm: Node, reason: str, operands: Operands, eps: float) -> None:
+def _about_moments(
+    program: Program, norm: Node, reason: str, operands: Operands, eps: float
+) -> Premise | None:
     if operands.mean is None or operands.variance is None:
-        return
+        return None
     given = (operands.mean, operands.variance, operands.scale, operands.shift)
     places = tuple(i for i, node in enumerate(given) if node is not None and tensor_of(node) is not None)
     nodes = [node for i in places if (node := given[i]) is not None]
-    _note(program, norm, Question(reason, norm.meta["val"].dtype, eps, places), nodes)
+    recipes, sources = zip(*(recipe_of(program, node) for node in nodes), strict=True)
+    return Premise(norm.name, Question(reason, norm.meta["val"].dtype, eps, places), recipes, sources)
 
 
 def rest_on_range(program: Program, norm: Node, folded: Iterable[Node]) -> None:
@@ -48,8 +53,3 @@ def rest_on_range(program: Program, norm: Node, folded: Iterable[Node]) -> None:
         question = Question("overflow", held_in(norm, recipe))
         wide = replace(recipe, dtype=torch.float64)
         program.premises.append(Premise(norm.name, question, (wide,), (sources,)))
-
-
-def _note(program: Program, norm: Node, question: Question, nodes: Sequence[Node]) -> None:
-    recipes, sources = zip(*(recipe_of(program, node) for node in nodes), strict=True)
-    program.premises.append(Premise(norm.name, question, recipes, sources))

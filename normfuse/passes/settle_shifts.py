@@ -14,6 +14,7 @@ import torch
 from torch.fx import Graph, Node
 
 from normfuse.analysis.absorb import Plan, Rebuilt, Redirected
+from normfuse.folding import Premise
 from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import CASTS, aten, bind, is_call, readers, set_arguments
 from normfuse.ir.emit import call
@@ -29,6 +30,7 @@ _ELEMENTWISE = (
 
 #: Metadata key of operators that took the shift of a norm: whether it is large beside what it is added to.
 _SHIFT = "normfuse_shift"
+_PREMISES = "normfuse_shift_premises"
 _CONVOLUTIONS = (
     aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
     aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding,
@@ -37,34 +39,38 @@ _CONVOLUTIONS = (
 )  # fmt: skip
 
 
-def note_shift(node: Node, is_large: bool = False) -> bool:
+def note_shift(node: Node, is_large: bool = False, premise: Premise | None = None) -> None:
     """Remember that an operator takes the shift of a norm; what is made of it inherits that.
 
-    Returns whether the place of the shift may depend on how large it is.
+    ``premise`` says that the shift is small, which the rewrite rests on where that decides its place.
     """
     node.meta[_SHIFT] = is_large or node.meta.get(_SHIFT, False)
-    return _adds_bias_first(node)
+    if premise is not None:
+        node.meta[_PREMISES] = (*node.meta.get(_PREMISES, ()), premise)
 
 
-def note_shifts(plan: Plan, is_large: bool) -> bool:
+def note_shifts(plan: Plan, is_large: bool, premise: Premise | None) -> None:
     """The same for the operators that a plan makes anew."""
     if isinstance(plan, Redirected):
-        return note_shifts(plan.plan, is_large)
-    if not isinstance(plan, Rebuilt):
-        return False
-    deeper = [note_shifts(deeper, is_large) for _, deeper in plan.operands]
-    return note_shift(plan.node, is_large) or any(deeper)
+        note_shifts(plan.plan, is_large, premise)
+    if isinstance(plan, Rebuilt):
+        note_shift(plan.node, is_large, premise)
+        for _, deeper in plan.operands:
+            note_shifts(deeper, is_large, premise)
 
 
 def settle_shifts(work: Work) -> None:
     """Give every shift that a convolution took its place: in the bias, or behind the sum."""
     graph = work.program.gm.graph
     compiles = not work.program.copies_tables
+    premises: dict[int, Premise] = {}
     for node in [n for n in graph.nodes if _starts_from_shift(n)]:
         if work.precise or node.meta[_SHIFT] or (compiles and _is_fused(node)):
             _add_behind(graph, node)
         else:
             work.shifts_in_biases += 1
+            premises |= {id(premise): premise for premise in node.meta.get(_PREMISES, ())}
+    work.program.premises.extend(premises.values())
 
 
 def _starts_from_shift(node: Node) -> bool:

@@ -75,8 +75,9 @@ class _Entries:
         return self._archive.read(f"{self._top}/{name}")
 
     def json(self, name: str) -> dict[str, Any]:
+        text = self.read(name)
         try:
-            found = json.loads(self.read(name))
+            found = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{self.path} is damaged: {name} is not JSON") from error
         if not isinstance(found, dict):
@@ -105,7 +106,8 @@ def _check(path: Path, entries: _Entries) -> None:
 
 def _check_others(path: Path, names: set[str]) -> None:
     """Nothing that PyTorch would read beside what has been looked at."""
-    strange = sorted(n for n in names if n.startswith(_FOLDERS) and not _ENTRY.fullmatch(n))
+    files = (name for name in names if not name.endswith("/"))
+    strange = sorted(n for n in files if n.startswith(_FOLDERS) and not _ENTRY.fullmatch(n))
     if strange:
         raise InputError(
             f"{path} holds more than one program ({strange[0]!r}), and only one is looked at; "

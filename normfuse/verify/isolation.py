@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 __all__ = ["copied_inputs", "preserved_rng", "preserved_state"]
@@ -38,36 +39,59 @@ def preserved_state(program: object, parameters: bool = True) -> Iterator[dict[i
     module = program if isinstance(program, nn.Module) else getattr(program, "__self__", None)
     modules = list(module.modules()) if isinstance(module, nn.Module) else []
     dictionaries: list[dict[str, Any]] = [d for m in modules for d in (m._buffers, vars(m))]
-    bindings = [(d, {k: v for k, v in d.items() if isinstance(v, torch.Tensor)}) for d in dictionaries]
     if parameters:
-        bindings += [(m._parameters, _plain(m._parameters)) for m in modules]
-    values = {id(t): (t, t.detach().clone(), _version(t)) for _, held in bindings for t in held.values()}
+        dictionaries += [m._parameters for m in modules]
+    bindings = [(d, {k: v for k, v in d.items() if isinstance(v, torch.Tensor)}) for d in dictionaries]
+    kept = {id(t): _Kept(t) for _, held in bindings for t in held.values() if _can_be_kept(t)}
     try:
-        yield {key: value for key, (_, value, _) in values.items()}
+        yield {key: one.value for key, one in kept.items()}
     finally:
         for dictionary, held in bindings:
             dictionary.update(held)
-        for tensor, value, version in values.values():
-            _restore(tensor, value, version)
+        for one in kept.values():
+            one.restore()
 
 
-def _plain(parameters: Mapping[str, nn.Parameter | None]) -> dict[str, torch.Tensor]:
-    """Those that can be copied and compared."""
-    return {n: p for n, p in parameters.items() if type(p) is nn.Parameter and p.layout == torch.strided}
+def _can_be_kept(tensor: torch.Tensor) -> bool:
+    """Whether a tensor can be copied and compared; parameters of classes of their own are left alone."""
+    is_own = isinstance(tensor, nn.Parameter) and type(tensor) is not nn.Parameter
+    is_empty = is_lazy(tensor) or tensor.device.type == "meta"
+    if is_own or is_empty or tensor.layout != torch.strided:
+        return False
+    try:
+        corner = tensor.detach()[(slice(0, 1),) * tensor.dim()]
+        torch.equal(corner, corner.clone())
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
 
 
-def _version(tensor: torch.Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
+class _Kept:
+    """A tensor as it was: its entries, where they lie, and its version."""
 
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor, self.value = tensor, tensor.detach().clone()
+        self._place, self._trains = tensor.detach(), tensor.requires_grad
+        self._version = None if tensor.is_inference() else tensor._version
 
-def _restore(tensor: torch.Tensor, value: torch.Tensor, version: int | None) -> None:
-    # Not by version counter: batch_norm updates running statistics without raising it.
-    if torch.equal(tensor, value):
-        return
-    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-        tensor.copy_(value)
-    if version is not None:
-        torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))
+    def restore(self) -> None:
+        # Not by version counter: batch_norm updates running statistics without raising it.
+        with torch.inference_mode(self.tensor.is_inference()), torch.no_grad():
+            moved = not self._lies_there()
+            if moved:
+                self.tensor.data = self._place
+            changed = not torch.equal(self.tensor, self.value)
+            if changed:
+                self.tensor.copy_(self.value)
+        if self.tensor.is_leaf and self.tensor.requires_grad != self._trains:
+            self.tensor.requires_grad_(self._trains)
+        if (moved or changed) and self._version is not None:
+            torch._C._autograd._unsafe_set_version_counter((self.tensor,), (self._version,))
+
+    def _lies_there(self) -> bool:
+        a, b = self.tensor, self._place
+        alike = (a.dtype, a.device, a.shape, a.stride()) == (b.dtype, b.device, b.shape, b.stride())
+        return alike and a.data_ptr() == b.data_ptr()
 
 
 def copied_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -7,19 +7,21 @@ reassociated   within the error budget against float64 (``normfuse.verify.judge`
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from normfuse.passes.catalogue import Numerics
-from normfuse.verify.compare import comparable, is_finite, same_finiteness
+from normfuse.verify.compare import comparable, is_finite, relative_error, same_finiteness
 from normfuse.verify.dtypes import is_real_number
 from normfuse.verify.equivalence import LeafError
 from normfuse.verify.judge import judge, require_alike
 
 __all__ = [
     "ROUNDING_BOUND",
+    "is_yardstick",
     "judge_but_overflow",
     "judge_where_finite",
     "keeps_class",
@@ -67,6 +69,17 @@ def one_rounding_off(value: Any) -> Any:
     signs = torch.arange(value.numel(), device=value.device).reshape(value.shape)
     step = torch.finfo(value.dtype).eps * (1 - 2 * (signs * 2654435761 // 65536 % 2))
     return value.detach() * (1 + step.to(value.dtype))
+
+
+def is_yardstick(disturbed: Tensor, oracle: Tensor) -> bool:
+    """Whether a rounding of the inputs carried a result no further than to half of its digits.
+
+    Beyond that it decided something, as a rounded mask does, and says nothing about a rewrite.
+    """
+    if disturbed.shape != oracle.shape:
+        return False
+    r, _, o = comparable(disturbed, disturbed, oracle)
+    return relative_error(r, o) <= math.sqrt(torch.finfo(torch.float64).eps)
 
 
 def judge_where_finite(path: str, reference: Tensor, candidate: Tensor, oracle: Tensor) -> LeafError:

@@ -32,7 +32,7 @@ from normfuse.torch_compat import outside_tracing
 from normfuse.verify.dtypes import is_real_number
 from normfuse.verify.hostile import hostile_inputs
 from normfuse.verify.judge import BUDGET
-from normfuse.verify.numerics import judge_where_finite, one_rounding_off, same_bits
+from normfuse.verify.numerics import is_yardstick, judge_where_finite, one_rounding_off, same_bits
 from normfuse.verify.oracle import run_wide
 from normfuse.verify.probe import Probe
 from normfuse.verify.widen import widen
@@ -201,7 +201,7 @@ def _measure_on(
         assert isinstance(o, Tensor)
         if name != "captured" and not is_real_number(r.dtype):
             continue  # chosen by comparing what overflows or is a tie
-        if r.dtype == torch.float64:
+        if r.dtype == torch.float64 and (name != "captured" or is_yardstick(disturbed[position], o)):
             r = disturbed[position]  # in float64 the oracle rounds as the original does
         index = max(position - first, -1)
         leaf = judge_where_finite(name, r, c, o)

@@ -21,7 +21,7 @@ from normfuse.verify.equivalence import Equivalence, LeafError
 from normfuse.verify.gradients import oracle_run, parameter_gradients, trainable_parameters
 from normfuse.verify.isolation import copied_inputs, preserved_rng, preserved_state
 from normfuse.verify.leaves import named_leaves
-from normfuse.verify.numerics import judge_but_overflow, one_rounding_off
+from normfuse.verify.numerics import is_yardstick, judge_but_overflow, one_rounding_off
 from normfuse.verify.oracle import run_wide
 from normfuse.verify.programs import compare_programs
 from normfuse.verify.state import State, judge_state
@@ -147,7 +147,7 @@ def _reconsidered(
 ) -> LeafError:
     """A float64 leaf that failed, judged by how far one rounding of the inputs carries the reference."""
     other = disturbed.get(leaf.path)
-    if leaf.ok or leaf.dtype != torch.float64 or other is None or other.shape != oracle[leaf.path].shape:
+    if leaf.ok or leaf.dtype != torch.float64 or other is None or not is_yardstick(other, oracle[leaf.path]):
         return leaf
     return chosen(leaf.path, other, candidate[leaf.path], oracle[leaf.path])
 

@@ -233,3 +233,26 @@ def test_html_needs_a_folder(tmp_path) -> None:
 def test_what_invalidate_takes() -> None:
     with pytest.raises(normfuse.InputError, match=r"expected the torch\.nn\.Module"):
         normfuse.invalidate(3)
+
+
+class Odd(torch.nn.Module):
+    """Buffers that cannot be compared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = prenorm()
+        self.register_buffer("sparse", torch.eye(3).to_sparse_csr())
+        self.register_buffer("never", torch.empty(3, device="meta"))
+        self.register_buffer("later", torch.nn.parameter.UninitializedBuffer())
+        self.register_buffer("unknown", torch.full((2,), torch.nan))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.unknown.fill_(1.0)
+        found: torch.Tensor = self.inner(x)
+        return found
+
+
+def test_buffers_that_cannot_be_compared_are_no_obstacle() -> None:
+    model = Odd()
+    assert normfuse.explain(model.eval(), example()).after == {"rms_norm": 3}
+    assert model.unknown.isnan().all()

@@ -232,6 +232,7 @@ def test_norms_by_the_statistics_of_the_batch_are_found_in_core_operators(affine
     made = normfuse.rewrite(program)
     kept = [(s.kind, s.refusal.code) for s in made.report.sites if s.refusal is not None]
     assert kept == [("instance_norm", "no_rule"), ("batch_norm", "batch_statistics")]
+    assert {s.spelling for s in made.report.sites} == {"_native_batch_norm_legit, getitem"}
     with torch.no_grad():
         assert torch.equal(made.module()(x), program.module()(x))
 

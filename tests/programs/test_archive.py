@@ -13,6 +13,7 @@ import torch
 
 import normfuse
 from normfuse.pt2 import load_program, save_program
+from normfuse.pt2.archive import check_archive
 from normfuse.pt2.expressions import is_guard, is_size
 from tests.backends.networks import prenorm
 from tests.programs.models import small_program
@@ -177,6 +178,21 @@ def test_nothing_in_a_file_is_executed(good, tmp_path):
         assert not trace.exists(), name
         refused.append(name)
     assert len(refused) == 8
+
+
+def test_folders_in_an_archive_are_no_programs(good, tmp_path):
+    with_folders = edited(good, tmp_path / "x.pt2", **{"data/": b"", "data/weights/": b""})
+    with contextlib.suppress(normfuse.InputError):  # PyTorch itself may not read it
+        load_program(with_folders)
+    check_archive(with_folders)
+
+
+def test_a_program_of_another_name_is_named(good, tmp_path):
+    with zipfile.ZipFile(good) as old, zipfile.ZipFile(tmp_path / "x.pt2", "w") as new:
+        for name in old.namelist():
+            new.writestr(name.replace("/model", "/other"), old.read(name))
+    with pytest.raises(normfuse.InputError, match=r"holds no models/model.json"):
+        load_program(tmp_path / "x.pt2")
 
 
 def test_those_files_would_be_executed_otherwise(good, tmp_path):

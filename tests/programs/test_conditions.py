@@ -97,6 +97,18 @@ def test_a_large_shift_behind_a_linear_is_folded_as_before(tmp_path) -> None:
     assert all(torch.equal(folded[key], value) for key, value in again.items())
 
 
+def test_what_another_norm_decides_is_no_condition(tmp_path) -> None:
+    """One norm of a chain has a large shift, so the shift of the others has no other place either."""
+    model = network(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    model[2].bias.data.fill_(1000.0)
+    result = normfuse.rewrite(model, (IMAGE,), verify="off")
+    shifted(model)
+    again = normfuse.rewrite(model, (IMAGE,), verify="off").program
+    folded = result.weight_map.fold(model.state_dict())
+    assert [n.target for n in again.graph.nodes] == [n.target for n in result.program.graph.nodes]
+    assert all(torch.equal(folded[key], value) for key, value in again.state_dict.items())
+
+
 def test_a_program_that_has_its_shift_behind_takes_any(tmp_path) -> None:
     model = network(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
     shifted(model)
@@ -123,6 +135,11 @@ def test_a_checkpoint_in_several_files_is_held_to_the_same(tmp_path) -> None:
 DAMAGES: dict[str, tuple[str, dict[str, object]]] = {
     "a reason": ("shift", {"reason": "weather"}),
     "a dtype": ("overflow", {"dtype": "cuda"}),
+    "a dtype of whole numbers": ("shift", {"dtype": "int8"}),
+    "a dtype without arithmetic": ("overflow", {"dtype": "float8_e4m3fn"}),
+    "operands between others": ("shift", {"places": [0.0, 1.0, 2.0, 3.0]}),
+    "a number that is too large": ("shift", {"eps": 10**400}),
+    "no number": ("shift", {"eps": True}),
     "an operand": ("overflow", {"places": [0]}),
     "no mean": ("overflow", {"reason": "shift", "places": [1]}),
     "an operand twice": ("shift", {"places": [0, 1, 2, 2]}),
@@ -134,6 +151,22 @@ DAMAGES: dict[str, tuple[str, dict[str, object]]] = {
     ),
     "no numbers": ("shift", {"eps": "x"}),
 }
+
+
+def test_conditions_that_cannot_be_checked_are_one_sentence(tmp_path) -> None:
+    """The shift is compared with a weight of another size."""
+    written(network(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)), tmp_path)
+    path = tmp_path / "out.map.json"
+    held = json.loads(path.read_text())
+    condition = next(one for one in held["conditions"] if one["reason"] == "shift")
+    condition["values"][3]["sources"] = ["0.weight"]
+    path.write_text(json.dumps(held))
+    model = network(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    with pytest.raises(normfuse.InputError, match="cannot be checked: RuntimeError"):
+        WeightMap.load(path).fold(model.state_dict())
+    path.write_text(json.dumps({**held, "conditions": {}}))
+    with pytest.raises(normfuse.InputError, match="damaged"):
+        WeightMap.load(path)
 
 
 @pytest.mark.parametrize("name", DAMAGES)

@@ -523,3 +523,48 @@ def test_sizes_that_depend_on_rounding_say_nothing_about_a_candidate() -> None:
     found = verify(program, program)
     assert found.ok
     assert any("depends on rounding" in case.note for case in found.cases)  # type: ignore[attr-defined]
+
+
+class Masked(nn.Module):
+    """A rounding of its mask decides everything."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor, self.norm = factor, nn.LayerNorm(8).double()
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return torch.where(mask == 1.0, self.factor * self.norm(x), 0.0)
+
+
+def test_what_a_rounding_of_an_input_decides_is_no_excuse() -> None:
+    given = (torch.randn(4, 8, dtype=torch.float64), torch.ones(4, 8, dtype=torch.float64))
+    assert verify(Masked(1.0), Masked(1.0), given).ok
+    assert not verify(Masked(1.0), Masked(-1.0), given).ok
+    programs = [torch.export.export(Masked(factor).eval(), given) for factor in (1.0, -1.0)]
+    stored = verify(*programs).cases[0]  # type: ignore[attr-defined]
+    assert (stored.name, stored.ok) == ("stored", False)
+
+
+class Swaps(Block):
+    """Gives a parameter other memory, of another shape too, and takes a gradient away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.grown = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
+        self.never = nn.Parameter(torch.empty(3, device="meta"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.table.data = self.table.data * 2
+        self.grown.data = torch.zeros(7, dtype=torch.float64)
+        self.table.requires_grad_(False)
+        return super().forward(x) * self.table.sum()
+
+
+def test_parameters_lie_where_they_lay() -> None:
+    model = Swaps()
+    view = model.table.detach()
+    assert verify(model, model, inputs()).ok
+    assert torch.equal(model.table, torch.ones(4))
+    assert torch.equal(model.grown, torch.ones(4))
+    assert model.table.data_ptr() == view.data_ptr()
+    assert model.table.requires_grad
