@@ -124,8 +124,7 @@ class _Fold:
         refusal = self._refuse_made(node, self._placement.weights(plan, node))
         if refusal is not None:
             return refusal
-        is_large = self._shift_is_large(node)
-        note_shifts(plan, is_large, None if is_large else self._small_shift(node))
+        note_shifts(plan, self._shift_is_large(node), self._small_shift(node))
         self._replace(node, source, self._placement.make(plan, node))
         return proof
 
@@ -152,8 +151,7 @@ class _Fold:
             return refusal
         self._rest_on_precision(node)
         set_arguments(found.reader, changed)
-        is_large = self._shift_is_large(node)
-        note_shift(found.reader, is_large, None if is_large else self._small_shift(node))
+        note_shift(found.reader, self._shift_is_large(node), self._small_shift(node))
         found.sum.replace_all_uses_with(found.rest)
         self._placement.erase(found.sum)
         return proof

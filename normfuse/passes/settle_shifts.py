@@ -42,7 +42,7 @@ _CONVOLUTIONS = (
 def note_shift(node: Node, is_large: bool = False, premise: Premise | None = None) -> None:
     """Remember that an operator takes the shift of a norm; what is made of it inherits that.
 
-    ``premise`` says that the shift is small, which the rewrite rests on where that decides its place.
+    ``premise`` says that the shift is small, which the rewrite rests on where it ends up in a bias.
     """
     node.meta[_SHIFT] = is_large or node.meta.get(_SHIFT, False)
     if premise is not None:
