@@ -16,6 +16,12 @@ from normfuse.folding.recipe import Recipe
 from tests.backends.networks import PreNorm, example, prenorm
 
 
+@pytest.fixture(autouse=True)
+def _alone() -> None:
+    """Folded weights of other tests are not counted."""
+    gc.collect()
+
+
 class Counted:
     """A compiled model, and how many graphs were compiled for it."""
 

@@ -161,6 +161,7 @@ def test_folded_weights_go_with_their_model() -> None:
 
 
 def test_every_model_that_a_compiled_function_was_called_with_is_let_go() -> None:
+    gc.collect()  # models of other tests may be on their way out
     before = len(living())
     call = fast(lambda model, x: model(x))
     models = [made() for _ in range(3)]
