@@ -35,8 +35,8 @@ def explain(
 
     The model runs once on copies of the given inputs, eagerly; nothing is compiled. Its buffers and PyTorch's
     random state are as before afterwards; a parameter that its own forward writes to is written. A module in
-    evaluation mode is explained as it would be compiled for inference, an exported
-    program (or its file) as :func:`normfuse.rewrite` would rewrite it.
+    evaluation mode is explained as it would be compiled for inference, an exported program (or its file) as
+    :func:`normfuse.rewrite` would rewrite it.
 
     Raises:
         InputError: for a model that is compiled already.

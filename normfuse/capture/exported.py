@@ -282,7 +282,7 @@ def _replaceable(one: Folded, program: Program, state: Mapping[str, Any]) -> Inp
 
 
 def _shares_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
+    return _memory_of(a) == _memory_of(b) != 0
 
 
 def _free_name(name: str, taken: Collection[str]) -> str:

@@ -30,8 +30,9 @@ from normfuse.passes.work import Work
 from normfuse.report import Refusal, Report, Site
 from normfuse.torch_compat import outside_tracing
 from normfuse.verify.dtypes import is_real_number
+from normfuse.verify.equivalence import LeafError
 from normfuse.verify.hostile import hostile_inputs
-from normfuse.verify.judge import BUDGET
+from normfuse.verify.judge import BUDGET, NoYardstickError
 from normfuse.verify.numerics import is_yardstick, judge_where_finite, one_rounding_off, same_bits
 from normfuse.verify.oracle import run_wide
 from normfuse.verify.probe import Probe
@@ -204,12 +205,31 @@ def _measure_on(
         if r.dtype == torch.float64 and (name != "captured" or is_yardstick(disturbed[position], o)):
             r = disturbed[position]  # in float64 the oracle rounds as the original does
         index = max(position - first, -1)
-        leaf = judge_where_finite(name, r, c, o)
+        leaf = _judged(name, r, c, o)
+        if leaf is None:
+            verdict.blame(index, math.inf, name)
+            continue
         if leaf.judged and index not in watch.vetoed:
             errors = watch.errors if index < 0 else watch.sites[index].errors
             errors[name] = max(errors.get(name, 0.0), min(leaf.error_ratio, sys.float_info.max))
         if not leaf.ok:
             verdict.blame(index, leaf.error_ratio, name)
+
+
+def _judged(name: str, reference: Tensor, candidate: Tensor, oracle: Tensor) -> LeafError | None:
+    """The verdict on a value; None where it has another shape or dtype, on inputs that are no hostile ones.
+
+    Raises:
+        VerificationError: when nothing can be said about it.
+    """
+    try:
+        return judge_where_finite(name, reference, candidate, oracle)
+    except NoYardstickError:
+        raise
+    except VerificationError:
+        if name != "captured":
+            raise
+        return None
 
 
 def _reference(before: Probe, inputs: list[Any]) -> tuple[list[Tensor], list[Tensor]]:

@@ -16,7 +16,6 @@ from torch.utils import _pytree as pytree
 from normfuse.arguments import bound_arguments
 from normfuse.errors import InputError, VerificationError
 from normfuse.verify.capture import capture_reference, program_in, runnable
-from normfuse.verify.dtypes import is_narrow
 from normfuse.verify.equivalence import Equivalence, LeafError
 from normfuse.verify.gradients import oracle_run, parameter_gradients, trainable_parameters
 from normfuse.verify.isolation import copied_inputs, preserved_rng, preserved_state
@@ -86,9 +85,12 @@ def compare(
             outputs, gradients = dict(zip(capture.paths, values, strict=True)), {}  # type: ignore[arg-type]
     chosen = partial(judge_but_overflow, hostile=hostile)
     leaves = _judge_all("", original.tensors, rewritten.tensors, outputs, chosen)
-    if not all(leaf.ok or is_narrow(leaf.dtype) for leaf in leaves):
-        disturbed = _run_disturbed(reference, args, kwargs)
-        leaves = [_reconsidered(leaf, disturbed, rewritten.tensors, outputs, chosen) for leaf in leaves]
+    failed = {leaf.path for leaf in leaves if not leaf.ok and leaf.dtype == torch.float64}
+    if failed:  # judged by how far one rounding of the inputs carries the reference
+        disturbed = _run_disturbed(reference, args, kwargs).items()
+        others = {p: value for p, value in disturbed if p in failed and is_yardstick(value, outputs[p])}
+        again = _judge_all("", others, rewritten.tensors, outputs, chosen)
+        leaves = list({leaf.path: leaf for leaf in (*leaves, *again)}.values())
     leaves += _judge_all("grad:", original.gradients, rewritten.gradients, gradients, chosen)
     return Equivalence.of([*leaves, *judge_state(original.written, rewritten.written)])
 
@@ -136,20 +138,6 @@ def _run_disturbed(reference: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
             return _run(runnable(reference), given, named, False, "reference").tensors
     except Exception:  # it may well not take them
         return {}
-
-
-def _reconsidered(
-    leaf: LeafError,
-    disturbed: Mapping[str, Tensor],
-    candidate: Mapping[str, Tensor],
-    oracle: Mapping[str, Tensor],
-    chosen: Callable[[str, Tensor, Tensor, Tensor], LeafError],
-) -> LeafError:
-    """A float64 leaf that failed, judged by how far one rounding of the inputs carries the reference."""
-    other = disturbed.get(leaf.path)
-    if leaf.ok or leaf.dtype != torch.float64 or other is None or not is_yardstick(other, oracle[leaf.path]):
-        return leaf
-    return chosen(leaf.path, other, candidate[leaf.path], oracle[leaf.path])
 
 
 def _judge_all(

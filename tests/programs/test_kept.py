@@ -105,3 +105,21 @@ def test_a_program_that_makes_no_module_is_not_handed_out(monkeypatch):
     with pytest.raises(normfuse.VerificationError, match="makes no module: KeyError"):
         normfuse.rewrite(program)
     normfuse.rewrite(program, verify="off")
+
+
+class Sparse(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin, self.norm = torch.nn.Linear(8, 8), torch.nn.LayerNorm(8)
+        self.register_buffer("graph", torch.eye(8).to_sparse())
+
+    def forward(self, x):
+        return torch.sparse.mm(self.graph, self.norm(self.lin(x)))
+
+
+def test_tensors_without_memory_of_their_own_kind_are_carried_along():
+    model, x = Sparse().eval(), torch.randn(8, 8)
+    made = normfuse.rewrite(model, (x,))
+    assert made.report.after == {"rms_norm": 1}
+    assert any("sparse" in note for note in made.report.notes)
+    torch.testing.assert_close(made.module()(x), model(x))

@@ -391,3 +391,17 @@ def test_a_rewritten_program_that_does_not_run_is_undone(model, x):
     with patch.object(Probe, "run", fails):
         report = normfuse.rewrite(model, (x,)).report
     assert set(actions(report)) == {"reverted"}
+
+
+def test_a_rewritten_program_of_another_dtype_is_undone(model, x):
+    """On the captured inputs; nothing says more plainly that it is another function."""
+    run, plain = Probe.run, len(list(model.parameters())) + 1
+
+    def widens(self, inputs):
+        found = run(self, inputs)
+        return [value.double() for value in found] if len(inputs) > plain else found
+
+    with patch.object(Probe, "run", widens):
+        report = normfuse.rewrite(model, (x,)).report
+    assert set(actions(report)) == {"reverted"}
+    assert report.notes == []
