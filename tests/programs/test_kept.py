@@ -111,10 +111,10 @@ class Sparse(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.lin, self.norm = torch.nn.Linear(8, 8), torch.nn.LayerNorm(8)
-        self.register_buffer("graph", torch.eye(8).to_sparse())
+        self.register_buffer("links", torch.eye(8).to_sparse())
 
     def forward(self, x):
-        return torch.sparse.mm(self.graph, self.norm(self.lin(x)))
+        return torch.sparse.mm(self.links, self.norm(self.lin(x)))
 
 
 def test_tensors_without_memory_of_their_own_kind_are_carried_along():
