@@ -6,7 +6,8 @@ them lives in ``normfuse.backends``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -18,11 +19,14 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 __all__ = [
     "FakeTensor",
     "FakeTensorMode",
     "PreDispatchMode",
+    "after_collectives",
+    "after_preserved_writes",
     "autocast_off",
     "enable_python_dispatcher",
     "fake_storage_id",
@@ -134,3 +138,60 @@ def keep_guards(original: ExportedProgram, rewritten: ExportedProgram) -> None:
 def storage_is_abandoned(storage: Any) -> bool:
     """Whether the caller holds the only reference to this storage."""
     return int(torch._C._storage_Use_Count(storage._cdata)) <= 1
+
+
+def after_preserved_writes(tell: Callable[[Sequence[torch.Tensor]], None]) -> None:
+    """Have ``tell`` called with the tensors whenever something wrote to them under preserved counters."""
+    guard: Any = torch.autograd.grad_mode._unsafe_preserve_version_counter
+    leave = guard.__exit__
+
+    @functools.wraps(leave)
+    def left(self: Any, *args: Any) -> Any:
+        done = leave(self, *args)
+        tell(self.tensors)
+        return done
+
+    guard.__exit__ = left
+
+
+#: Keeps the kernels below registered.
+_collectives: list[torch.library.Library] = []
+
+
+def after_collectives(tell: Callable[[Sequence[torch.Tensor], Callable[[], bool]], None]) -> None:
+    """Have ``tell`` called with the tensors of each collective, and with what says whether it still runs.
+
+    Collectives write to tensors that their schemas do not mark, so they raise no version counter. The
+    kernels stand where the dispatcher raises those counters for other operators, and hand on to the rest.
+    """
+    if not torch.distributed.is_available():
+        return
+    library = torch.library.Library("c10d", "IMPL")
+    for name in torch._C._dispatch_get_all_op_names():
+        namespace, _, own = name.partition("::")
+        if namespace == "c10d" and "." not in own and own not in _NO_COLLECTIVES:
+            operator = getattr(torch.ops.c10d, own).default
+            library.impl(own, _collective(operator, tell), "ADInplaceOrView", with_keyset=True)
+    _collectives.append(library)
+
+
+_NO_COLLECTIVES = ("barrier", "monitored_barrier_", "check_for_nan", "send")
+
+
+def _collective(operator: Any, tell: Callable[[Sequence[torch.Tensor], Callable[[], bool]], None]) -> Any:
+    def run(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        done = operator.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
+        work = done[-1] if isinstance(done, tuple) else done
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        tell(tensors, functools.partial(_runs, work))
+        return done
+
+    return run
+
+
+def _runs(work: Any) -> bool:
+    """Whether the work of a collective is not completed."""
+    try:
+        return not torch._C._distributed_c10d.Work.unbox(work).is_completed()
+    except (RuntimeError, TypeError):  # not everything that a process group returns is such work
+        return False

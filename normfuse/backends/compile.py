@@ -23,7 +23,7 @@ from normfuse.backends.inner import check_inductor, run_inner, without_autocast
 from normfuse.backends.session import record
 from normfuse.capture.autocasting import is_autocast_enabled
 from normfuse.errors import NormfuseError, UncapturableError, cause
-from normfuse.folding import Asked, Folded, Premise, Slot, Slots, can_watch, may_be_statistics
+from normfuse.folding import Asked, Folded, Premise, Slot, Slots, can_watch
 from normfuse.ir.program import Program, Role
 from normfuse.options import Options, split_options
 from normfuse.passes.lift_constants import lift_constants
@@ -147,12 +147,12 @@ def _slot(one: Folded, program: Program) -> Slot:
 
 
 def _is_watched(source: Node, program: Program) -> bool:
-    """Whether the entries themselves have to be watched: a batch norm may update them unseen."""
+    """Whether a batch norm in training may update a source unseen, be it in a corner of a larger buffer."""
     found = program.weights[source]
     if source in program.statistics:
         return True
     owner = None if found.owner is None else found.owner()
-    is_buffer = found.role is Role.BUFFER and may_be_statistics(found.value)
+    is_buffer = found.role is Role.BUFFER and found.value.is_floating_point()
     return is_buffer and can_watch(found.value, owner)
 
 

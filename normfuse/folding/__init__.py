@@ -4,7 +4,7 @@ from normfuse.folding.premise import Asked, BrokenPremiseError, Fact, Premise, Q
 from normfuse.folding.recipe import Folded, Recipe
 from normfuse.folding.slot import Slot, Slots
 from normfuse.folding.store import FoldedWeight, invalidate
-from normfuse.folding.watch import Watch, can_watch, may_be_statistics
+from normfuse.folding.watch import Watch, can_watch
 
 __all__ = [
     "Asked",
@@ -20,5 +20,4 @@ __all__ = [
     "Watch",
     "can_watch",
     "invalidate",
-    "may_be_statistics",
 ]

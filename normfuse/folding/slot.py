@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 
 from normfuse.folding import store
+from normfuse.folding.known import NOTHING, Check, Known
 from normfuse.folding.premise import Asked, BrokenPremiseError
 from normfuse.folding.recipe import Recipe
 from normfuse.folding.store import LOCK, FoldedWeight, Owner
-from normfuse.folding.watch import HostCopy, Watch
+from normfuse.folding.watch import Watch
+from normfuse.folding.writers import watch_writers
 
 __all__ = ["Slot", "Slots"]
 
 _Identity = tuple[Any, ...]
-_Check = tuple[int, weakref.ref[torch.Tensor], int, int, torch.dtype, torch.Size, torch.device]
-_Known = tuple[int, list[_Check], list[HostCopy], list[Watch], tuple[torch.Tensor, ...]]
-_NOTHING: _Known = (-1, [], [], [], ())
 #: So much is remembered of what was found before.
 _MANY = 1000
+#: Which compiled graph was called last with the weights of a model, by the identity of the first of them.
+_latest: dict[int, int] = {}
+_numbers = count()
 _shared: WeakValueDictionary[tuple[str, _Identity], FoldedWeight] = WeakValueDictionary()
 
 
@@ -50,6 +52,7 @@ class Slot:
         self._owners = tuple(owners)
         self._known: dict[_Identity, FoldedWeight] = {}
         self._last: dict[tuple[int, ...], int] = {}
+        self._is_new = True
 
     def find(self, inputs: Sequence[Any]) -> FoldedWeight:
         """The folded weight for the sources among these graph inputs, up to date."""
@@ -59,9 +62,9 @@ class Slot:
             found = self._folded_from(identity)
             if found is None:
                 found = self._adopt(sources) or self._make(sources)
-            elif self._was_elsewhere(sources, found) or not found.is_current(sources):
+            elif not self._still_holds(found, sources):
                 found.refold(sources)
-            self._owners = ()
+            self._is_new, self._owners = False, ()
             self._known[identity] = _shared[self.recipe.key, identity] = found
             self._remember(sources, found)
             return found
@@ -72,6 +75,12 @@ class Slot:
             if found is not None and found.lies_at(identity):
                 return found
         return None
+
+    def _still_holds(self, found: FoldedWeight, sources: Sequence[torch.Tensor]) -> bool:
+        """What another graph folded is computed again for a comparison when this one comes to it."""
+        if self._was_elsewhere(sources, found) or not found.is_current(sources):
+            return False
+        return not self._is_new or found.agrees(sources)
 
     def _was_elsewhere(self, sources: Sequence[torch.Tensor], found: FoldedWeight) -> bool:
         """Whether these tensors had other memory meanwhile, through ``.data``: versions tell of one alone."""
@@ -111,9 +120,12 @@ class Slots:
         self._slots = tuple(slots)
         self._premises = tuple(premises)
         self._judged: dict[tuple[int, ...], tuple[int, ...]] = {}
-        self._known: dict[int, _Known] = {}
+        self._known: dict[int, Known] = {}
         self._first = min((p for slot in slots for p in slot.positions), default=0)
+        self._number = next(_numbers)
         store.register(self)
+        if slots:
+            watch_writers()
 
     def let_go(self) -> None:
         """Hold no folded tensor until the next call."""
@@ -122,31 +134,19 @@ class Slots:
     def tensors(self, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
         """The folded tensors for the weights among these graph inputs.
 
-        The comparison is spelled out because it runs for every weight at every call. What is known
-        is read once, as a whole, since other threads may replace it.
+        What is known is read once, as a whole, since other threads may replace it. Where another graph was
+        called with the same weights in between, the model itself was changed perhaps, and more of the weights
+        is compared.
 
         Raises:
             BrokenPremiseError: when the weights are such that the graph would be rewritten in another way.
         """
         if not self._slots:
             return ()
-        known = self._known.get(id(inputs[self._first]), _NOTHING)
-        epoch, checks, copies, watches, tensors = known
-        if epoch != store.epoch:
-            return self._look_up(inputs)
-        for position, expected, version, address, dtype, shape, device in checks:
-            source: torch.Tensor = inputs[position]
-            if expected() is not source or source._version != version or source.data_ptr() != address:
-                return self._look_up(inputs)
-            if source.dtype is not dtype or source.shape != shape or source.device != device:
-                return self._look_up(inputs)
-        for memory, entries in copies:
-            if memory.raw != entries:
-                return self._look_up(inputs)
-        for watch in watches:
-            if watch.has_changed():
-                return self._look_up(inputs)
-        return tensors
+        key = id(inputs[self._first])
+        known = self._known.get(key, NOTHING)
+        is_current = known.epoch == store.epoch and _latest.get(key) == self._number
+        return known.tensors if is_current and known.holds_for(inputs) else self._look_up(inputs)
 
     def _look_up(self, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
         with LOCK:
@@ -154,27 +154,28 @@ class Slots:
             self._ask_again(found, inputs)
             for folded in found:
                 folded.is_lent |= torch.is_grad_enabled()
-            checks: dict[int, _Check] = {
-                position: (position, known, *stamp)
-                for slot, folded in zip(self._slots, found, strict=True)
-                for position, known, stamp in zip(slot.positions, folded.sources, folded.stamps, strict=True)
-            }
-            watches = {
-                (slot.positions[i], watch.known): watch
-                for slot, folded in zip(self._slots, found, strict=True)
-                for i, watch in folded.watches.items()
-            }
-            tensors = tuple(folded.tensor for folded in found)
-            copies = [copy for watch in watches.values() if (copy := watch.host_copy) is not None]
-            others = [watch for watch in watches.values() if watch.host_copy is None]
+            known = self._found(found, store.epoch)
             if not any(folded.is_unsettled for folded in found):
-                self._remember(inputs, (store.epoch, list(checks.values()), copies, others, tensors))
-            return tensors
+                self._remember(inputs, known)
+            return known.tensors
 
-    def _remember(self, inputs: Sequence[Any], known: _Known) -> None:
+    def _found(self, found: Sequence[FoldedWeight], epoch: int) -> Known:
+        """What has to be compared at the next call, each source once."""
+        checks: dict[int, Check] = {}
+        watches: dict[int, Watch] = {}
+        for slot, folded in zip(self._slots, found, strict=True):
+            for place, known, stamp in zip(slot.positions, folded.sources, folded.stamps, strict=True):
+                checks[place] = (place, known, *stamp[:4])
+            watches |= zip(slot.positions, folded.watches, strict=True)
+        return Known.of(epoch, checks, watches, tuple(folded.tensor for folded in found))
+
+    def _remember(self, inputs: Sequence[Any], known: Known) -> None:
         """Keep what is known of these weights, and nothing that is out of date."""
-        kept = {key: one for key, one in self._known.items() if one[0] == store.epoch}
-        self._known = {**kept, id(inputs[self._first]): known}
+        kept = {key: one for key, one in self._known.items() if one.epoch == store.epoch}
+        if len(_latest) >= _MANY:
+            _latest.clear()
+        key = id(inputs[self._first])
+        self._known, _latest[key] = {**kept, key: known}, self._number
 
     def _ask_again(self, found: Sequence[FoldedWeight], inputs: Sequence[Any]) -> None:
         numbers, refolds = tuple(f.number for f in found), tuple(f.refolds for f in found)

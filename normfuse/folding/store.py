@@ -1,35 +1,30 @@
 """Folded weights that are never stale.
 
 When a source changed, the folded tensor is computed again *into the same memory*, so compiled code
-and CUDA graphs that hold its address stay right. Running statistics are watched by their entries
-(:mod:`normfuse.folding.watch`). Writes of other tensors through ``.data`` leave no trace in a version
-counter and need :func:`invalidate`.
+and CUDA graphs that hold its address stay right. Three guards tell of a change, each without the others: the
+tensor's identity, version counter and address; what its memory holds (:mod:`normfuse.folding.contents`); and
+the known writers themselves (:mod:`normfuse.folding.writers`).
 """
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from threading import RLock
-from types import FrameType
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
 import torch
-from torch.optim.optimizer import (
-    Optimizer,
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
 
 from normfuse.errors import InputError
 from normfuse.folding.recipe import Recipe
 from normfuse.folding.watch import Watch
 from normfuse.torch_compat import outside_tracing, storage_is_abandoned
 
-__all__ = ["LOCK", "FoldedWeight", "Holder", "Owner", "invalidate", "living", "register"]
+__all__ = [
+    "LOCK", "FoldedWeight", "Holder", "Owner", "forget", "has_folded", "invalidate", "living", "register",
+]  # fmt: skip
 
 Owner = weakref.ref[torch.nn.Module]
 
@@ -38,6 +33,8 @@ LOCK = RLock()
 #: Counts the changes of all folded weights: while it stands still, what was looked up holds.
 epoch = 0
 _alive: WeakSet[FoldedWeight] = WeakSet()
+#: The folded weights by the storages of their sources, which they hold.
+_reading: dict[int, WeakSet[FoldedWeight]] = {}
 _numbers = count()
 
 
@@ -69,7 +66,7 @@ class FoldedWeight:
     """One folded tensor and the state of the sources it was made of.
 
     It is released when one of ``owners`` goes, the modules that hold the sources; without owners, when a
-    source goes. ``watched`` are the sources, by number, that kernels write without a trace, with owners.
+    source goes. ``watched`` are the sources, by number, that may be running statistics, with owners.
     ``is_lent`` says that autograd may have saved the tensor, which nothing may write to from then on.
     """
 
@@ -82,10 +79,10 @@ class FoldedWeight:
     ) -> None:
         self.recipe, self.number = recipe, next(_numbers)
         self._watched = dict(watched or {})
-        self.watches: dict[int, Watch] = {}
+        self.watches: list[Watch] = []
         self.refolds = 0
         self.is_lent = False
-        self._optimizer: weakref.ref[Optimizer] | None = None
+        self._is_writing: Callable[[], bool] | None = None
         self._has_owners = any(owner() is not None for owner in owners)
         self.stamps: list[_Stamp] = []
         self.sources: list[weakref.ref[torch.Tensor]] = []
@@ -106,8 +103,9 @@ class FoldedWeight:
         gone = None if self._has_owners else _releasing(weakref.ref(self))
         self.sources[:] = [weakref.ref(s, gone) for s in sources]
         self.stamps[:] = [_Stamp.of(s) for s in sources]
-        self.watches = {i: Watch(sources[i], owner) for i, owner in self._watched.items()}
         self._storages[:] = [s.untyped_storage() for s in sources]
+        self.watches = [Watch(s, i in self._watched, self._watched.get(i)) for i, s in enumerate(sources)]
+        _note_reader(self, self._storages)
         _advance()
 
     def is_current(self, sources: Sequence[torch.Tensor]) -> bool:
@@ -116,7 +114,11 @@ class FoldedWeight:
             return False
         if any(known() is not s for known, s in zip(self.sources, sources, strict=True)):
             return False
-        return not any(watch.has_changed() for watch in self.watches.values())
+        return not any(watch.has_changed() for watch in self.watches)
+
+    def agrees(self, sources: Sequence[torch.Tensor]) -> bool:
+        """Whether the sources, read once more, give the tensor bit by bit."""
+        return torch.equal(self.recipe.compute(sources), self.tensor)
 
     def refold(self, sources: Sequence[torch.Tensor]) -> None:
         """Compute the tensor again, into the same memory where autograd cannot have saved it."""
@@ -133,14 +135,18 @@ class FoldedWeight:
 
     @property
     def is_unsettled(self) -> bool:
-        """Whether a kernel may write to the sources at any moment, without a trace."""
-        if self._optimizer is not None and not _is_stepping(self._optimizer()):
-            self._optimizer = None
-        return self._optimizer is not None
+        """Whether a known writer may write to the sources at any moment.
 
-    def settle(self, optimizer: Optimizer | None) -> None:
-        """Note the optimizer whose step begins, or that it ended."""
-        self._optimizer = None if optimizer is None else weakref.ref(optimizer)
+        When it has come to its end, what was folded meanwhile is folded once more.
+        """
+        if self._is_writing is not None and not self._is_writing():
+            self._is_writing = None
+            self.forget()
+        return self._is_writing is not None
+
+    def settle(self, is_writing: Callable[[], bool] | None) -> None:
+        """Note a writer that has begun and tells whether it still writes, or that none does."""
+        self._is_writing = is_writing
 
     def forget(self) -> None:
         """Make the next call fold again."""
@@ -152,7 +158,7 @@ class FoldedWeight:
         self.tensor = torch.empty(0)
         self.stamps.clear()
         self.sources.clear()
-        self.watches = {}
+        self.watches = []
         self._storages.clear()
         for holder in list(_holders):
             holder.let_go()
@@ -172,9 +178,6 @@ class FoldedWeight:
         return bool(self.stamps) and all(
             stamp.address == place[0] for stamp, place in zip(self.stamps, places, strict=True)
         )
-
-    def reads(self, storages: set[int]) -> bool:
-        return any(s._cdata in storages for s in self._storages)
 
     def can_serve(self, sources: Sequence[torch.Tensor]) -> bool:
         """Whether sources like these give a tensor like this one."""
@@ -205,43 +208,29 @@ def _releasing(folded: weakref.ref[FoldedWeight]) -> Callable[[object], None]:
     return lambda _: _release(folded)
 
 
-def _before_optimizer_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
-    """Fused optimizers write without raising version counters, and hooks of the step may call the model."""
-    _settle(optimizer, optimizer)
-
-
-def _after_optimizer_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
-    _settle(optimizer, None)
-
-
-def _settle(optimizer: Optimizer, stepping: Optimizer | None) -> None:
-    if len(_alive):
-        for folded in _forget([p for group in optimizer.param_groups for p in group["params"]]):
-            folded.settle(stepping)
-
-
-def _is_stepping(optimizer: Optimizer | None) -> bool:
-    """Whether a method of the optimizer is running: a step that raises never tells that it ended."""
-    for found in sys._current_frames().values():
-        frame: FrameType | None = found
-        while frame is not None:
-            if optimizer is not None and frame.f_locals.get("self") is optimizer:
-                return True
-            frame = frame.f_back
-    return False
-
-
-def _forget(tensors: Iterable[torch.Tensor]) -> list[FoldedWeight]:
-    storages = {t.untyped_storage()._cdata for t in tensors}
+def _note_reader(folded: FoldedWeight, storages: Iterable[torch.UntypedStorage]) -> None:
     with LOCK:
-        concerned = [f for f in _alive if f.reads(storages)]
-        for folded in concerned:
+        if len(_reading) > 8 * len(_alive) + 1000:
+            for key in [k for k, readers in _reading.items() if not readers]:
+                del _reading[key]
+        for storage in storages:
+            _reading.setdefault(storage._cdata, WeakSet()).add(folded)
+
+
+def has_folded() -> bool:
+    """Whether there is any folded weight."""
+    return bool(_reading) and len(_alive) > 0
+
+
+def forget(tensors: Iterable[torch.Tensor]) -> set[FoldedWeight]:
+    """Fold again, at their next use, the weights that read the memory of ``tensors``; which those are."""
+    with LOCK:
+        found: set[FoldedWeight] = set()
+        for tensor in tensors:
+            found.update(_reading.get(tensor.untyped_storage()._cdata, ()))
+        for folded in found:
             folded.forget()
-    return concerned
-
-
-register_optimizer_step_pre_hook(_before_optimizer_step)
-register_optimizer_step_post_hook(_after_optimizer_step)
+    return found
 
 
 def living() -> list[FoldedWeight]:
@@ -252,12 +241,13 @@ def living() -> list[FoldedWeight]:
 def invalidate(model: torch.nn.Module) -> int:
     """Fold the weights of ``model`` again at the next call; returns how many folded tensors that concerns.
 
-    Needed after writes that raise no version counter: through ``.data``, NumPy or a kernel of your
-    own. In-place operators, ``load_state_dict`` and every ``torch.optim.Optimizer`` are seen.
+    Needed after a change of a few entries that raises no version counter: through ``.data``, NumPy, a kernel
+    of your own or another process. In-place operators, ``load_state_dict``, every ``torch.optim.Optimizer``,
+    collectives, and whatever changes many entries of a weight on the host are seen.
 
     Raises:
         InputError: when ``model`` is not a module.
     """
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"expected the torch.nn.Module that was compiled, got {type(model).__name__}")
-    return len(_forget([*model.parameters(), *model.buffers()]))
+    return len(forget([*model.parameters(), *model.buffers()]))

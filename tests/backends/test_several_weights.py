@@ -13,7 +13,7 @@ from torch import nn
 from torch.fx import Graph
 
 import normfuse
-from normfuse.folding import Recipe, Slot
+from normfuse.folding import Recipe, Slot, store
 from normfuse.folding.store import FoldedWeight
 
 OPTIONS = {"normfuse.inner": "eager"}
@@ -145,8 +145,8 @@ def test_memory_that_a_weight_comes_back_to_is_read_again() -> None:
 
 
 def folded_of(model: nn.Module) -> list[FoldedWeight]:
-    memory = {p.untyped_storage()._cdata for p in model.parameters()}
-    return [f for f in normfuse.folding.store.living() if f.reads(memory)]
+    parameters = set(model.parameters())
+    return [f for f in store.living() if any(source() in parameters for source in f.sources)]
 
 
 def test_a_step_that_raises_is_over() -> None:
@@ -181,11 +181,11 @@ def test_folded_weights_go_with_their_own_model() -> None:
     with torch.inference_mode():
         close(fast[1](X), second(X))
     gc.collect()  # models of other tests may be on their way out
-    alive = len(normfuse.folding.store.living())
+    alive = len(store.living())
     count = len(folded_of(second))
     assert count
     del second, fast[1]
     gc.collect()
-    assert len(normfuse.folding.store.living()) == alive - count
+    assert len(store.living()) == alive - count
     with torch.inference_mode():
         close(fast[0](X), copy.deepcopy(first)(X))

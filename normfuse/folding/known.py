@@ -1,0 +1,72 @@
+"""What a compiled graph found for the weights of one model, and what has to hold for it to hold still."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from normfuse.folding.contents import Bytes, Words
+from normfuse.folding.watch import Watch
+
+__all__ = ["NOTHING", "Check", "Known"]
+
+#: Where a source stands among the inputs, who it was, version, address, dtype and shape.
+Check = tuple[int, weakref.ref[torch.Tensor], int, int, torch.dtype, torch.Size]
+
+
+class Known(NamedTuple):
+    """The folded tensors, as long as ``epoch`` stands still and the sources are as they were.
+
+    The comparisons are spelled out because they run for every weight at every call.
+    """
+
+    epoch: int
+    checks: list[Check]
+    whole: list[Bytes]
+    words: list[Words]
+    counted: list[Watch]
+    tensors: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def of(
+        cls,
+        epoch: int,
+        checks: Mapping[int, Check],
+        watches: Mapping[int, Watch],
+        tensors: tuple[torch.Tensor, ...],
+    ) -> Known:
+        """What there is to compare, by the places of the sources among the inputs."""
+        contents = [watch.contents for watch in watches.values()]
+        whole = [one.whole for one in contents if one.whole is not None]
+        words = [one.words for one in contents if one.words is not None]
+        counted = [watch for watch in watches.values() if watch.counts]
+        return cls(epoch, list(checks.values()), whole, words, counted, tensors)
+
+    def holds_for(self, inputs: Sequence[Any]) -> bool:
+        """Whether the sources among these inputs are those that were looked at, unchanged.
+
+        An address says on which device it is.
+        """
+        for position, expected, version, address, dtype, shape in self.checks:
+            source: torch.Tensor = inputs[position]
+            if expected() is not source or source._version != version or source.data_ptr() != address:
+                return False
+            if source.dtype is not dtype or source.shape != shape:
+                return False
+        return not self._were_written()
+
+    def _were_written(self) -> bool:
+        """Whether the memory of the sources holds something else, or a norm has trained on a batch since."""
+        for memory, entries in self.whole:
+            if memory.raw != entries:
+                return True
+        for now, before in self.words:
+            if now != before:
+                return True
+        return any(watch.owner_counted() for watch in self.counted)
+
+
+NOTHING = Known(-1, [], [], [], [], ())
