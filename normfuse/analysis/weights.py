@@ -111,7 +111,10 @@ class WeightValues:
         if self.is_written(node):
             return Refusal("weight_mutated", f"the graph itself writes to the weight {node.name}", node.name)
         found = self._inputs.get(node)
-        return None if found is None else _tensor_refusal(node, found)
+        if found is None:
+            return None
+        is_folded = not (self.program.grad_enabled and found.trains)
+        return _sharded(node, found) if found.is_sharded and is_folded else _tensor_refusal(node, found)
 
     def records_gradients(self, node: Node) -> bool:
         """Whether a weight value is computed from anything that trains."""
@@ -155,6 +158,16 @@ def _memory(found: Input | None) -> int | None:
     if found is None or found.value.layout != torch.strided:
         return None
     return int(found.value.untyped_storage()._cdata)
+
+
+def _sharded(node: Node, found: Input) -> Refusal:
+    return Refusal(
+        "weight_sharded",
+        f"the weight {found.name} is sharded (FSDP) and gathered anew for every call, so a folded copy would "
+        "have to be made anew as well",
+        node.name,
+        "rewrite the model with normfuse.rewrite before it is sharded, or load it whole for inference",
+    )
 
 
 def _tensor_refusal(node: Node, found: Input) -> Refusal | None:

@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from normfuse.backends.owners import Owners
 from normfuse.capture.translate import translate
 from normfuse.errors import CaptureError, NormfuseError, UncapturableError
+from normfuse.folding import is_refilled
 from normfuse.ir.grad_mode import switches_gradients_on
 from normfuse.ir.program import Input, Program, Role
 from normfuse.torch_compat import FakeTensorMode
@@ -22,6 +23,8 @@ from normfuse.torch_compat import FakeTensorMode
 __all__ = ["capture", "compiled_again", "hand_on_marks", "visible"]
 
 _STATIC = "_dynamo_static_input_type"
+#: Where Dynamo reads what FullyShardedDataParallel hands out: views of one flat parameter.
+_FLAT = "FSDPNNModuleSource"
 
 
 def capture(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[Program, FakeTensorMode]:
@@ -30,7 +33,7 @@ def capture(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[Program, Fa
     if fake_mode is None:
         raise CaptureError("the graph does not come from Dynamo: there is no fake tensor mode to trace with")
     placeholders = _inputs_of(gm)
-    traced, notes = translate(gm)
+    traced, notes = _translated(gm, example_inputs)
     owners = Owners()
     inputs = [
         _input(node, original, value, owners)
@@ -38,6 +41,18 @@ def capture(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[Program, Fa
     ]
     records = _records_gradients(traced, example_inputs)
     return Program(traced, inputs, grad_enabled=records, notes=notes), fake_mode
+
+
+def _translated(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[GraphModule, list[str]]:
+    try:
+        return translate(gm)
+    except (CaptureError, UncapturableError) as error:
+        if not any(type(value).__name__ == "DTensor" for value in example_inputs):
+            raise
+        raise UncapturableError(
+            "it computes with distributed tensors (DTensor), as under tensor parallelism; rewrite the model "
+            "with normfuse.rewrite before it is distributed"
+        ) from error
 
 
 def _inputs_of(gm: GraphModule) -> list[Node]:
@@ -60,11 +75,14 @@ def _records_gradients(gm: GraphModule, values: Sequence[Any]) -> bool:
 
 def _input(node: Node, original: Node, value: Any, owners: Owners) -> Input:
     is_static = bool(original.meta.get("tensor_dict", {}).get(_STATIC))
-    if isinstance(value, torch.nn.Parameter):
+    is_view = type(getattr(original, "_dynamo_source", None)).__name__ == _FLAT
+    if isinstance(value, torch.nn.Parameter) or is_view:
         role = Role.PARAMETER
     else:
         role = Role.BUFFER if is_static and isinstance(value, torch.Tensor) else Role.USER
-    return Input(node, role, _name(original), value, None if role is Role.USER else owners.of(original))
+    owner = None if role is Role.USER else owners.of(original)
+    is_sharded = is_view or (role is Role.PARAMETER and is_refilled(value))
+    return Input(node, role, _name(original), value, owner, is_sharded)
 
 
 def _name(node: Node) -> str:

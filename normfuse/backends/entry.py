@@ -1,6 +1,7 @@
 """The ``torch.compile`` backend: ``torch.compile(model, backend="normfuse")``.
 
-This module is what PyTorch's backend registry loads, so it imports nothing heavy.
+This module is what PyTorch's backend registry loads, so it imports nothing heavy. From then on known writers
+are watched: what fully sharded models fill before their first graph is compiled has to be known by then.
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ from typing import Any
 
 from torch.fx import GraphModule
 
+from normfuse.folding.writers import watch_writers
+
 __all__ = ["normfuse_backend"]
+
+watch_writers()
 
 
 def normfuse_backend(

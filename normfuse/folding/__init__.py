@@ -5,6 +5,7 @@ from normfuse.folding.recipe import Folded, Recipe
 from normfuse.folding.slot import Slot, Slots
 from normfuse.folding.store import FoldedWeight, invalidate
 from normfuse.folding.watch import Watch, can_watch
+from normfuse.folding.writers import is_refilled, watch_writers
 
 __all__ = [
     "Asked",
@@ -20,4 +21,6 @@ __all__ = [
     "Watch",
     "can_watch",
     "invalidate",
+    "is_refilled",
+    "watch_writers",
 ]

@@ -15,7 +15,6 @@ from normfuse.folding.premise import Asked, BrokenPremiseError
 from normfuse.folding.recipe import Recipe
 from normfuse.folding.store import LOCK, FoldedWeight, Owner
 from normfuse.folding.watch import Watch
-from normfuse.folding.writers import watch_writers
 
 __all__ = ["Slot", "Slots"]
 
@@ -124,8 +123,6 @@ class Slots:
         self._first = min((p for slot in slots for p in slot.positions), default=0)
         self._number = next(_numbers)
         store.register(self)
-        if slots:
-            watch_writers()
 
     def let_go(self) -> None:
         """Hold no folded tensor until the next call."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
@@ -25,19 +26,21 @@ from torch.optim.optimizer import (
 from normfuse.folding.store import forget, has_folded
 from normfuse.torch_compat import after_collectives, after_preserved_writes
 
-__all__ = ["watch_writers"]
+__all__ = ["is_refilled", "watch_writers"]
 
 _watched = False
+#: The storages that were written under preserved counters.
+_preserved: set[StorageWeakRef] = set()
 
 
 def watch_writers() -> None:
-    """From the first folded weight on, be told of what these writers write."""
+    """From now on, be told of what these writers write; asking once more does nothing."""
     global _watched
     if not _watched:
         _watched = True
         register_optimizer_step_pre_hook(_before_optimizer_step)
         register_optimizer_step_post_hook(_after_optimizer_step)
-        after_preserved_writes(_written)
+        after_preserved_writes(_written_in_secret)
         after_collectives(_written)
 
 
@@ -45,6 +48,21 @@ def _written(tensors: Iterable[torch.Tensor], is_writing: Callable[[], bool] | N
     if has_folded():
         for folded in forget(tensors):
             folded.settle(is_writing)
+
+
+def _written_in_secret(tensors: Iterable[torch.Tensor]) -> None:
+    fresh = {StorageWeakRef(t.untyped_storage()) for t in tensors} - _preserved
+    if fresh:
+        for gone in [one for one in _preserved if one.expired()]:
+            _preserved.discard(gone)
+        _preserved.update(fresh)
+    _written(tensors)
+
+
+def is_refilled(weight: torch.Tensor) -> bool:
+    """Whether the memory of a weight was filled under a preserved counter, as FSDP does for every call."""
+    is_plain = type(weight) in (torch.Tensor, torch.nn.Parameter) and weight.layout == torch.strided
+    return is_plain and StorageWeakRef(weight.untyped_storage()) in _preserved
 
 
 def _before_optimizer_step(optimizer: Optimizer, args: object, kwargs: object) -> None:

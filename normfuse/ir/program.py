@@ -28,7 +28,8 @@ class Role(Enum):
 class Input:
     """One placeholder: its role, the name its owner gives it, and the real tensor when known.
 
-    ``owner`` is a weak reference to the module that holds a weight, where that is known.
+    ``owner`` is a weak reference to the module that holds a weight, where that is known. ``is_sharded`` says
+    that its memory is filled anew for every call, as that of fully sharded models is.
     """
 
     node: Node
@@ -36,6 +37,7 @@ class Input:
     name: str
     value: Any = None
     owner: weakref.ref[torch.nn.Module] | None = None
+    is_sharded: bool = False
 
     @property
     def is_weight(self) -> bool:
