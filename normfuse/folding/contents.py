@@ -3,8 +3,8 @@
 Version counters tell of most writes, not of all: collectives, writes through ``.data`` or NumPy, kernels that
 update running statistics and memory that is filled anew under a preserved counter raise none. So the
 contents themselves are looked at. Vectors, and tables that may hold running statistics, are compared as a
-whole; of a larger weight, words that lie evenly all over it. A few are read at every call, some thousands
-whenever a weight is looked up.
+whole; of a larger weight, words that lie evenly all over it. A few are read at every call, others at the next
+one, since each may cost a wait for main memory; some thousands whenever a weight is looked up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Bytes", "Contents", "Words"]
+__all__ = ["TURNS", "Bytes", "Contents", "Words"]
 
 #: The memory of a tensor on the host, whose ``raw`` are its bytes now, and what they were.
 Bytes = tuple["ctypes.Array[ctypes.c_char]", bytes]
@@ -28,21 +28,21 @@ _WORD = 8
 _SMALL = 2**10
 #: The same for what may hold running statistics, of which a kernel may write a single row.
 _SMALL_STATISTICS = 2**16
-#: Words read at every call of a weight, of a large table that may hold statistics, and when looked up.
-_FEW, _ROWS, _MANY = 64, 2**12, 2**12
+#: Words of a weight read at every call, calls after which they are the same again, and words when looked up.
+_FEW, TURNS, _MANY = 8, 64, 2**12
 
 
 @dataclass(frozen=True)
 class Contents:
     """What one tensor on the host held; nothing for a tensor elsewhere, or an empty one.
 
-    ``whole`` or ``words`` are compared at every call, ``more`` besides where there is time. The tensor has to
-    lie where it lay: its memory is read by address.
+    ``whole`` is compared at every call, or one of ``turns`` is; ``many`` where there is time. The tensor has
+    to lie where it lay: its memory is read by address.
     """
 
     whole: Bytes | None = None
-    words: Words | None = None
-    more: Words | None = None
+    turns: tuple[Words, ...] = ()
+    many: Words | None = None
 
     @classmethod
     def of(cls, tensor: torch.Tensor, may_be_statistics: bool = False) -> Contents:
@@ -55,14 +55,17 @@ class Contents:
             return cls(whole=(memory, memory.raw))
         view = memoryview(memory).cast("B")[: size - size % _WORD].cast("Q")
         row = max(tensor.shape[-1] * tensor.element_size() // _WORD, 1)
-        few = _spread(view, row, _ROWS if may_be_statistics else _FEW)
-        return cls(words=few, more=None if may_be_statistics else _spread(view, row, _MANY))
+        many = _taken(_spread(view, row, _MANY))
+        if may_be_statistics:  # a kernel may have written to any row
+            return cls(turns=(many,), many=many)
+        few = _spread(view, row, _FEW * TURNS)
+        return cls(turns=tuple(_taken(few[turn::TURNS]) for turn in range(TURNS)), many=many)
 
     def has_changed(self) -> bool:
-        """Whether any byte or word that was taken down differs."""
-        if self.whole is not None and self.whole[0].raw != self.whole[1]:
-            return True
-        return any(pair is not None and pair[0] != pair[1] for pair in (self.words, self.more))
+        """Whether any byte, or any of many words, is another than it was."""
+        if self.whole is not None:
+            return self.whole[0].raw != self.whole[1]
+        return self.many is not None and self.many[0] != self.many[1]
 
 
 def _extent(tensor: torch.Tensor) -> int:
@@ -73,10 +76,13 @@ def _extent(tensor: torch.Tensor) -> int:
     return (last + 1) * tensor.element_size()
 
 
-def _spread(view: memoryview[Any], row: int, count: int) -> Words:
+def _spread(view: memoryview[Any], row: int, count: int) -> memoryview[Any]:
     """About ``count`` words, in every row where there are enough of them, and in every column in turn."""
     step = max(len(view) // count, 1)
     while step > 1 and math.gcd(step, row) > 1:
         step -= 1
-    now = view[::step][: 2 * count]
-    return now, memoryview(now.tobytes()).cast("Q")
+    return view[::step][: 2 * count]
+
+
+def _taken(words: memoryview[Any]) -> Words:
+    return words, memoryview(words.tobytes()).cast("Q")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from normfuse.folding.contents import Bytes, Words
+from normfuse.folding.contents import TURNS, Bytes, Words
 from normfuse.folding.watch import Watch
 
 __all__ = ["NOTHING", "Check", "Known"]
@@ -26,7 +26,7 @@ class Known(NamedTuple):
     epoch: int
     checks: list[Check]
     whole: list[Bytes]
-    words: list[Words]
+    turns: list[list[Words]]
     counted: list[Watch]
     tensors: tuple[torch.Tensor, ...]
 
@@ -41,14 +41,15 @@ class Known(NamedTuple):
         """What there is to compare, by the places of the sources among the inputs."""
         contents = [watch.contents for watch in watches.values()]
         whole = [one.whole for one in contents if one.whole is not None]
-        words = [one.words for one in contents if one.words is not None]
+        spread = [one.turns for one in contents if one.turns]
+        turns = [[words[turn % len(words)] for words in spread] for turn in range(TURNS)]
         counted = [watch for watch in watches.values() if watch.counts]
-        return cls(epoch, list(checks.values()), whole, words, counted, tensors)
+        return cls(epoch, list(checks.values()), whole, turns, counted, tensors)
 
-    def holds_for(self, inputs: Sequence[Any]) -> bool:
+    def holds_for(self, inputs: Sequence[Any], call: int) -> bool:
         """Whether the sources among these inputs are those that were looked at, unchanged.
 
-        An address says on which device it is.
+        An address says on which device it is. ``call`` counts the calls: each looks at other words.
         """
         for position, expected, version, address, dtype, shape in self.checks:
             source: torch.Tensor = inputs[position]
@@ -56,14 +57,14 @@ class Known(NamedTuple):
                 return False
             if source.dtype is not dtype or source.shape != shape:
                 return False
-        return not self._were_written()
+        return not self._were_written(call % TURNS)
 
-    def _were_written(self) -> bool:
+    def _were_written(self, turn: int) -> bool:
         """Whether the memory of the sources holds something else, or a norm has trained on a batch since."""
         for memory, entries in self.whole:
             if memory.raw != entries:
                 return True
-        for now, before in self.words:
+        for now, before in self.turns[turn]:
             if now != before:
                 return True
         return any(watch.owner_counted() for watch in self.counted)

@@ -1,0 +1,54 @@
+"""After every way to change a weight the compiled model answers as the model itself does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import normfuse
+from tests.changes import ways  # noqa: F401
+from tests.changes.models import image, network
+from tests.changes.registry import WAYS, Way, page
+
+PAGE = Path(__file__).parents[2] / "docs" / "changing-weights.md"
+#: In float64, a few hundred roundings deep.
+BOUND = 1e-11
+
+
+class Compiled:
+    def __init__(self) -> None:
+        torch._dynamo.reset()
+        self.model = network()
+        self._fast = torch.compile(self.model, backend="normfuse", options={"normfuse.inner": "eager"})
+        self.difference()
+        assert normfuse.last_report().after == {"rms_norm": 3}
+
+    def difference(self) -> float:
+        with torch.no_grad():
+            expected = self.model(image())
+            return float((self._fast(image()) - expected).norm() / expected.norm())
+
+    def answers(self) -> torch.Tensor:
+        with torch.no_grad():
+            return self.model(image())
+
+
+@pytest.mark.parametrize("one", [pytest.param(w, id=w.change.__name__) for w in WAYS])
+def test_a_change(one: Way) -> None:
+    compiled = Compiled()
+    for again in range(3):
+        before = compiled.answers()
+        torch.manual_seed(again)
+        one.change(compiled.model)
+        assert again or not torch.equal(before, compiled.answers()), "the change changes nothing"
+        if one.remedy:
+            assert compiled.difference() > BOUND
+            assert normfuse.invalidate(compiled.model) > 0
+        assert compiled.difference() < BOUND
+        assert compiled.difference() < BOUND
+
+
+def test_the_page_says_what_is_tested() -> None:
+    assert PAGE.read_text() == page(), "run python -m tests.changes > docs/changing-weights.md"
