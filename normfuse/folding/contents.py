@@ -4,7 +4,7 @@ Version counters tell of most writes, not of all: collectives, writes through ``
 update running statistics and memory that is filled anew under a preserved counter raise none. So the
 contents themselves are looked at. Vectors, and tables that may hold running statistics, are compared as a
 whole; of a larger weight, words that lie evenly all over it. A few are read at every call, others at the next
-one, since each may cost a wait for main memory; some thousands whenever a weight is looked up.
+one, since each may cost a wait for main memory; a thousand whenever a weight is looked up.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ _WORD = 8
 _SMALL = 2**10
 #: The same for what may hold running statistics, of which a kernel may write a single row.
 _SMALL_STATISTICS = 2**16
-#: Words of a weight read at every call, calls after which they are the same again, and words when looked up.
-_FEW, TURNS, _MANY = 8, 64, 2**12
+#: Words of a larger table that may hold statistics.
+_ROWS = 2**12
+#: Words of a weight read at every call, calls after which they are the same again, words where there is time.
+_FEW, TURNS, _MANY = 8, 64, 2**10
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Contents:
             return cls(whole=(memory, memory.raw))
         view = memoryview(memory).cast("B")[: size - size % _WORD].cast("Q")
         row = max(tensor.shape[-1] * tensor.element_size() // _WORD, 1)
-        many = _taken(_spread(view, row, _MANY))
-        if may_be_statistics:  # a kernel may have written to any row
+        many = _taken(_spread(view, row, _ROWS if may_be_statistics else _MANY))
+        if may_be_statistics:
             return cls(turns=(many,), many=many)
         few = _spread(view, row, _FEW * TURNS)
         return cls(turns=tuple(_taken(few[turn::TURNS]) for turn in range(TURNS)), many=many)

@@ -27,6 +27,7 @@ class Known(NamedTuple):
     checks: list[Check]
     whole: list[Bytes]
     turns: list[list[Words]]
+    many: list[Words]
     counted: list[Watch]
     tensors: tuple[torch.Tensor, ...]
 
@@ -43,8 +44,9 @@ class Known(NamedTuple):
         whole = [one.whole for one in contents if one.whole is not None]
         spread = [one.turns for one in contents if one.turns]
         turns = [[words[turn % len(words)] for words in spread] for turn in range(TURNS)]
+        many = [one.many for one in contents if one.many is not None]
         counted = [watch for watch in watches.values() if watch.counts]
-        return cls(epoch, list(checks.values()), whole, turns, counted, tensors)
+        return cls(epoch, list(checks.values()), whole, turns, many, counted, tensors)
 
     def holds_for(self, inputs: Sequence[Any], call: int) -> bool:
         """Whether the sources among these inputs are those that were looked at, unchanged.
@@ -59,6 +61,10 @@ class Known(NamedTuple):
                 return False
         return not self._were_written(call % TURNS)
 
+    def looks_unchanged(self) -> bool:
+        """Whether many more words of the sources are what they were."""
+        return not any(now != before for now, before in self.many)
+
     def _were_written(self, turn: int) -> bool:
         """Whether the memory of the sources holds something else, or a norm has trained on a batch since."""
         for memory, entries in self.whole:
@@ -70,4 +76,4 @@ class Known(NamedTuple):
         return any(watch.owner_counted() for watch in self.counted)
 
 
-NOTHING = Known(-1, [], [], [], [], ())
+NOTHING = Known(-1, [], [], [], [], [], ())

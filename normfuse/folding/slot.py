@@ -27,6 +27,12 @@ _numbers = count()
 _shared: WeakValueDictionary[tuple[str, _Identity], FoldedWeight] = WeakValueDictionary()
 
 
+def _note_latest(key: int, number: int) -> None:
+    if len(_latest) >= _MANY:
+        _latest.clear()
+    _latest[key] = number
+
+
 def _identity(sources: Sequence[torch.Tensor]) -> _Identity:
     return tuple((s.data_ptr(), s.shape, s.stride(), s.dtype, s.device) for s in sources)
 
@@ -142,10 +148,14 @@ class Slots:
             return ()
         key = id(inputs[self._first])
         known = self._known.get(key, NOTHING)
-        is_current = known.epoch == store.epoch and _latest.get(key) == self._number
         self._calls += 1
-        is_current = is_current and known.holds_for(inputs, self._calls)
-        return known.tensors if is_current else self._look_up(inputs)
+        if known.epoch != store.epoch or not known.holds_for(inputs, self._calls):
+            return self._look_up(inputs)
+        if _latest.get(key) != self._number:
+            if not known.looks_unchanged():
+                return self._look_up(inputs)
+            _note_latest(key, self._number)
+        return known.tensors
 
     def _look_up(self, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
         with LOCK:
@@ -171,10 +181,9 @@ class Slots:
     def _remember(self, inputs: Sequence[Any], known: Known) -> None:
         """Keep what is known of these weights, and nothing that is out of date."""
         kept = {key: one for key, one in self._known.items() if one.epoch == store.epoch}
-        if len(_latest) >= _MANY:
-            _latest.clear()
         key = id(inputs[self._first])
-        self._known, _latest[key] = {**kept, key: known}, self._number
+        self._known = {**kept, key: known}
+        _note_latest(key, self._number)
 
     def _ask_again(self, found: Sequence[FoldedWeight], inputs: Sequence[Any]) -> None:
         numbers, refolds = tuple(f.number for f in found), tuple(f.refolds for f in found)

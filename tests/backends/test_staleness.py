@@ -25,9 +25,9 @@ def _alone() -> None:
 class Counted:
     """A compiled model, and how many graphs were compiled for it."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, **settings: bool) -> None:
         self.model, self.graphs = model, 0
-        self.fast = torch.compile(model, backend=self._backend)
+        self.fast = torch.compile(model, backend=self._backend, **settings)
 
     def _backend(self, gm, inputs):
         self.graphs += 1
@@ -215,3 +215,19 @@ def test_a_write_while_a_weight_is_folded_is_seen(monkeypatch):
         counted.fast(x)
         assert not writes
     assert counted.difference(x) < 1e-12
+
+
+def test_another_graph_in_between_has_more_of_a_weight_compared() -> None:
+    """An adapter of which few entries are not zero, merged under one graph and unmerged under another."""
+    model = prenorm(width=256)
+    counted = Counted(model, dynamic=False)
+    weight, delta = model.blocks[0].down.weight, torch.zeros(256, 512, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randint(delta.numel(), (delta.numel() // 50,), generator=generator)
+    delta.view(-1)[chosen] = 10.0
+    for batch in (4, 7, 4, 7):
+        counted.difference(example(batch))
+    assert counted.graphs == 2
+    for batch in (4, 7, 4, 7):
+        weight.data += delta
+        assert counted.difference(example(batch)) < 1e-12

@@ -52,7 +52,7 @@ Three guards look at every call, each without the others:
 
 - the tensor: its identity, version counter, address, dtype and shape;
 - what its memory holds: all of a vector or of a table of statistics, 8 words all over a larger weight (8
-  others at the next call, the same after 64), 4,096 where another compiled graph used the weights in between,
+  others at the next call, the same after 64), 1,024 where another compiled graph used the weights in between,
   everything whenever a graph is compiled;
 - the writers that raise no version counter and can be told of: optimizers, collectives, memory that is filled
   anew under a preserved counter.
