@@ -222,7 +222,7 @@ def test_another_graph_in_between_has_more_of_a_weight_compared() -> None:
     model = prenorm(width=256)
     counted = Counted(model, dynamic=False)
     weight, delta = model.blocks[0].down.weight, torch.zeros(256, 512, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(3)
     chosen = torch.randint(delta.numel(), (delta.numel() // 100,), generator=generator)
     delta.view(-1)[chosen] = 10.0
     for batch in (4, 7, 4, 7):
