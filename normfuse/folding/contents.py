@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from normfuse.folding.sampled import Sampled, are_unchanged, sampled
+
 __all__ = ["TURNS", "Bytes", "Contents", "Words"]
 
 #: The memory of a tensor on the host, whose ``raw`` are its bytes now, and what they were.
@@ -36,19 +38,23 @@ _FEW, TURNS, _MANY = 8, 64, 2**10
 
 @dataclass(frozen=True)
 class Contents:
-    """What one tensor on the host held; nothing for a tensor elsewhere, or an empty one.
+    """What one tensor held.
 
-    ``whole`` is compared at every call, or one of ``turns`` is; ``many`` where there is time. The tensor has
-    to lie where it lay: its memory is read by address.
+    Of a tensor on the host ``whole`` is compared at every call, or one of ``turns`` is; ``many`` where there
+    is time. It has to lie where it lay: its memory is read by address. Of a tensor on an accelerator there
+    is ``elsewhere``, compared where there is time.
     """
 
     whole: Bytes | None = None
     turns: tuple[Words, ...] = ()
     many: Words | None = None
+    elsewhere: Sampled | None = None
 
     @classmethod
     def of(cls, tensor: torch.Tensor, may_be_statistics: bool = False) -> Contents:
         """Take down what ``tensor`` holds, of any dtype and strides."""
+        if not _is_on_host(tensor):
+            return cls(elsewhere=None if tensor.device.type == "meta" else sampled(tensor))
         size = _extent(tensor)
         if not size:
             return cls()
@@ -67,12 +73,18 @@ class Contents:
         """Whether any byte, or any of many words, is another than it was."""
         if self.whole is not None:
             return self.whole[0].raw != self.whole[1]
+        if self.elsewhere is not None:
+            return not are_unchanged([self.elsewhere])
         return self.many is not None and self.many[0] != self.many[1]
+
+
+def _is_on_host(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu"
 
 
 def _extent(tensor: torch.Tensor) -> int:
     """Bytes from the first to the last entry, whatever lies between them."""
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided or not tensor.numel():
+    if tensor.layout != torch.strided or not tensor.numel():
         return 0
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return (last + 1) * tensor.element_size()

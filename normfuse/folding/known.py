@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from normfuse.folding.contents import TURNS, Bytes, Words
+from normfuse.folding.sampled import Sampled, are_unchanged
 from normfuse.folding.watch import Watch
 
 __all__ = ["NOTHING", "Check", "Known"]
@@ -28,6 +29,7 @@ class Known(NamedTuple):
     whole: list[Bytes]
     turns: list[list[Words]]
     many: list[Words]
+    elsewhere: list[Sampled]
     counted: list[Watch]
     tensors: tuple[torch.Tensor, ...]
 
@@ -45,8 +47,9 @@ class Known(NamedTuple):
         spread = [one.turns for one in contents if one.turns]
         turns = [[words[turn % len(words)] for words in spread] for turn in range(TURNS)]
         many = [one.many for one in contents if one.many is not None]
+        elsewhere = [one.elsewhere for one in contents if one.elsewhere is not None]
         counted = [watch for watch in watches.values() if watch.counts]
-        return cls(epoch, list(checks.values()), whole, turns, many, counted, tensors)
+        return cls(epoch, list(checks.values()), whole, turns, many, elsewhere, counted, tensors)
 
     def holds_for(self, inputs: Sequence[Any], call: int) -> bool:
         """Whether the sources among these inputs are those that were looked at, unchanged.
@@ -63,7 +66,7 @@ class Known(NamedTuple):
 
     def looks_unchanged(self) -> bool:
         """Whether many more words of the sources are what they were."""
-        return not any(now != before for now, before in self.many)
+        return not any(now != before for now, before in self.many) and are_unchanged(self.elsewhere)
 
     def _were_written(self, turn: int) -> bool:
         """Whether the memory of the sources holds something else, or a norm has trained on a batch since."""
@@ -76,4 +79,4 @@ class Known(NamedTuple):
         return any(watch.owner_counted() for watch in self.counted)
 
 
-NOTHING = Known(-1, [], [], [], [], [], ())
+NOTHING = Known(-1, [], [], [], [], [], [], ())
