@@ -33,6 +33,7 @@ __all__ = [
     "graph_module",
     "is_transformed",
     "keep_guards",
+    "number_functions",
     "outside_tracing",
     "schema_major",
     "size_functions",
@@ -85,7 +86,16 @@ def size_functions() -> frozenset[str]:
     """Functions of symbolic sizes, by the names that program files use."""
     from torch.utils._sympy import functions
 
-    return frozenset(functions.__all__)
+    held = vars(functions).items()
+    return frozenset(n for n, f in held if isinstance(f, type) and f.__module__ == functions.__name__)
+
+
+def number_functions() -> frozenset[str]:
+    """Functions of ``torch`` that compute numbers from numbers, symbolic or not, which guards call."""
+    from torch.fx.experimental.sym_node import METHOD_TO_OPERATOR
+
+    named = {f.__name__ for f in METHOD_TO_OPERATOR.values() if f.__module__ == "torch"}
+    return frozenset(named | {"sym_int", "sym_sqrt", "sym_sum"})
 
 
 @contextmanager

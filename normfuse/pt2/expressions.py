@@ -7,17 +7,19 @@ elsewhere could hold any expression, so only arithmetic, comparisons and known n
 from __future__ import annotations
 
 import ast
+import math
 import re
 
-from normfuse.torch_compat import size_functions
+from normfuse.torch_compat import number_functions, size_functions
 
 __all__ = ["is_guard", "is_size"]
 
 _FUNCTIONS = size_functions() | {
     "Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Min", "Max", "Abs", "floor", "ceiling",
     "Eq", "Ne", "Equality", "Unequality", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not", "Piecewise",
-    "LessThan", "GreaterThan", "StrictLessThan", "StrictGreaterThan", "ITE", "BooleanTrue", "BooleanFalse",
-    "sqrt", "int", "float", "bool", "max", "min", "abs", "not_", "cast_symbool_to_symint_guardless",
+    "LessThan", "GreaterThan", "StrictLessThan", "StrictGreaterThan", "ITE", "Xor", "BooleanTrue",
+    "BooleanFalse", "ExprCondPair", "sqrt", "int", "float", "bool", "max", "min", "abs", "round", "not_",
+    "cast_symbool_to_symint_guardless",
 }  # fmt: skip
 _GRAMMAR = (
     ast.Expression, ast.Constant, ast.Name, ast.Load, ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.Compare,
@@ -26,11 +28,14 @@ _GRAMMAR = (
 _GUARD_GRAMMAR = (*_GRAMMAR, ast.Subscript, ast.Attribute, ast.Slice)
 #: Names of symbols and keys of inputs; no quote or backslash, since guards are pasted into source text.
 _STRING = re.compile(r"[\w .:/-]*")
-#: What a guard may ask of an input, and of ``math``.
-_QUESTIONS = {
-    "size", "stride", "storage_offset", "dim", "dtype", "device", "shape", "requires_grad", "item",
-    "trunc", "sqrt", "floor", "ceil", "isnan", "isinf",
-}  # fmt: skip
+#: What a guard may call on an input.
+_METHODS = {"size", "stride", "storage_offset", "dim", "item"}
+#: What it may take from the modules that it can name.
+_MODULES = {
+    "math": {name for name in vars(math) if not name.startswith("_")},
+    "torch": number_functions(),
+}
+_INPUTS = "L"
 
 
 def is_size(text: object) -> bool:
@@ -57,12 +62,29 @@ def _parsed(text: object) -> ast.AST | None:
 def _is_plain(node: ast.AST) -> bool:
     """Whether this node alone is harmless; its children are looked at in turn."""
     if isinstance(node, ast.Call):
-        called = node.func
-        return isinstance(called, ast.Attribute) or (isinstance(called, ast.Name) and called.id in _FUNCTIONS)
+        return _may_be_called(node.func)
     if isinstance(node, ast.Attribute):
-        return node.attr in _QUESTIONS
+        return "__" not in node.attr and (_root(node) == _INPUTS or _is_function(node))
     if isinstance(node, ast.Name):
         return "__" not in node.id
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return _STRING.fullmatch(node.value) is not None
     return True
+
+
+def _may_be_called(called: ast.expr) -> bool:
+    if isinstance(called, ast.Name):
+        return called.id in _FUNCTIONS
+    return isinstance(called, ast.Attribute) and (called.attr in _METHODS or _is_function(called))
+
+
+def _is_function(node: ast.Attribute) -> bool:
+    """``math.floor``, ``torch.sym_min`` and what else computes with numbers."""
+    return isinstance(node.value, ast.Name) and node.attr in _MODULES.get(node.value.id, ())
+
+
+def _root(node: ast.expr) -> str | None:
+    """``L`` of ``L['x'].hidden[0].size()``."""
+    while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else None
