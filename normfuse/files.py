@@ -70,13 +70,12 @@ def check_outputs(outputs: Iterable[str | Path | None], inputs: Iterable[str | P
 
 
 def _check_name(path: Path) -> None:
-    """Links that lead nowhere, and names that no file can have."""
+    """Loops of links, which ``resolve`` does not report everywhere, and names that no file can have."""
     try:
-        path.resolve()
-        path.lstat()
+        path.stat()
     except FileNotFoundError:
         return
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -121,10 +120,12 @@ def _aside(path: Path, shown: str | Path) -> Iterator[Path]:
 def new_folder(target: str | Path) -> Iterator[Path]:
     """A folder to fill, which becomes ``target`` when the block succeeds; after an error nothing is left.
 
+    Where the target is a link, what it points to is made.
+
     Raises:
         InputError: when ``target`` exists and is no empty folder, or its parent takes no folders.
     """
-    path = check_new_folder(target)
+    path = check_new_folder(target).resolve()
     with _aside(path, target) as unfinished:
         unfinished.mkdir()
         yield unfinished
@@ -138,6 +139,7 @@ def check_new_folder(target: str | Path) -> Path:
         InputError: saying what stands in the way, before any work was done.
     """
     path = Path(target)
+    _check_name(path)
     _check_folder(path)
     if (path.exists() and not path.is_dir()) or (path.is_dir() and any(path.iterdir())):
         raise InputError(f"cannot write {path}: it exists; choose a new folder")

@@ -38,6 +38,31 @@ def test_a_link_stays_a_link(tmp_path):
     assert left_in(tmp_path / "folder") == ["target"]
 
 
+LOOPS = {"itself": ("loop",), "each other": ("other", "loop"), "a file in a loop": ("other/file", "other")}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_loop_of_links_is_refused_and_stays(name, tmp_path):
+    for link, target in zip(("loop", "other"), LOOPS[name], strict=False):
+        (tmp_path / link).symlink_to(target)
+    before = {link: link.readlink() for link in tmp_path.iterdir()}
+    for check in (check_writable, check_new_folder, lambda file: write_text(file, "text")):
+        with pytest.raises(normfuse.InputError, match="loop: Too many levels of symbolic links"):
+            check(tmp_path / "loop")
+    assert {link: link.readlink() for link in tmp_path.iterdir()} == before
+
+
+def test_a_folder_is_made_where_a_link_points_to(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for target in ("empty", "missing"):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(target)
+        with new_folder(tmp_path / "link") as unfinished:
+            (unfinished / "file").write_text("whole")
+        assert (tmp_path / "link").is_symlink()
+        assert left_in(tmp_path / target) == ["file"]
+
+
 def test_a_full_disk_is_said_and_the_old_file_stays(tmp_path):
     target = tmp_path / "file"
     target.write_text("old")
