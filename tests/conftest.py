@@ -12,7 +12,7 @@ import torch
 gc.freeze()
 gc.set_threshold(100_000, 50, 100)
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # two processes of tests keep two cores busy
-torch.set_num_threads(1)  # and a process that is forked off inherits no threads that it could wait for
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)

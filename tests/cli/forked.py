@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from normfuse.cli import app
 
 __all__ = ["command"]
@@ -30,6 +32,7 @@ def command(words: list[str], folder: Path, before: Callable[[], object]) -> tup
 def _main(words: list[str], errors: Path, before: Callable[[], object]) -> None:
     with errors.open("w", encoding="utf-8") as stream:
         os.dup2(stream.fileno(), 2)
+        torch.set_num_threads(1)  # this process inherits no threads that it could wait for
         sys.stderr, sys.argv = stream, ["normfuse", *words]
         before()
         app.main()
