@@ -12,7 +12,10 @@ import argparse
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+#: Inductor keeps what it compiled without regard to these settings, so each setting has a folder of its own.
+COMPILED = Path("build/processors")
 #: What stands in the environment. ``oldest`` is farthest from a new processor in every library at once.
 SETTINGS: dict[str, dict[str, str]] = {
     "native": {},
@@ -33,7 +36,10 @@ def run(name: str, arguments: list[str]) -> tuple[bool, str]:
     """Whether pytest passed under a setting, and its last line."""
     setting = SETTINGS[name]
     print(f"\n== {name} {' '.join(f'{key}={value}' for key, value in setting.items())}", flush=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **setting}
+    compiled = (COMPILED / name.replace(" ", "_")).resolve()
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(compiled), **setting,
+    }  # fmt: skip
     command = [sys.executable, "-m", "pytest", *arguments]
     last = ""
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:

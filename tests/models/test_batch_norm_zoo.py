@@ -12,6 +12,8 @@ import normfuse
 from tests.models.batch_norm_zoo import QUICK, ZOO, build, calibrate
 from tests.models.test_transformers import compiled, distance
 
+pytestmark = pytest.mark.rounding
+
 NAMES = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in sorted(ZOO)]
 
 

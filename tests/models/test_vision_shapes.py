@@ -11,6 +11,8 @@ import normfuse
 from tests.models.test_transformers import compiled, distance
 from tests.models.vision_shapes import SHAPES, build
 
+pytestmark = pytest.mark.rounding
+
 NAMES = sorted(SHAPES)
 
 

@@ -8,6 +8,8 @@ from torch import nn
 
 import normfuse
 
+pytestmark = pytest.mark.rounding
+
 D = 64
 
 

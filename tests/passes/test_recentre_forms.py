@@ -12,6 +12,8 @@ from normfuse.capture.exported import program_of
 from normfuse.options import Options
 from normfuse.passes.pipeline import run_pipeline
 
+pytestmark = pytest.mark.rounding
+
 
 class Written(nn.Module):
     """A linear, and a norm written out."""

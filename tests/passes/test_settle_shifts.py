@@ -22,6 +22,8 @@ from normfuse.passes.settle_shifts import note_shift, settle_shifts
 from normfuse.passes.work import Work
 from normfuse.verify.compare import error_ratio
 
+pytestmark = pytest.mark.rounding
+
 C = 64
 
 

@@ -11,6 +11,8 @@ from normfuse.capture.exported import program_of
 from normfuse.options import Options
 from normfuse.passes.pipeline import run_pipeline
 
+pytestmark = pytest.mark.rounding
+
 X = torch.randn(2, 4, 5, 5)
 
 

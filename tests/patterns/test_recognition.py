@@ -18,6 +18,8 @@ from normfuse.passes.work import Work
 from tests.patterns import spellings
 from tests.patterns.capturing import lifted
 
+pytestmark = pytest.mark.rounding
+
 Spelling = Callable[..., torch.Tensor]
 
 

@@ -20,6 +20,8 @@ from normfuse.verify.verify import compare
 from tests.backends.networks import example, prenorm
 from tests.programs.models import small_program
 
+pytestmark = pytest.mark.rounding
+
 
 def changed(name, change):
     """The small program with one stored tensor changed."""

@@ -20,6 +20,8 @@ from normfuse.verify.certificates import digest
 from normfuse.verify.hostile import GENERATORS
 from normfuse.verify.probe import Probe
 
+pytestmark = pytest.mark.rounding
+
 D = 6
 
 

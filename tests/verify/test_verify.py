@@ -16,6 +16,8 @@ from normfuse.errors import CaptureError, InputError, VerificationError
 from normfuse.verify import verify
 from normfuse.verify.capture import capture_reference
 
+pytestmark = pytest.mark.rounding
+
 
 class Block(nn.Module):
     """Two norms around a linear layer; inputs of small variance make eps matter."""

@@ -10,6 +10,8 @@ from normfuse.verify import run_wide, verify, widen
 from normfuse.verify.capture import capture_reference
 from normfuse.verify.fallbacks import grouped_mm
 
+pytestmark = pytest.mark.rounding
+
 ENDS = torch.tensor([8, 8, 24, 32], dtype=torch.int32)
 
 

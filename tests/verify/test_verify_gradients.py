@@ -13,6 +13,8 @@ from normfuse.verify import verify
 from normfuse.verify.capture import capture_reference
 from normfuse.verify.gradients import oracle_run, parameter_gradients
 
+pytestmark = pytest.mark.rounding
+
 
 class Net(nn.Module):
     def __init__(self, gradient_scale: float = 1.0) -> None:

@@ -11,6 +11,8 @@ from torch import nn
 
 from normfuse.verify import verify
 
+pytestmark = pytest.mark.rounding
+
 transformers = pytest.importorskip("transformers")
 
 SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
