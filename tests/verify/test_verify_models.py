@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from functools import cache
 
 import pytest
@@ -47,6 +48,12 @@ def build(name: str) -> tuple[nn.Module, tuple[torch.Tensor]]:
     return model, (images if name == "vit" else torch.arange(3, 11)[None],)
 
 
+#: ``past_key_values`` before transformers 5.24.
+CACHE = next(
+    name
+    for name in ("cache", "past_key_values")
+    if name in inspect.signature(transformers.LlamaForCausalLM.forward).parameters
+)
 NAMES = ["llama", "gpt2", "vit", "mixture"]
 
 
@@ -61,7 +68,7 @@ def test_a_model_is_equivalent_to_its_copy(name: str, grads: bool) -> None:
     if name == "vit":
         assert set(outputs) == {"output.last_hidden_state", "output.pooler_output"}
     else:
-        assert {"output.logits", "output.past_key_values.layers[1].keys"} <= set(outputs)
+        assert {"output.logits", f"output.{CACHE}.layers[1].keys"} <= set(outputs)
     eps = torch.finfo(next(model.parameters()).dtype).eps
     assert 0 < result.leaves[0].max_rel_error < 16 * eps
 
@@ -83,8 +90,8 @@ def test_a_wrong_rotary_base_in_bfloat16_is_found_in_the_cache_too() -> None:
     other = copy.deepcopy(model)
     other.model.rotary_emb.inv_freq.mul_(1.1)
     failed = {leaf.path for leaf in verify(model, other, args).leaves if not leaf.ok}
-    assert "output.past_key_values.layers[0].keys" in failed
-    assert "output.past_key_values.layers[0].values" not in failed
+    assert f"output.{CACHE}.layers[0].keys" in failed
+    assert f"output.{CACHE}.layers[0].values" not in failed
 
 
 def test_plain_and_tuple_outputs() -> None:
@@ -98,12 +105,12 @@ def test_plain_and_tuple_outputs() -> None:
 def test_a_cache_among_the_arguments_is_not_disturbed() -> None:
     model, (ids,) = build("gpt2")
     with torch.no_grad():
-        cache = model(ids[:, :4]).past_key_values
+        cache = getattr(model(ids[:, :4]), CACHE)
     before = cache.layers[0].keys.clone()
-    result = verify(model, copy.deepcopy(model), (ids[:, 4:],), {"past_key_values": cache})
+    result = verify(model, copy.deepcopy(model), (ids[:, 4:],), {CACHE: cache})
     assert result.ok
     assert torch.equal(cache.layers[0].keys, before)
-    keys = next(leaf for leaf in result.leaves if leaf.path == "output.past_key_values.layers[0].keys")
+    keys = next(leaf for leaf in result.leaves if leaf.path == f"output.{CACHE}.layers[0].keys")
     assert keys.shape[2] == 8
 
 
