@@ -21,6 +21,7 @@ __all__ = [
     "repeats",
     "same",
     "same_product",
+    "same_shape",
     "shape_of",
     "static_size",
     "tensor_of",
@@ -66,6 +67,14 @@ def same_product(a: Sequence[Any], b: Sequence[Any]) -> bool:
     for size in b:
         right = right * size
     return same(left, right)
+
+
+def same_shape(a: object, b: object) -> bool:
+    """Whether two values have provably the same sizes: neither is repeated to meet the other."""
+    left, right = shape_of(a), shape_of(b)
+    if left is None or right is None or len(left) != len(right):
+        return False
+    return all(same(one, other) for one, other in zip(left, right, strict=True))
 
 
 def no_larger(node: Node, others: Sequence[Node]) -> bool:

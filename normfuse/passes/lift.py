@@ -20,6 +20,7 @@ from normfuse.ir.effects import Effects
 from normfuse.ir.grad_mode import gradient_regions
 from normfuse.ir.location import module_path, source_line
 from normfuse.ir.region import NormRegion
+from normfuse.ir.sizes import same_shape
 from normfuse.passes.bodies import Bodies
 from normfuse.passes.collector import collector_at_rest
 from normfuse.passes.work import Work
@@ -33,6 +34,7 @@ from normfuse.patterns import (
     of_weight,
     stored_norms,
 )
+from normfuse.patterns.flaws import refusal as refusal_for
 from normfuse.report import Refusal, Site
 
 __all__ = ["lift"]
@@ -101,6 +103,8 @@ class _Lifting:
         return self.order.get(node, -1)
 
     def _obstacle(self, norm: Candidate, interior: list[Node]) -> Refusal | None:
+        if norm.spec.returns == "value" and not same_shape(norm.operands.source, norm.root):
+            return refusal_for("broadcast_source", norm.root)
         touched = [n for n in (*interior, *norm.operands.as_args()) if self.effects.is_written(n)]
         begins = min((self.order[n] for n in interior if n in self.order), default=-1)
         if any(self.order[w] >= begins for n in touched for w in self.effects.writers(n)):

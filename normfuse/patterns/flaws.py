@@ -27,6 +27,10 @@ _SENTENCES = {
         "the statistics that the operator returns are read as well",
         "use the operator that returns the result alone, e.g. torch.nn.functional.layer_norm",
     ),
+    "broadcast_source": (
+        "the statistics or weights of the norm are larger than its input, which is repeated to meet them",
+        "expand the input to the shape of the result first",
+    ),
     "updates_statistics": (
         "the norm updates its running statistics when it runs",
         "call .eval() on the norm",

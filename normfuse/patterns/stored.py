@@ -18,7 +18,7 @@ from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.changed import changed
 from normfuse.ir.dtypes import opmath
 from normfuse.ir.region import Operands
-from normfuse.ir.sizes import same, shape_of, tensor_of
+from normfuse.ir.sizes import same, same_shape, shape_of, tensor_of
 from normfuse.ir.spec import NormSpec
 from normfuse.patterns.candidate import Candidate
 from normfuse.patterns.stored_arithmetic import spelled_norms
@@ -146,7 +146,7 @@ def _factor(product: object, norm: Candidate, weights: Container[Node]) -> Node 
     shape = shape_of(skip)
     if not isinstance(skip, Node) or skip not in weights or shape is None or result.dtype != source.dtype:
         return None
-    if len(shape) > source.dim() or result.shape != source.shape:
+    if len(shape) > source.dim() or not same_shape(product, norm.operands.source):
         return None
     kept = [d for d in range(-len(shape), 0) if d not in norm.spec.dims]
     return skip if all(same(shape[d], 1) for d in range(-len(shape), 0) if d not in kept) else None
