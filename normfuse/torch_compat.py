@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.export import ExportedProgram
@@ -28,6 +29,7 @@ __all__ = [
     "after_collectives",
     "after_preserved_writes",
     "autocast_off",
+    "decomposes",
     "enable_python_dispatcher",
     "fake_storage_id",
     "graph_module",
@@ -59,6 +61,12 @@ def autocast_off() -> AbstractContextManager[None]:
     """No operator runs in other types than its operands have, on any device."""
     guard: AbstractContextManager[None] = torch._C._DisableAutocast()
     return guard
+
+
+def decomposes(target: OpOverload) -> bool:
+    """Whether an operator is made of other operators, and has no kernel of its own."""
+    composite = "CompositeImplicitAutograd"
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), composite))
 
 
 @contextmanager

@@ -143,7 +143,9 @@ def _absorb_operands(node: Node, axis: int, maps: Maps, weights: WeightValues) -
         )
     if isinstance(found, Blocks):
         pieces = pieces_of(node, axis) if all(m.admitted_by(Trait.DIAGONAL) for m in maps) else ()
-        return _absorb_pieces(node, pieces, axis, maps, weights) if pieces else found.refusal
+        if pieces:
+            return _absorb_pieces(node, pieces, axis, maps, weights)
+        return weights.varies(node) or found.refusal
     if isinstance(found, Vanishes):
         return Kept(node) if _is_linear(maps) else _no_shift(node)
     if isinstance(found, Scales):
@@ -211,7 +213,7 @@ def _plan_operands(
     plans: dict[Node, Plan] = {}
     for position, (operand, axis) in enumerate(found.operands):
         if operand not in weights and len(value_readers(operand)) > 1:
-            return _read_elsewhere(operand)
+            return weights.varies(operand) or _read_elsewhere(operand)
         groups = found.groups if position == 0 else 1
         plan = _widened(node, operand) or _absorb_runs(operand, axis, maps, groups, weights)
         if isinstance(plan, Refusal):
@@ -235,7 +237,7 @@ def _absorb_runs(node: Node, axis: int, maps: Maps, groups: int, weights: Weight
     if groups == 1:
         return absorb(node, axis, maps, weights)
     if node not in weights:
-        return Refusal(
+        return weights.varies(node) or Refusal(
             "grouped_weight", f"the weight {node.name} of a grouped operator depends on data", node.name
         )
     refusal = weights.refusal(node)
@@ -249,7 +251,8 @@ def _add_once(
     if found.bias:
         weight, axis = found.operands[0]
         if weight not in weights:
-            return Refusal("nonlinear_writer", f"the weight of {node.name} depends on data", node.name)
+            depends = Refusal("nonlinear_writer", f"the weight of {node.name} depends on data", node.name)
+            return weights.varies(weight) or depends
         made = Constant(weight, axis, maps, found.groups)
         return Rebuilt(node, tuple(plans.items()), (found.bias, made))
     refusal = _no_shift(node)
@@ -274,7 +277,7 @@ def _absorb_scale(node: Node, found: Scales, maps: Maps, weights: WeightValues) 
     """Drop the multiplication and give its factor to the weights."""
     if isinstance(found.scale, Node):
         if found.scale not in weights:
-            return Refusal(
+            return weights.varies(found.scale) or Refusal(
                 "channel_gate",
                 f"{node.name} multiplies each channel by {found.scale.name}, which depends on data",
                 node.name,
@@ -293,7 +296,7 @@ def _absorb_scale(node: Node, found: Scales, maps: Maps, weights: WeightValues) 
     if weights.divided:
         return divided_refusal(node)
     if found.operand not in weights and len(value_readers(found.operand)) > 1:
-        return _read_elsewhere(found.operand)
+        return weights.varies(found.operand) or _read_elsewhere(found.operand)
     return absorb(found.operand, found.axis, (Diagonal(found.scale), *maps), weights)
 
 

@@ -130,7 +130,7 @@ def _judge(value: Value, stream: Stream, weights: WeightValues, decision: Decisi
     dirty: list[Value] = []
     for operand in stream.operands[value]:
         if operand in stream.raw and operand not in dirt.parent:
-            dirt.source(operand, _why_raw(operand, stream))
+            dirt.source(operand, weights.varies(operand[0]) or _why_raw(operand, stream))
         if operand in dirt.parent:
             dirty.append(operand)
     if dirty:
@@ -182,7 +182,7 @@ def _judge_origin(value: Value, weights: WeightValues, decision: Decision, dirt:
     if isinstance(found, Vanishes):
         return
     if isinstance(found, Blocks):
-        dirt.source(value, found.refusal)
+        dirt.source(value, weights.varies(value[0]) or found.refusal)
         return
     assert isinstance(found, Scales)
     plan = absorb(value[0], value[1], CENTRE, weights)

@@ -170,7 +170,10 @@ def _absorbed(user: Node, found: _Contraction, maps: Maps, weights: WeightValues
         return found.no_shift
     for node in (n for n in (weight, bias) if isinstance(n, Node)):
         if node not in weights:
-            return Refusal("nonlinear_reader", f"{user.name} reads a weight that depends on data", user.name)
+            depends = Refusal(
+                "nonlinear_reader", f"{user.name} reads a weight that depends on data", user.name
+            )
+            return weights.varies(node) or depends
         refusal = weights.refusal(node)
         if refusal is not None:
             return refusal

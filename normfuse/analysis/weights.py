@@ -10,18 +10,16 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from normfuse.analysis.channel_map import ChannelMap
-from normfuse.ir.calls import aten
 from normfuse.ir.dtypes import FLOATS
 from normfuse.ir.effects import Effects
 from normfuse.ir.grad_mode import switches_gradients
 from normfuse.ir.program import Input, Program
 from normfuse.ir.sizes import tensor_of
+from normfuse.ir.undeclared import is_pure
 from normfuse.report import Refusal
 
 __all__ = ["WeightValues", "divided_refusal"]
 
-#: Operators that read memory rather than entries, which a copy in other precision does not share.
-_READS_MEMORY = (aten.as_strided.default, aten.view.dtype)
 _PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
@@ -116,6 +114,24 @@ class WeightValues:
         is_folded = not (self.program.grad_enabled and found.trains)
         return _sharded(node, found) if found.is_sharded and is_folded else _tensor_refusal(node, found)
 
+    def varies(self, node: Node) -> Refusal | None:
+        """Why a value that is made of weights alone is none: an operator may make another one each time."""
+        seen, stack, found = {node}, [node], None
+        while stack:
+            current = stack.pop()
+            if current in self._known:
+                continue
+            if current.op != "call_function":
+                return None
+            if self.is_written(current):
+                found = self._leaf_refusal(current)
+            elif not _is_function(current.target):
+                found = _impure(current)
+            fresh = [n for n in current.all_input_nodes if n not in seen]
+            seen.update(fresh)
+            stack.extend(fresh)
+        return found
+
     def records_gradients(self, node: Node) -> bool:
         """Whether a weight value is computed from anything that trains."""
         seen, stack = {node}, [node]
@@ -142,6 +158,19 @@ class WeightValues:
         return len(readers) > 1
 
 
+def _impure(node: Node) -> Refusal:
+    target = node.target
+    name = (
+        str(target._schema.name).removeprefix("aten::").replace("::", ".")
+        if isinstance(target, OpOverload)
+        else str(target)
+    )
+    return Refusal(
+        "impure_operator", f"{name} ({node.name}) makes this weight, and may make another one at each call",
+        node.name, "call it once, and keep its result as a parameter or a buffer",
+    )  # fmt: skip
+
+
 def divided_refusal(node: Node) -> Refusal:
     """What is computed under one gradient mode does not move to where another one may hold."""
     return Refusal("grad_mode", f"the graph switches gradients on or off around {node.name}", node.name)
@@ -149,9 +178,7 @@ def divided_refusal(node: Node) -> Refusal:
 
 def _is_function(target: object) -> bool:
     """Whether an operator's result depends on the entries of its operands and nothing else."""
-    if not isinstance(target, OpOverload):
-        return target is operator.getitem
-    return torch.Tag.nondeterministic_seeded not in target.tags and target not in _READS_MEMORY
+    return is_pure(target) if isinstance(target, OpOverload) else target is operator.getitem
 
 
 def _memory(found: Input | None) -> int | None:

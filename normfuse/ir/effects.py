@@ -12,14 +12,10 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import Graph, GraphModule, Node
 
 from normfuse.ir.calls import aten, bind, is_call, mutated_arguments
+from normfuse.ir.undeclared import KEEPS_STATISTICS, may_return_input
 from normfuse.torch_compat import fake_storage_id
 
 __all__ = ["Effects", "aliased_by", "is_effectful"]
-
-#: Operators that update running statistics, which their schemas do not say: the argument that asks for it.
-_KEEPS_STATISTICS = {aten.batch_norm.default: "training", aten.instance_norm.default: "use_input_stats"}
-#: Operators that may return an input as it is, which their schemas do not say.
-_MAY_RETURN_INPUT = (aten.type_as.default,)
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -102,11 +98,11 @@ def aliased_by(node: Node) -> list[Node]:
     target = node.target
     if target is operator.getitem or isinstance(target, HigherOrderOperator):
         return list(node.all_input_nodes)
-    if not isinstance(target, OpOverload) or target in _KEEPS_STATISTICS:
+    if not isinstance(target, OpOverload) or target in KEEPS_STATISTICS:
         return []
-    if target in _MAY_RETURN_INPUT or torch.Tag.maybe_aliasing_or_mutating in target.tags:
-        return list(node.all_input_nodes)
     declared = [a.name for a in target._schema.arguments if a.alias_info is not None]
+    if not declared and may_return_input(target):
+        return list(node.all_input_nodes)
     bound = bind(node) if declared else {}
     return [n for name in declared for n in _nodes(bound[name])]
 
@@ -118,16 +114,16 @@ def _nodes(value: Any) -> list[Node]:
 @cache
 def _only_reads(target: OpOverload) -> bool:
     """Whether an operator writes to nothing, whatever its arguments."""
-    return target not in _KEEPS_STATISTICS and not target._schema.is_mutable
+    return target not in KEEPS_STATISTICS and not target._schema.is_mutable
 
 
 def _written_by(node: Node) -> list[Node]:
     """The inputs whose memory a node may write to."""
     if isinstance(node.target, OpOverload) and _only_reads(node.target):
         return []
-    if is_call(node, *_KEEPS_STATISTICS):
+    if is_call(node, *KEEPS_STATISTICS):
         bound = bind(node)
-        updates = bound[_KEEPS_STATISTICS[node.target]]  # type: ignore[index]
+        updates = bound[KEEPS_STATISTICS[node.target]]  # type: ignore[index]
         return _nodes([bound["running_mean"], bound["running_var"]]) if updates else []
     if is_call(node, aten.detach_.default):
         return []  # changes what autograd knows, not what the memory holds

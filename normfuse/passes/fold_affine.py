@@ -49,7 +49,7 @@ NAME = "fold_affine"
 
 #: Reasons that lie in what a norm reads; where its readers have a more particular one, that is named.
 _INHERENT = ("stream_enters_graph", "nonlinear_writer", "post_norm", "raw_reader")
-_PARTICULAR = ("zero_padding", "no_bias", "shift_blocked")
+_PARTICULAR = ("zero_padding", "no_bias", "shift_blocked", "impure_operator", "weight_mutated")
 
 
 def is_stored(region: NormRegion | None) -> bool:
@@ -182,7 +182,7 @@ class _Fold:
         spec, operands = region.spec, region.operands(node)
         for operand in operands.as_args()[1:]:
             if operand not in self._weights:
-                return Refusal(
+                return self._weights.varies(operand) or Refusal(
                     "computed_statistics",
                     f"{operand.name}, by which {node.name} scales or shifts, depends on the call",
                     node.name, "keep the statistics in buffers of a module",
