@@ -65,8 +65,8 @@ def is_builtin(target: OpOverload) -> bool:
 def may_return_input(target: OpOverload) -> bool:
     """Whether a result may be an input or a view of one although the schema does not say so.
 
-    A composite operator that is not known to make new memory may return views, as those it is made of may, and
-    so may an operator that is not PyTorch's.
+    A composite operator that is not known to make new memory may return views, as those it is made of
+    may, and so may an operator that is not PyTorch's.
     """
     if not is_builtin(target) or target in RETURNS_INPUT:
         return True

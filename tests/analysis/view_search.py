@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import random
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -95,7 +97,7 @@ def searched_apart(target: OpOverload, calls: int) -> bool:
     """Whether a view was found, in a process of its own: kernels may crash on arguments that do not fit."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: theirs.send(search(target, calls)[1]))
+    process = context.Process(target=_report, args=(target, calls, theirs))
     process.start()
     theirs.close()
     try:
@@ -105,3 +107,9 @@ def searched_apart(target: OpOverload, calls: int) -> bool:
     finally:
         process.kill()
         process.join()
+        ours.close()
+
+
+def _report(target: OpOverload, calls: int, to: Connection) -> None:
+    faulthandler.disable()
+    to.send(search(target, calls)[1])

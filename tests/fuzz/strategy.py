@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from tests.fuzz import pieces_move, pieces_read, pieces_stored, pieces_write
+from tests.fuzz import pieces_broadcast, pieces_move, pieces_read, pieces_stored, pieces_write
 from tests.fuzz.network import STEPS
 from tests.fuzz.recipe import Recipe, Step
 
 __all__ = ["FRIENDLY", "HOSTILE", "recipes"]
 
+BLOCKED = pieces_write.BLOCKED | pieces_stored.BLOCKED | pieces_broadcast.BLOCKED
 FRIENDLY = {
-    "write": sorted(set(STEPS["write"]) - pieces_write.BLOCKED),
-    "stored": sorted(set(STEPS["stored"]) - pieces_stored.BLOCKED),
+    "write": sorted(set(STEPS["write"]) - BLOCKED),
+    "stored": sorted(set(STEPS["stored"]) - BLOCKED),
     "move": sorted(set(STEPS["move"]) - pieces_move.BLOCKED),
     "norm": sorted(set(STEPS["norm"]) - pieces_read.NEAR_MISSES),
     "tap": sorted(set(STEPS["tap"]) - pieces_read.RAW_TAPS),
 }
 HOSTILE = {
-    "write": sorted(pieces_write.BLOCKED),
-    "stored": sorted(pieces_stored.BLOCKED),
+    "write": sorted(set(STEPS["write"]) & BLOCKED),
+    "stored": sorted(set(STEPS["stored"]) & BLOCKED),
     "move": sorted(pieces_move.BLOCKED),
     "norm": sorted(pieces_read.NEAR_MISSES),
     "tap": sorted(pieces_read.RAW_TAPS),

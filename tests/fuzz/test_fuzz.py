@@ -48,6 +48,7 @@ def _wrong_axis(self, leaf, before, original=Placement.fold):
 PLANTED = {
     "forgotten_layer_scale": lambda: patch("normfuse.analysis.absorb._absorb_scale", _forgotten_layer_scale),
     "shared_weight": lambda: patch.object(Placement, "fold", _folded_for_one_use_only),
+    "repeated_source": lambda: patch("normfuse.passes.lift.same_shape", lambda *_: True),
     "returned_weight": lambda: patch("normfuse.passes.hoist._copy", lambda *_: None),
 }
 """Bugs, and under the same names in ``planted/`` the smallest network in which each was found."""
