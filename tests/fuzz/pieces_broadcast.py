@@ -49,7 +49,7 @@ def variance_of_many_channels(net, v, d):
 @writer(kind="stored")
 def slice_of_one_channel(net, v, d):
     h = F.linear(v, net.weight(d + 1, d), net.weight(d + 1))
-    return _standardised(net, h[..., d:], d) + h[..., :d]
+    return _standardised(net, h[..., d : d + 1], d) + h[..., :d]
 
 
 @writer(kind="stored")
