@@ -8,13 +8,15 @@ anew with other operands. Nothing is changed here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
+from normfuse.analysis.beside import Beside, own_input
 from normfuse.analysis.channel_map import ChannelMap, Diagonal, Trait
 from normfuse.analysis.flow import Blocks, Carries, Scales, Shift, Vanishes
 from normfuse.analysis.operator_table import flow
+from normfuse.analysis.own_tap import OwnTap
 from normfuse.analysis.ranges import Piece, narrowed, pieces_of, read_apart, widened
 from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues, divided_refusal
@@ -136,6 +138,9 @@ def _absorb_weight(node: Node, axis: int, maps: Maps, weights: WeightValues) -> 
 
 
 def _absorb_operands(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Plan | Refusal:
+    joined = own_input(node, axis, weights) if all(m.admitted_by(Trait.DIAGONAL) for m in maps) else None
+    if joined is not None:
+        return _absorb_joined(joined, axis, maps, weights)
     found = flow(node, axis)
     if node.target is aten.detach.default and weights.train(maps):
         return Refusal(
@@ -188,6 +193,28 @@ def _absorb_part(node: Node, piece: Piece, axis: int, maps: Maps, weights: Weigh
         return _read_elsewhere(whole)
     plan = absorb(whole, axis, widened(maps, piece.inner, piece.length), weights)
     return plan if isinstance(plan, Refusal) else Redirected(node, whole, plan)
+
+
+def _absorb_joined(joined: Beside, axis: int, maps: Maps, weights: WeightValues) -> Plan | Refusal:
+    """What the weight read is added to its result: the weight does so itself, and the sum is its result."""
+    maps = maps if joined.factor == 1 else (Diagonal(joined.factor), *maps)
+    plan = absorb(joined.rest, axis, maps, weights)
+    return plan if isinstance(plan, Refusal) else _with_own_tap(plan, joined, linear_parts(maps))
+
+
+def _with_own_tap(plan: Plan, joined: Beside, maps: Maps) -> Plan:
+    """A plan in which the reader's weight, which takes ``maps``, has another tap first."""
+    if not isinstance(plan, Rebuilt):
+        return plan
+    if plan.node is not joined.reader:
+        operands = tuple((node, _with_own_tap(deeper, joined, maps)) for node, deeper in plan.operands)
+        return replace(plan, operands=operands)
+    planned = dict(plan.operands)
+    before = planned[joined.weight]
+    taken = before.maps if isinstance(before, Leaf) and before.node is joined.weight else maps
+    own = OwnTap(joined.maps, joined.groups)
+    planned[joined.weight] = Leaf(joined.weight, 0, (own, *taken))
+    return replace(plan, operands=tuple(planned.items()))
 
 
 def _no_shift(node: Node) -> Refusal:

@@ -1,48 +1,175 @@
-"""Fold a norm into the weight beside it: both read one value, and their results are added.
+"""Fold a map of each channel into the weight beside it: both read one value, and their results are added.
 
-    A(x) + conv(x) = conv'(x),    W' = W + diag(D) at the middle tap,    b' = b + A(0)
+    c (W x + b) + a A(x) = c (W' x + b'),    W' = W + (a / c) diag(D) at the middle tap,
+                                             b' = b + (a / c) A(0)
 
-A scale and shift per channel is a convolution of one pixel (Ding et al. 2021, arXiv 2101.03697, section 3.3).
+``A`` is a norm with stored statistics, a scale for each channel, or nothing, as in RepViT's
+``bn(conv(x) + x)``. A scale and shift per channel is a convolution of one pixel (Ding et al. 2021,
+arXiv 2101.03697, section 3.3).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch.fx import Node
 
+from normfuse.analysis.channel_map import ChannelMap, Diagonal
+from normfuse.analysis.flow import Carries, Scales
+from normfuse.analysis.operator_table import flow
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten, bind, is_call
-from normfuse.ir.sizes import rank_of, same, shape_of, tensor_of
+from normfuse.ir.sizes import lies_alike, rank_of, same_shape, shape_of, tensor_of
 
-__all__ = ["Beside", "beside"]
+__all__ = ["Beside", "beside", "own_input"]
 
-_CONVS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+Maps = tuple[ChannelMap, ...]
+_CONVS = (
+    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.convolution.default,
+    aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Beside:
-    """``sum`` adds the norm to ``rest``, a sum in which ``reader`` has the norm's input and a weight."""
+    """``sum`` adds a branch to ``rest``, in which ``reader`` reads with a weight what the branch begins with.
+
+    Without the branch, ``sum`` is ``factor`` times ``rest``.
+
+    Attributes:
+        maps: what follows where the branch begins, innermost first, for each time that the reader counts.
+    """
 
     sum: Node
     rest: Node
     reader: Node
     weight: Node
     groups: int
+    maps: Maps
+    factor: float
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """``maps`` of ``source``, as an operand of a sum."""
+
+    operand: Node
+    source: Node
+    maps: Maps
 
 
 def beside(norm: Node, source: Node, axis: int, weights: WeightValues) -> Beside | None:
-    """A linear or convolution that can take the norm, where there is one."""
-    total = _only_reader(norm)
-    if total is None or not _is_plain_sum(total) or weights.is_written(source):
-        return None
-    rest = total.args[1] if total.args[0] is norm else total.args[0]
-    for term in _terms(rest):
-        found = _weight_of(term, source, axis)
-        if found is not None and _are_free(term, found[0], weights) and not weights.is_written(term):
-            return Beside(total, rest, term, *found)  # type: ignore[arg-type]
+    """The linear or convolution that can take a norm of ``source``, where there is one.
+
+    The maps are those behind the norm.
+    """
+    operand, maps = norm, Maps()
+    while (total := _only_reader(operand)) is not None and not weights.is_written(operand):
+        if _summands(total) is not None:
+            return _in_tree(total, _Branch(operand, source, maps), axis, weights)
+        scale = _scale_of(total, axis, weights)
+        if scale is None or scale[0] is not operand:
+            return None
+        operand, maps = total, (*maps, scale[1])
     return None
+
+
+def own_input(total: Node, axis: int, weights: WeightValues) -> Beside | None:
+    """The linear or convolution to whose result a sum adds what it read, scaled or as it is."""
+    for operand, _ in _summands(total) or ():
+        for branch in _branches(operand, axis, weights):
+            found = None if branch.source in weights else _in_sum(total, branch, axis, weights)
+            if found is not None:
+                return found
+    return None
+
+
+def _branches(operand: Node, axis: int, weights: WeightValues) -> Iterator[_Branch]:
+    """The operand itself, and what it is a multiple of."""
+    branch = _Branch(operand, operand, ())
+    while not weights.is_written(branch.source):
+        yield branch
+        scale = _scale_of(branch.source, axis, weights) if _only_reader(branch.source) is not None else None
+        if scale is None:
+            return
+        branch = _Branch(operand, scale[0], (scale[1], *branch.maps))
+
+
+def _scale_of(node: Node, axis: int, weights: WeightValues) -> tuple[Node, Diagonal] | None:
+    """What an operator multiplies, and by which numbers for each channel or for all."""
+    found = flow(node, axis)
+    if isinstance(found, Scales):
+        operand, under, scale = found.operand, found.axis, found.scale
+        free = not isinstance(scale, Node) or _is_free(scale, weights)
+    elif isinstance(found, Carries) and found.factor and len(found.operands) == 1:
+        ((operand, under),) = found.operands
+        scale, free = found.factor, True
+    else:
+        return None
+    return (operand, Diagonal(scale)) if free and under == axis and _is_alike(operand, node) else None
+
+
+def _in_tree(total: Node, branch: _Branch, axis: int, weights: WeightValues) -> Beside | None:
+    """In the sum itself, or in one that it is a term of."""
+    found, share = _in_sum(total, branch, axis, weights), _shares(total, branch.operand)
+    if found is not None or share is None or not lies_alike(total, share[0]):
+        return found
+    rest, count, factor = share
+    below = total
+    while (above := _only_reader(below)) is not None and not weights.is_written(below):
+        level = _shares(above, below)
+        if level is None:
+            return None
+        other, own, theirs = level
+        count *= own
+        for term, times in _terms(other, weights):
+            held = _weight_of(term, branch.source, axis)
+            if held is not None and _are_free(term, held[0], weights):
+                maps = _times(branch.maps, count / (times * theirs))
+                return Beside(total, rest, term, *held, maps, factor)
+        below = above
+    return None
+
+
+def _in_sum(total: Node, branch: _Branch, axis: int, weights: WeightValues) -> Beside | None:
+    share = _shares(total, branch.operand)
+    if share is None or weights.is_written(branch.source) or not lies_alike(total, share[0]):
+        return None
+    rest, count, factor = share
+    for term, times in _terms(rest, weights):
+        held = _weight_of(term, branch.source, axis)
+        if held is not None and _are_free(term, held[0], weights):
+            return Beside(total, rest, term, *held, _times(branch.maps, count / (times * factor)), factor)
+    return None
+
+
+def _times(maps: Maps, factor: float) -> Maps:
+    return maps if factor == 1 else (*maps, Diagonal(factor))
+
+
+def _shares(total: Node, operand: Node) -> tuple[Node, float, float] | None:
+    """The other operand of a sum, and how often ``operand`` and the other one count."""
+    summands = _summands(total)
+    if summands is None:
+        return None
+    (left, first), (right, second) = summands
+    if left is right or operand not in (left, right):
+        return None
+    return (right, first, second) if operand is left else (left, second, first)
+
+
+def _summands(node: Node) -> tuple[tuple[Node, float], tuple[Node, float]] | None:
+    """Two values of the sum's own shape and dtype, and how often each counts."""
+    if not is_call(node, aten.add.Tensor, aten.sub.Tensor):
+        return None
+    left, right, alpha = node.args[0], node.args[1], bind(node)["alpha"]
+    if not isinstance(left, Node) or not isinstance(right, Node) or not _is_alike(left, node):
+        return None
+    if not isinstance(alpha, (int, float)) or not alpha or not _is_alike(right, node):
+        return None
+    return (left, 1.0), (right, float(alpha if is_call(node, aten.add.Tensor) else -alpha))
 
 
 def _only_reader(value: Node) -> Node | None:
@@ -52,27 +179,19 @@ def _only_reader(value: Node) -> Node | None:
     return readers[0] if len(readers) == len(reads) == 1 else None
 
 
-def _is_plain_sum(node: Node) -> bool:
-    """Whether a node adds two values of its own shape and dtype."""
-    if not is_call(node, aten.add.Tensor) or bind(node)["alpha"] != 1:
-        return False
-    return all(_is_alike(operand, node) for operand in node.args[:2])
-
-
 def _is_alike(a: object, b: Node) -> bool:
     left, right = tensor_of(a), tensor_of(b)
-    if left is None or right is None or left.dtype != right.dtype or left.dim() != right.dim():
-        return False
-    return all(same(x, y) for x, y in zip(left.shape, right.shape, strict=True))
+    return left is not None and right is not None and left.dtype == right.dtype and same_shape(a, b)
 
 
-def _terms(value: object) -> list[Node]:
-    """The values that are added, each of which nothing else reads."""
-    if not isinstance(value, Node) or _only_reader(value) is None:
+def _terms(value: Node, weights: WeightValues, times: float = 1.0) -> list[tuple[Node, float]]:
+    """The values that are added, each of which nothing else reads, and how often each counts."""
+    if _only_reader(value) is None or weights.is_written(value):
         return []
-    if not _is_plain_sum(value):
-        return [value]
-    return [term for operand in value.args[:2] for term in _terms(operand)]
+    summands = _summands(value)
+    if summands is None:
+        return [(value, times)]
+    return [term for operand, count in summands for term in _terms(operand, weights, times * count)]
 
 
 def _are_free(term: Node, weight: Node, weights: WeightValues) -> bool:
@@ -101,11 +220,14 @@ def _weight_of(node: Node, source: Node, axis: int) -> tuple[Node, int] | None:
 def _is_centred(bound: dict[str, Any]) -> bool:
     """Whether the middle tap of each output reads the input at the same place."""
     kernel = (shape_of(bound["weight"]) or ())[2:]
-    strides, padding, dilation = (_each(bound[n], len(kernel)) for n in ("stride", "padding", "dilation"))
-    return all(
-        isinstance(k, int) and k % 2 == 1 and s == 1 and p == d * (k // 2)
-        for k, s, p, d in zip(kernel, strides, padding, dilation, strict=True)
-    )
+    strides, dilation = (_each(bound[name], len(kernel)) for name in ("stride", "dilation"))
+    odd = all(isinstance(k, int) and k % 2 == 1 and s == 1 for k, s in zip(kernel, strides, strict=True))
+    if bound.get("transposed") or not odd:
+        return False
+    if isinstance(bound["padding"], str):
+        return bound["padding"] == "same" or all(k == 1 for k in kernel)
+    padding = _each(bound["padding"], len(kernel))
+    return all(p == d * (k // 2) for k, p, d in zip(kernel, padding, dilation, strict=True))
 
 
 def _each(value: Any, count: int) -> list[Any]:

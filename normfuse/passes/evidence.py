@@ -49,7 +49,8 @@ def folded_behind(norm: Node, reads: Sequence[Read], work: Work) -> Certificate:
 
 def folded_beside(norm: Node, found: Beside, work: Work) -> Certificate:
     """Why the weight beside a norm may do what it did."""
-    held = [*norm.all_input_nodes[1:], *found.reader.all_input_nodes[1:]]
+    scales = [source for mapping in found.maps for source in mapping.sources]
+    held = [*norm.all_input_nodes[1:], *scales, *found.reader.all_input_nodes[1:]]
     return certificate("fold_affine", (_operands(norm), [found.reader.name]), held, work, "beside")
 
 

@@ -4,6 +4,7 @@
     A(W a + b) = (D W) a + A(b)                                     into the writer
     W A(x) + b = (W D) x + (b + W A(0))                             into every reader
     A(x) + W x + b = (D + W) x + (b + A(0))                         into a weight beside it
+    A(W x + b + x) = D (W + I) x + A(b)                             into a writer, with what it read
 
 Exact for a linear or convolution with any strides, dilation and groups (Markus, 2018, and many others);
 zeros around the input of a reading convolution are not mapped, so there the norm stays. Numerics class:
@@ -152,7 +153,7 @@ class _Fold:
         self._rest_on_precision(node)
         set_arguments(found.reader, changed)
         note_shift(found.reader, self._shift_is_large(node), self._small_shift(node))
-        found.sum.replace_all_uses_with(found.rest)
+        found.sum.replace_all_uses_with(self._placement.without_branch(found))
         self._placement.erase(found.sum)
         return proof
 

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 import torch
 from torch.fx import Graph, Node
 
-from normfuse.analysis.absorb import Constant, Kept, Leaf, Maps, Plan, Rebuilt, Redirected
+from normfuse.analysis.absorb import Constant, Kept, Leaf, Maps, Plan, Rebuilt, Redirected, linear_parts
 from normfuse.analysis.beside import Beside
-from normfuse.analysis.channel_map import ChannelMap, dtype_of
+from normfuse.analysis.channel_map import ChannelMap, Diagonal, dtype_of
 from normfuse.analysis.forward import Read
+from normfuse.analysis.own_tap import OwnTap
 from normfuse.analysis.readers import value_readers
 from normfuse.errors import InvariantError
 from normfuse.folding.recipe import FOLD
@@ -22,7 +23,7 @@ from normfuse.ir.calls import aten, bind, set_arguments
 from normfuse.ir.dtypes import opmath
 from normfuse.ir.emit import call, cast
 from normfuse.ir.sizes import shape_of
-from normfuse.passes.runs import as_it_lay, as_runs, plus_diagonal, times_shift
+from normfuse.passes.runs import as_it_lay, as_runs, times_shift
 
 __all__ = ["Placement", "Substitution"]
 
@@ -156,23 +157,38 @@ class Placement:
         return made
 
     def beside(self, found: Beside, mapping: ChannelMap) -> dict[str, Node]:
-        """The weight that a norm stands beside, and its bias, with what the norm does."""
+        """The weight that a norm stands beside, and its bias, with what the norm does.
+
+        Where the weight's result is all that is left of the sum, it takes the factor as well.
+        """
         bias = bind(found.reader)["bias"]
-        sources = {found.weight, *mapping.sources}
-        with self._inserting(sources, found.reader):
-            weight = plus_diagonal(self._graph, found.weight, mapping.linear_part(), found.groups)
-        self._mark(weight, sources)
-        changed = {"weight": weight}
+        maps = (mapping, *found.maps)
+        times = (Diagonal(found.factor),) if found.rest is found.reader and found.factor != 1 else ()
+        leaf = Leaf(found.weight, 0, (OwnTap(linear_parts(maps), found.groups), *times))
+        changed = {"weight": self.fold(leaf, found.reader)}
+        if isinstance(bias, Node) and times and mapping.is_linear:
+            changed["bias"] = self.fold(Leaf(bias, 0, times), found.reader)
         if not mapping.is_linear:
-            sources = {*mapping.sources, *([bias] if isinstance(bias, Node) else [])}
+            sources = {*_sources(maps), *([bias] if isinstance(bias, Node) else [])}
             with self._inserting(sources, found.reader):
                 width = (shape_of(found.weight) or ())[0]
-                made = self._of_zero((mapping,), width, opmath(dtype_of(found.weight)))
+                made = self._of_zero(maps, width, opmath(dtype_of(found.weight)))
                 if isinstance(bias, Node):
                     made = call(self._graph, aten.add.Tensor, made, bias)
+                for one in times:
+                    made = one.emit(self._graph, made, 0)
                 changed["bias"] = cast(self._graph, made, dtype_of(found.weight))
             self._mark(changed["bias"], sources)
         return changed
+
+    def without_branch(self, found: Beside) -> Node:
+        """What is left of a sum whose branch a weight has taken."""
+        if found.factor == 1 or found.rest is found.reader:
+            return found.rest
+        with self._graph.inserting_before(found.sum):
+            if found.factor == -1:
+                return call(self._graph, aten.neg.default, found.rest)
+            return call(self._graph, aten.mul.Tensor, found.rest, found.factor)
 
     def behind(self, read: Read) -> dict[str, Node]:
         """The weight that reads a norm, and its bias, with what the norm does."""

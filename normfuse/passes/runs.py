@@ -9,13 +9,11 @@ from __future__ import annotations
 from torch.fx import Graph, Node
 
 from normfuse.analysis.absorb import Leaf
-from normfuse.analysis.channel_map import ChannelMap, dtype_of
 from normfuse.ir.calls import aten
-from normfuse.ir.dtypes import opmath
-from normfuse.ir.emit import call, cast
+from normfuse.ir.emit import call
 from normfuse.ir.sizes import shape_of, tensor_of
 
-__all__ = ["as_it_lay", "as_runs", "laid_like", "plus_diagonal", "times_shift"]
+__all__ = ["as_it_lay", "as_runs", "laid_like", "times_shift"]
 
 
 def as_runs(graph: Graph, weight: Node, groups: int) -> Node:
@@ -65,17 +63,3 @@ def times_shift(graph: Graph, weight: Node, shift: Node, axis: int, groups: int)
         graph, aten.matmul.default, runs, call(graph, aten.reshape.default, shift, [groups, inner, 1])
     )
     return call(graph, aten.reshape.default, made, [out])
-
-
-def plus_diagonal(graph: Graph, weight: Node, mapping: ChannelMap, groups: int) -> Node:
-    """``W`` plus the factors of a map, where the middle tap leads each channel to itself."""
-    dtype = dtype_of(weight)
-    out, inner, *kernel = shape_of(weight) or ()
-    ones = call(graph, aten.new_ones.default, weight, [inner])
-    made = call(graph, aten.repeat.default, call(graph, aten.diag_embed.default, ones), [groups, 1])
-    made = mapping.emit(graph, cast(graph, made, opmath(dtype)), 0)
-    made = call(graph, aten.reshape.default, made, [out, inner, *(1 for _ in kernel)])
-    if any(size > 1 for size in kernel):
-        margins = [margin for size in reversed(kernel) for margin in (size // 2, size // 2)]
-        made = call(graph, aten.constant_pad_nd.default, made, margins)
-    return laid_like(graph, cast(graph, call(graph, aten.add.Tensor, made, weight), dtype), weight)

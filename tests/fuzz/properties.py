@@ -205,7 +205,7 @@ def _idempotent(program: Program) -> None:
 
 
 def _lifted(kinds: dict[str, int], report: Report) -> Counter[str]:
-    """The kinds without norms of repeated values, which are recorded and not lifted: maps pass through them."""
+    """The kinds without norms of repeated values, which are recorded and not lifted: maps pass through."""
     repeated = (s for s in report.sites if s.refusal is not None and s.refusal.code == "broadcast_source")
     return Counter(kinds) - Counter(site.kind for site in repeated)
 

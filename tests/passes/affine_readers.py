@@ -277,7 +277,7 @@ def beside_a_convolution_of_another_value(s, x):
     return torch.relu(s.conv(2 * x) + s.norm(x))
 
 
-@case("raw_reader", norm=bn(6), conv=conv(6, 6, (1, 3), padding=(0, 1)), w=param(1))
+@case(norm=bn(6), conv=conv(6, 6, (1, 3), padding=(0, 1)), w=param(1))
 def beside_a_convolution_that_is_scaled(s, x):
     return torch.relu(torch.add(s.norm(x), s.conv(x), alpha=2))
 

@@ -10,13 +10,18 @@ import torch
 from torch import nn
 
 import normfuse
-from tests.passes import affine_broadcast, affine_readers, affine_writers
+from tests.passes import affine_beside, affine_broadcast, affine_readers, affine_writers
 from tests.passes.affine_cases import Case
 from tests.passes.building import distance, evaluate
 
 pytestmark = pytest.mark.rounding
 
-CASES = [*affine_writers.case.found, *affine_readers.case.found, *affine_broadcast.case.found]
+CASES = [
+    *affine_writers.case.found,
+    *affine_readers.case.found,
+    *affine_broadcast.case.found,
+    *affine_beside.case.found,
+]
 STORED = ("batch_norm", "rep_batch_norm", "unified_norm")
 #: Sums of at most 6 * 27 products over three folds in float64, far below this many units of 1.1e-16.
 EXACT = 1e-13

@@ -192,6 +192,29 @@ def beside_a_weight(d: int) -> Pairs:
 
 
 @proof("fold_affine")
+def beside_a_weight_that_is_multiplied(d: int) -> Pairs:
+    """p (W x + b) + q g A(x) = p ((W + (q / p) g D) x + (b + (q / p) g A(0)))"""
+    norm, b, w, x = Stored(d), symbols("b", d), symbols("W", d, d), symbols("x", d)
+    p, q = sympy.symbols("p q", positive=True)
+    g = sympy.diag(*symbols("g", d))
+    left = p * (w * x + b) - q * g * norm(x)
+    return pairs(left, p * ((w - q / p * g * norm.factor) * x + (b - q / p * g * norm.of_zero)))
+
+
+@proof("fold_affine")
+def of_a_weight_and_its_own_input(d: int) -> Pairs:
+    """A(p (W x + b) + q x) = D p (W + (q / p) I) x + A(p b), and at the middle tap of a convolution."""
+    norm, b, w, x = Stored(d), symbols("b", d), symbols("W", d, d), symbols("x", d)
+    p, q = sympy.symbols("p q", positive=True)
+    own = q / p * sympy.eye(d)
+    found = pairs(norm(p * (w * x + b) - q * x), norm.factor * p * (w - own) * x + norm(p * b))
+    taps, image = _taps(d, 3, inner=d), symbols("x", d, 2)
+    folded = [norm.factor * tap for tap in (taps[0], taps[1] + sympy.eye(d), taps[2])]
+    left = norm(conv(taps, image, b, padding=1) + image)
+    return found + pairs(left, conv(folded, image, norm(b), padding=1))
+
+
+@proof("fold_affine")
 def of_a_constant(d: int) -> Pairs:
     """A(c + W a) = A(c) + D W a, so that a constant that is added takes the map like a bias."""
     norm, c, w, a = Stored(d), symbols("c", d), symbols("W", d, 2), symbols("a", 2)

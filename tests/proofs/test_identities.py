@@ -97,6 +97,8 @@ def _transposed(norm):
         pairs(NORM(NORM(W * A + B)), NORM.factor * NORM.factor * W * A + NORM(B)),
         pairs(NORM(A) + W * A + B, (NORM.factor + W) * A + B),
         pairs(NORM(X) + conv(TAPS, X, B, 1), conv([t + NORM.factor for t in TAPS], X, B + NORM.of_zero, 1)),
+        pairs(NORM(W * A + A + B), (NORM.factor * W + sympy.eye(2)) * A + NORM(B)),
+        pairs(2 * (W * A + B) + NORM(A), 2 * ((W + NORM.factor) * A + (B + NORM.of_zero))),
         pairs(standardised(W) * A, standardised(W, eps * 2) * A),
         pairs(standardised(W.T).T * A, standardised(W) * A),
     ],
@@ -104,6 +106,7 @@ def _transposed(norm):
         "eps lost", "bias not normed", "bias lost", "factor on the wrong side", "shift in every writer",
         "factor on the rows of a reader", "shift lost behind", "zeros normed", "zeros normed, transposed",
         "no alpha b", "no alpha W", "outer norm of the bias lost", "shift lost beside", "every tap",
+        "own input not normed", "beside what is multiplied",
         "other eps in a weight", "other axis of a weight",
     ],
 )  # fmt: skip
