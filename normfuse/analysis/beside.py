@@ -70,7 +70,7 @@ def beside(norm: Node, source: Node, axis: int, weights: WeightValues) -> Beside
         if _summands(total) is not None:
             return _in_tree(total, _Branch(operand, source, maps), axis, weights)
         scale = _scale_of(total, axis, weights)
-        if scale is None or scale[0] is not operand:
+        if scale is None:
             return None
         operand, maps = total, (*maps, scale[1])
     return None
@@ -80,7 +80,7 @@ def own_input(total: Node, axis: int, weights: WeightValues) -> Beside | None:
     """The linear or convolution to whose result a sum adds what it read, scaled or as it is."""
     for operand, _ in _summands(total) or ():
         for branch in _branches(operand, axis, weights):
-            found = None if branch.source in weights else _in_sum(total, branch, axis, weights)
+            found = _in_sum(total, branch, axis, weights)
             if found is not None:
                 return found
     return None
@@ -100,15 +100,15 @@ def _branches(operand: Node, axis: int, weights: WeightValues) -> Iterator[_Bran
 def _scale_of(node: Node, axis: int, weights: WeightValues) -> tuple[Node, Diagonal] | None:
     """What an operator multiplies, and by which numbers for each channel or for all."""
     found = flow(node, axis)
+    scale: Node | float | None = None
     if isinstance(found, Scales):
-        operand, under, scale = found.operand, found.axis, found.scale
-        free = not isinstance(scale, Node) or _is_free(scale, weights)
-    elif isinstance(found, Carries) and found.factor and len(found.operands) == 1:
-        ((operand, under),) = found.operands
-        scale, free = found.factor, True
-    else:
+        operand, scale = found.operand, found.scale
+    elif isinstance(found, Carries) and len(found.operands) == 1:
+        operand, scale = found.operands[0][0], found.factor
+    if not scale or not _is_alike(operand, node):
         return None
-    return (operand, Diagonal(scale)) if free and under == axis and _is_alike(operand, node) else None
+    fixed = not isinstance(scale, Node) or _is_free(scale, weights)
+    return (operand, Diagonal(scale)) if fixed else None
 
 
 def _in_tree(total: Node, branch: _Branch, axis: int, weights: WeightValues) -> Beside | None:

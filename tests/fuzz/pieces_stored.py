@@ -144,6 +144,36 @@ def norm_beside_conv(net, v, d):
 
 
 @writer(kind="stored")
+def norm_of_conv_and_its_input(net, v, d):
+    """RepViT's block, of a depthwise convolution."""
+    x = F.relu(_first(v))
+    made = F.conv1d(x, net.weight(d, 1, 3), net.weight(d), padding=1, groups=d) + x
+    return batch_norm(net, made).transpose(1, 2)
+
+
+@writer(kind="stored")
+def norm_of_a_difference_from_its_input(net, v, d):
+    rows = F.relu(v).reshape(-1, d)
+    made = torch.sub(net.weight(d) * rows, F.linear(rows, net.weight(d, d), net.weight(d)), alpha=0.5)
+    return batch_norm(net, made).view(v.shape)
+
+
+@writer(kind="stored")
+def norm_taken_from_conv(net, v, d):
+    x = F.relu(_first(v))
+    made = F.conv1d(x, net.weight(d, d, 1)) - net.weight(d, 1) * batch_norm(net, x)
+    return (net.weight(d, 1) * made).transpose(1, 2)
+
+
+@writer(kind="stored")
+def norms_of_three_branches(net, v, d):
+    x = F.relu(_first(v))
+    wide = batch_norm(net, F.conv1d(x, net.weight(d, d, 3), padding=1))
+    made = batch_norm(net, x) - (wide - batch_norm(net, F.conv1d(x, net.weight(d, d, 1)), 1e-3))
+    return made.transpose(1, 2)
+
+
+@writer(kind="stored")
 def standardised_weight(net, v, d):
     weight = net.weight(d, d, 2)
     flat = F.batch_norm(weight.view(1, d, -1), None, None, None, None, True, 0.0, 1e-5)

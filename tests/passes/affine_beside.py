@@ -224,6 +224,17 @@ def of_an_input_that_a_gate_scales(s, x):
     return torch.relu(s.norm(s.conv(x) + x * torch.sigmoid(s.gate(x).mean((2, 3), keepdim=True))))
 
 
+@case("channel_gate", norm=bn(6), conv=same(), args=(image(6)[:1],))
+def of_an_input_that_one_gate_scales(s, x):
+    """A factor for each channel, which is no weight."""
+    return torch.relu(s.norm(s.conv(x) + x * x.mean((2, 3), keepdim=True)))
+
+
+@case("raw_reader", norm=bn(6), conv=same(), args=(image(6)[:1],))
+def beside_what_one_gate_scales(s, x):
+    return torch.relu(s.conv(x) + s.norm(x) * x.mean((2, 3), keepdim=True))
+
+
 @case(norm=bn(6), conv=same(6), g=param(6, 1, 1, 1))
 def of_an_input_and_a_weight_that_is_made_of_others(s, x):
     return torch.relu(s.norm(F.conv2d(x, s.conv.weight * s.g, s.conv.bias, padding=1, groups=6) + x))

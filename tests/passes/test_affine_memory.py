@@ -63,6 +63,33 @@ def test_a_convolution_keeps_the_memory_format_that_its_weight_chooses(name: str
     assert found.stride() == wanted.stride()
 
 
+def _scaled(s: Any, h: torch.Tensor) -> torch.Tensor:
+    """A norm in arithmetic, whose result lies as its input does."""
+    made: torch.Tensor = h * torch.rsqrt(s.n.running_var + 1e-5).view(6, 1, 1)
+    return made
+
+
+#: Sums that lie as their first term does, which the convolution's result does not.
+OTHERWISE: dict[str, Callable[..., Any]] = {
+    "beside": lambda s, t: _scaled(s, t) + s.c(t),
+    "beside, in a tree": lambda s, t: (_scaled(s, t) + s.c(t)) + torch.tanh(s.c(t)),
+    "of its own input": lambda s, t: _scaled(s, t + s.c(t)),
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_a_sum_that_lies_in_another_way_than_its_weight_writes_keeps_its_norm(name: str) -> None:
+    run = OTHERWISE[name]
+    model = randomised(Net(lambda s, x: run(s, x.transpose(2, 3)), c=nn.Conv2d(6, 6, 1), n=nn.BatchNorm2d(6)))
+    with torch.no_grad():
+        model.n.running_var.abs_()
+        made = normfuse.rewrite(model, (X,), verify="off")
+        found, wanted = made.module()(X), model(X)
+    assert [site.action for site in made.report.sites] == ["kept"]
+    assert found.stride() == wanted.stride()
+    assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)
+
+
 def test_parts_of_one_convolution_that_are_returned_share_no_memory() -> None:
     """With one image the channels of a part lie together, so nothing else asks for a copy."""
 
