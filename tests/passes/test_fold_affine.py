@@ -11,7 +11,7 @@ from torch import nn
 
 import normfuse
 from tests.passes import affine_beside, affine_broadcast, affine_readers, affine_writers
-from tests.passes.affine_cases import Case
+from tests.passes.affine_cases import Case, randomised
 from tests.passes.building import distance, evaluate
 
 pytestmark = pytest.mark.rounding
@@ -253,6 +253,45 @@ def test_a_standardised_weight_is_computed_once_in_core_operators() -> None:
     ]  # fmt: skip
     with torch.no_grad():
         assert same([made.module()(x)], [model(x)])
+
+
+class Beside(nn.Module):
+    """A norm of a convolution and its input, and one that is taken from a convolution."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.first, self.norm = kind(6, 6, 3, padding=1, groups=2), nn.BatchNorm2d(6)
+        self.second, self.other = kind(6, 6, 3, padding=1, groups=2), nn.BatchNorm2d(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.norm(self.first(x) + x))
+        return torch.relu(self.second(h) - self.other(h))
+
+
+@pytest.mark.parametrize(("kind", "codes_left"), [(nn.Conv2d, []), (nn.ConvTranspose2d, ["raw_reader"] * 2)])
+def test_only_a_convolution_takes_what_stands_beside_it_in_core_operators(
+    kind: type[nn.Module], codes_left: list[str]
+) -> None:
+    model = randomised(Beside(kind))
+    x = torch.randn(2, 6, 5, 5, dtype=torch.float64)
+    made = normfuse.rewrite(torch.export.export(model, (x,)).run_decompositions(), verify="off")
+    assert codes(made.report) == codes_left
+    with torch.no_grad():
+        assert same([made.module()(x)], [model(x)])
+
+
+def test_with_gradients_norms_beside_weights_fold_and_train_alike() -> None:
+    model = randomised(Beside(nn.Conv2d))
+    reference, x = copy.deepcopy(model), torch.randn(2, 6, 5, 5, dtype=torch.float64)
+    options = {"normfuse.inner": "aot_eager", "normfuse.policy": "convert"}
+    fast = torch.compile(model, backend=normfuse.normfuse_backend, options=options)
+    found, wanted = fast(x), reference(x)
+    assert same([found.detach()], [wanted.detach()])
+    assert codes(normfuse.last_report()) == []
+    for made in (found, wanted):
+        made.square().sum().backward()
+    for one, other in zip(model.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-10, atol=1e-10 * float(other.grad.norm()))
 
 
 def test_with_gradients_a_standardised_weight_stays() -> None:
