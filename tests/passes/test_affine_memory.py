@@ -72,7 +72,7 @@ def _scaled(s: Any, h: torch.Tensor) -> torch.Tensor:
 #: Sums that lie as their first term does, which the convolution's result does not.
 OTHERWISE: dict[str, Callable[..., Any]] = {
     "beside": lambda s, t: _scaled(s, t) + s.c(t),
-    "beside, in a tree": lambda s, t: (_scaled(s, t) + s.c(t)) + torch.tanh(s.c(t)),
+    "beside, in a tree": lambda s, t: (_scaled(s, t) + torch.tanh(s.c(t))) + s.c(t),
     "of its own input": lambda s, t: _scaled(s, t + s.c(t)),
 }
 
