@@ -65,6 +65,8 @@ def beside(norm: Node, source: Node, axis: int, weights: WeightValues) -> Beside
 
     The maps are those behind the norm.
     """
+    if weights.is_written(source):
+        return None
     operand, maps = norm, Maps()
     while (total := _only_reader(operand)) is not None and not weights.is_written(operand):
         if _summands(total) is not None:
@@ -135,7 +137,7 @@ def _in_tree(total: Node, branch: _Branch, axis: int, weights: WeightValues) -> 
 
 def _in_sum(total: Node, branch: _Branch, axis: int, weights: WeightValues) -> Beside | None:
     share = _shares(total, branch.operand)
-    if share is None or weights.is_written(branch.source) or not lies_alike(total, share[0]):
+    if share is None or not lies_alike(total, share[0]):
         return None
     rest, count, factor = share
     for term, times in _terms(rest, weights):

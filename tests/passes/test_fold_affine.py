@@ -366,8 +366,9 @@ def test_folded_weights_are_centred_as_a_whole() -> None:
         assert same([made.module()(x)], [model(x)])
 
 
-def test_a_value_that_is_written_between_its_readers_keeps_its_norm() -> None:
-    """The convolution beside the norm reads the values as they were before."""
+@pytest.mark.parametrize("between", [False, True])
+def test_a_value_that_is_written_between_its_readers_keeps_its_norm(between: bool) -> None:
+    """The convolution beside the norm reads the values as they were before, also where a term stands between."""
 
     class Written(nn.Module):
         def __init__(self) -> None:
@@ -377,7 +378,8 @@ def test_a_value_that_is_written_between_its_readers_keeps_its_norm() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             made = self.conv(x)
             x.mul_(2)
-            return torch.relu(made + self.norm(x))
+            normed = self.norm(x)
+            return torch.relu((normed + torch.tanh(x)) + made if between else made + normed)
 
     model, x = Written().double().eval(), torch.randn(2, 6, 5, dtype=torch.float64)
     fast = torch.compile(model, backend=normfuse.normfuse_backend, options={"normfuse.inner": "eager"})
