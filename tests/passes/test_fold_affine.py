@@ -368,7 +368,7 @@ def test_folded_weights_are_centred_as_a_whole() -> None:
 
 @pytest.mark.parametrize("between", [False, True])
 def test_a_value_that_is_written_between_its_readers_keeps_its_norm(between: bool) -> None:
-    """The convolution beside the norm reads the values as they were before, also where a term stands between."""
+    """The convolution beside the norm reads the values as they were before; a term may stand between."""
 
     class Written(nn.Module):
         def __init__(self) -> None:

@@ -63,14 +63,14 @@ def test_a_write_through_a_view_of_a_program_from_a_file(name: str) -> None:
 CALLS = [0]
 
 
-@torch.library.custom_op("normfuse_test::counted", mutates_args=())
+@torch.library.custom_op("normfuse_undeclared::counted", mutates_args=())
 def counted(w: Tensor) -> Tensor:
     """Another value at every call."""
     CALLS[0] += 1
     return w * CALLS[0]
 
 
-@torch.library.custom_op("normfuse_test::counted_in_place", mutates_args={"w"})
+@torch.library.custom_op("normfuse_undeclared::counted_in_place", mutates_args={"w"})
 def counted_in_place(w: Tensor) -> None:
     CALLS[0] += 1
     w.mul_(CALLS[0])
@@ -81,14 +81,14 @@ counted.register_fake(torch.empty_like)
 
 def in_place(w: Tensor) -> Tensor:
     made = w.clone()
-    torch.ops.normfuse_test.counted_in_place(made)
+    torch.ops.normfuse_undeclared.counted_in_place(made)
     return made
 
 
 #: How a weight is made at each call; whether that is a custom operator that counts.
 MADE: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
-    "a custom operator": (lambda w: torch.ops.normfuse_test.counted(w), True),
-    "a custom operator, scaled": (lambda w: torch.ops.normfuse_test.counted(w.t()).t() * 2, True),
+    "a custom operator": (lambda w: torch.ops.normfuse_undeclared.counted(w), True),
+    "a custom operator, scaled": (lambda w: torch.ops.normfuse_undeclared.counted(w.t()).t() * 2, True),
     "a custom operator in place": (in_place, True),
     "random numbers added": (lambda w: w + torch.rand_like(w), False),
     "random entries": (lambda w: w * torch.bernoulli(torch.full_like(w, 0.5)), False),

@@ -167,32 +167,23 @@ def test_a_damaged_or_hostile_map_is_refused(change, message, text, tmp_path):
         WeightMap.load(path)
 
 
-class OwnOperator(nn.Module):
-    """Its weight comes out of an operator that is not PyTorch's own."""
+class OtherOperator(nn.Module):
+    """Its weight comes out of an operator that is none of ATen's."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inner = prenorm()
 
     def forward(self, x):
-        weight = torch.ops.normfuse_test.doubled(self.inner.embed.weight)
+        weight = torch.ops.prims.neg(self.inner.embed.weight)
         y = torch.nn.functional.linear(x, weight, self.inner.embed.bias)
         return self.inner.head(self.inner.norm(y + self.inner.blocks[0](y)))
 
 
-@pytest.fixture
-def doubled():
-    with torch.library._scoped_library("normfuse_test", "DEF") as library:
-        library.define("doubled(Tensor x) -> Tensor")
-        library.impl("doubled", lambda x: 2 * x, "CompositeExplicitAutograd")
-        torch.library.register_fake("normfuse_test::doubled", lambda x: torch.empty_like(x), lib=library)
-        yield
-
-
-def test_a_map_that_cannot_be_written_does_not_stop_the_program(doubled, tmp_path):
-    result = normfuse.rewrite(OwnOperator().eval(), (example(),))
+def test_a_map_that_cannot_be_written_does_not_stop_the_program(tmp_path):
+    result = normfuse.rewrite(OtherOperator().eval(), (example(),))
     assert result.report.after == {"rms_norm": 2}
-    assert "'normfuse_test.doubled.default' is no operator of this PyTorch" in result.unmapped
+    assert "'prims.neg.default' is no operator of this PyTorch" in result.unmapped
     with pytest.raises(normfuse.InputError, match="has no map that could be written"):
         _ = result.weight_map
     assert result.save(tmp_path / "out.pt2").exists()
