@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,10 +50,14 @@ def check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             _check(path, _Entries(path, archive))
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
+    except InputError:
+        raise
+    except (zipfile.BadZipFile, EOFError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a .pt2 program, or is truncated: {error}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (NotImplementedError, RuntimeError, OverflowError, ValueError, struct.error) as error:
+        raise InputError(f"{path} is damaged: its directory makes no sense ({error})") from error
 
 
 class _Entries:
@@ -66,6 +71,7 @@ class _Entries:
             raise InputError(f"{path} is a zip archive, but not a .pt2 program of torch.export")
         if any(i.compress_type != zipfile.ZIP_STORED for i in infos):
             raise InputError(f"{path} is a compressed archive, which torch.export does not write")
+        _check_sums(path, archive)
         self.path, self._archive, self._top = path, archive, tops.pop()
         self.names = {name.removeprefix(f"{self._top}/") for name in names}
 
@@ -83,6 +89,15 @@ class _Entries:
         if not isinstance(found, dict):
             raise InputError(f"{self.path} is damaged: {name} holds no object")
         return found
+
+
+def _check_sums(path: Path, archive: zipfile.ZipFile) -> None:
+    """PyTorch does not compare the check sums that it writes, so a bit that flipped would become a weight."""
+    damaged = archive.testzip()
+    if damaged is not None:
+        raise InputError(
+            f"{path} is damaged: {damaged} does not match its check sum; copy or export the file again"
+        )
 
 
 def _check(path: Path, entries: _Entries) -> None:

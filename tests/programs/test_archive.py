@@ -8,6 +8,7 @@ import json
 import math
 import pickle
 import zipfile
+from random import Random
 
 import pytest
 import torch
@@ -96,15 +97,46 @@ def test_truncated_files(share, good, tmp_path):
         load_program(tmp_path / "x.pt2")
 
 
-def test_flipped_bytes_in_a_tensor_are_seen(good, tmp_path):
+def flipped(good, target, place, bit):
     data = bytearray(good.read_bytes())
+    data[place] ^= 1 << bit
+    target.write_bytes(bytes(data))
+    return target
+
+
+ENTRIES = (MODEL, WEIGHTS, "data/weights/weight_0", "data/sample_inputs/model.pt", "archive_format")
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.99])
+def test_a_flipped_bit_in_a_weight_or_the_graph_is_one_sentence(good, entry, share, tmp_path):
+    """PyTorch reads such a file, and a bit of a weight would go unnoticed."""
     with zipfile.ZipFile(good) as archive:
-        name = next(n for n in archive.namelist() if n.endswith("model.json"))
-        start = archive.getinfo(name).header_offset + 200
-    data[start : start + 50] = bytes(50)
-    (tmp_path / "x.pt2").write_bytes(data)
-    with pytest.raises(normfuse.InputError, match=r"truncated|damaged"):
-        load_program(tmp_path / "x.pt2")
+        (info,) = [i for i in archive.infolist() if i.filename.endswith(f"/{entry}")]
+        with archive.open(info) as held:
+            start = held._fileobj.tell()  # where its contents begin
+    bad = flipped(good, tmp_path / "x.pt2", start + int(share * info.file_size), bit=3)
+    with pytest.raises(normfuse.InputError, match="damaged: .* does not match its check sum") as found:
+        load_program(bad)
+    assert len(str(found.value).splitlines()) == 1
+
+
+def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(good, tmp_path):
+    """Headers and padding hold bits that nobody reads."""
+    (x,), _ = load_program(good).example_inputs
+    expected = load_program(good).module()(x)
+    random, size = Random(0), good.stat().st_size
+    places = [random.randrange(size) for _ in range(30)] + [size - 1 - 7 * i for i in range(60)]
+    refused = 0
+    for place in places:
+        bad = flipped(good, tmp_path / "x.pt2", place, random.randrange(8))
+        try:
+            loaded = load_program(bad)
+        except normfuse.InputError:
+            refused += 1
+            continue
+        assert torch.equal(loaded.module()(x), expected)
+    assert refused > len(places) / 2
 
 
 def test_a_checkpoint_is_named_as_one(tmp_path):
