@@ -40,7 +40,9 @@ def _inlined(work: Work, weights: WeightValues) -> list[Node]:
     made: list[Node] = []
     for node, site in list(work.sites.items()):
         region = norm_of(node)
-        if region is None or not all(operand in weights for operand in node.all_input_nodes):
+        if region is None or site.action == "reverted":
+            continue
+        if not all(operand in weights for operand in node.all_input_nodes):
             continue
         refusal = weights.refusal(node) or _grad_refusal(work, node)
         if refusal is not None:
