@@ -21,7 +21,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "target": ("rms_norm", "layer_norm"),
     "policy": ("convert", "pays"),
     "inner": ("inductor", "eager", "aot_eager"),
-    "verify": ("off", "output", "sites"),
+    "verify": ("off", "output", "sites", "thorough"),
     "allow": ("exact",),
     "memory": ("copy",),
     "freeze": ("auto", "off"),
@@ -43,7 +43,8 @@ class Options:
         inner: what runs the rewritten graph.
         verify: ``"output"`` compares the rewritten graph with the original before it is used, and
             does not use it when it is further from float64 than the error budget allows;
-            ``"sites"`` compares every norm, on hostile inputs too, and reverts those over budget.
+            ``"sites"`` compares every norm, on hostile inputs too, and reverts those over budget;
+            ``"thorough"`` does so on every kind of hostile inputs.
         only, skip: rules by name.
         allow, memory, freeze: one choice each for now: exact rules, copies beside the originals, and no
             freezing.
@@ -88,6 +89,11 @@ class Options:
     def converts(self, grad_enabled: bool) -> bool:
         """Whether the policy is to convert wherever that is proven."""
         return (self.policy or ("pays" if grad_enabled else "convert")) == "convert"
+
+    @property
+    def by_sites(self) -> bool:
+        """Whether every norm is verified by itself."""
+        return self.verify in ("sites", "thorough")
 
     def runs(self, rule: str) -> bool:
         """Whether ``only`` and ``skip`` leave this rule in."""

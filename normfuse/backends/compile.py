@@ -105,7 +105,7 @@ def _rewritten(gm: GraphModule, example_inputs: Sequence[Any], options: Options)
     program, fake_mode = capture(gm, example_inputs)
     program.doubted = doubted(gm)
     wide = widen(program.gm) if options.verify == "output" else None
-    if options.verify == "sites":
+    if options.by_sites:
         program, report, folded = rewrite_verified(program, options, example_inputs)
     else:
         report, folded = run_pipeline(program, options)

@@ -28,13 +28,12 @@ class Verification:
     def __str__(self) -> str:
         if self.error_ratio is None:
             return "no norm was changed, so there was nothing to verify"
-        where = {
-            "output": "on the example inputs",
-            "sites": f"norm by norm, on {len(self.details.get('inputs', ()))} sets of inputs",
-        }
+        sets = len(self.details.get("inputs", ()))
+        where = (
+            "on the example inputs" if self.level == "output" else f"norm by norm, on {sets} sets of inputs"
+        )
         return (
-            f"verified {where[self.level]}: at most {self.error_ratio:.3g} times the original's own distance "
-            "from float64"
+            f"verified {where}: at most {self.error_ratio:.3g} times the original's own distance from float64"
         )
 
 
@@ -43,7 +42,7 @@ def verification_of(result: Rewritten, level: str) -> Verification | None:
     if level == "output" and result.equivalence is not None:
         found = result.equivalence
         return Verification(level, found.error_ratio, found.to_dict())
-    if level != "sites":
+    if level not in ("sites", "thorough"):
         return None
     report = result.report
     changed = [site for site in report.sites if site.action not in ("kept", "reverted")]

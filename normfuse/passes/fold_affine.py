@@ -126,7 +126,8 @@ class _Fold:
         if refusal is not None:
             return refusal
         note_shifts(plan, self._shift_is_large(node), self._small_shift(node))
-        self._replace(node, source, self._placement.make(plan, node))
+        made = self._replace(node, source, self._placement.make(plan, node))
+        self._work.written[made] = self._work.sites[node]
         return proof
 
     def _shift_is_large(self, node: Node) -> bool:
@@ -153,9 +154,20 @@ class _Fold:
         self._rest_on_precision(node)
         set_arguments(found.reader, changed)
         note_shift(found.reader, self._shift_is_large(node), self._small_shift(node))
+        self._forget_written(found)
         found.sum.replace_all_uses_with(self._placement.without_branch(found))
         self._placement.erase(found.sum)
         return proof
+
+    def _forget_written(self, found: Beside) -> None:
+        """What a changed reader hands on to the sum has another value from now on."""
+        stack, seen = [found.rest], set[Node]()
+        while stack:
+            value = stack.pop()
+            self._work.written.pop(value, None)
+            seen.add(value)
+            if value is not found.reader:
+                stack.extend(n for n in value.all_input_nodes if n not in seen and n not in self._weights)
 
     def _behind(self, node: Node, source: Node, reads: list[Read]) -> Certificate | Refusal:
         proof = folded_behind(node, reads, self._work)
@@ -212,7 +224,7 @@ class _Fold:
             return Refusal("raw_reader", f"{source.name} is made of several parts of one value", source.name)
         return plan
 
-    def _replace(self, node: Node, source: Node, made: Node) -> None:
+    def _replace(self, node: Node, source: Node, made: Node) -> Node:
         with node.graph.inserting_before(node):
             if not lies_alike(node, source):
                 made = call(node.graph, aten.contiguous.default, made)
@@ -220,6 +232,7 @@ class _Fold:
                 made = call(node.graph, aten.clone.default, made)
         node.replace_all_uses_with(made)
         self._placement.erase(node)
+        return made
 
 
 def _fits(node: Node, source: Node) -> bool:

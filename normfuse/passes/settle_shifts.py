@@ -66,7 +66,9 @@ def settle_shifts(work: Work) -> None:
     premises: dict[int, Premise] = {}
     for node in [n for n in graph.nodes if _starts_from_shift(n)]:
         if work.precise or node.meta[_SHIFT] or (compiles and _is_fused(node)):
-            _add_behind(graph, node)
+            made = _add_behind(graph, node)
+            if node in work.written:
+                work.written[made] = work.written.pop(node)
         else:
             work.shifts_in_biases += 1
             premises |= {id(premise): premise for premise in node.meta.get(_PREMISES, ())}
@@ -96,7 +98,7 @@ def _is_fused(node: Node) -> bool:
     )
 
 
-def _add_behind(graph: Graph, node: Node) -> None:
+def _add_behind(graph: Graph, node: Node) -> Node:
     bias, weight = bind(node)["bias"], bind(node)["weight"]
     with graph.inserting_after(bias):
         entries = call(graph, aten.reshape.default, bias, [-1] + [1] * (rank_of(weight) - 2))
@@ -108,3 +110,4 @@ def _add_behind(graph: Graph, node: Node) -> None:
     made.meta = node.meta | made.meta
     for user in users:
         user.replace_input_with(node, made)
+    return made

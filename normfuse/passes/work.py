@@ -20,6 +20,7 @@ class Work:
     ``sites`` maps each lifted norm's node to its record, in execution order. ``streams`` numbers the
     streams: norms of one number may depend on the same changed weights. ``precise`` asks for the most exact
     of several forms at any price; ``shifts_in_biases`` counts where that would make a difference.
+    ``written`` maps nodes that have the value of a norm, since weights before them took it, to its record.
     """
 
     program: Program
@@ -29,6 +30,7 @@ class Work:
     streams: dict[Node, int] = field(default_factory=dict)
     precise: bool = False
     shifts_in_biases: int = 0
+    written: dict[Node, Site] = field(default_factory=dict)
 
     def record(self, node: Node, site: Site) -> None:
         self.sites[node] = site

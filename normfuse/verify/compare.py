@@ -15,6 +15,7 @@ from torch import Tensor
 
 __all__ = [
     "comparable",
+    "distance",
     "error_ratio",
     "is_finite",
     "max_abs_error",
@@ -40,6 +41,11 @@ def error_ratio(reference: Tensor, candidate: Tensor, oracle: Tensor) -> float:
     r, c, o = comparable(reference, candidate, oracle)
     floor = max(info.eps * _norm(o), info.smallest_normal * info.eps)
     return _norm(c - o) / max(_norm(r - o), floor)
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """``|a - b|`` in L2 over wide vectors."""
+    return _norm(a - b)
 
 
 def relative_error(value: Tensor, target: Tensor) -> float:

@@ -8,7 +8,7 @@ where it is not, so they stay inside of every table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -82,30 +82,37 @@ GENERATORS: dict[str, Generator] = {
 }
 """Generators that keep the shape, by name."""
 
+QUICK = ("large mean", "constant rows", "1e-6", "nan", "other integers", "first rows only", "last rows only")
+"""Those that show most, and cost about as much as the programs need to run 16 times: every kind of loss is in
+them once (cancellation, no variance, an eps that decides, what is not finite)."""
+
 RESIZING: dict[str, Generator] = {"one row": _one_row, "zero batch": _zero_batch}
 """Generators that change the size of the first axis, for programs that allow it."""
 
 
 def hostile_inputs(
-    inputs: Sequence[object], seed: int = 0, resize: bool = False, bounds: Sequence[int | None] | None = None
-) -> Iterator[tuple[str, list[object]]]:
+    inputs: Sequence[object], seed: int = 0, resize: bool = False,
+    bounds: Sequence[int | None] | None = None, names: Collection[str] | None = None,
+) -> Iterator[tuple[str, list[object]]]:  # fmt: skip
     """Named input sets like ``inputs``: a floating tensor becomes a hostile one, other tensors are redrawn.
 
     ``bounds`` says for each input how many rows the table has that its integers index, where that is known;
     with such an input there are two sets more, of first and of last rows only. Without floating tensors there
     is one set of other integers besides. With ``resize`` the sets of another batch size come too; every
-    tensor with an axis is cut along its first one then.
+    tensor with an axis is cut along its first one then. ``names`` are those to make, all by default.
     """
     known = [None] * len(inputs) if bounds is None else list(bounds)
     named = {**GENERATORS, **(RESIZING if resize else {})}
     if not any(isinstance(i, Tensor) and i.is_floating_point() for i in inputs):
         named = {"other integers": _zeros, **(RESIZING if resize else {})}
     for number, (name, make) in enumerate(named.items()):
+        if names is not None and name not in names:
+            continue
         generator = torch.Generator().manual_seed(seed + number)
         pairs = zip(inputs, known, strict=True)
         yield name, [_replaced(value, bound, name, make, generator) for value, bound in pairs]
     if any(known):
-        for name in ("first rows only", "last rows only"):
+        for name in (n for n in ("first rows only", "last rows only") if names is None or n in names):
             yield name, [_one_entry(v, b, name) for v, b in zip(inputs, known, strict=True)]
 
 

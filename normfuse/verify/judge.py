@@ -10,6 +10,7 @@ from torch import Tensor
 from normfuse.errors import VerificationError
 from normfuse.verify.compare import (
     comparable,
+    distance,
     error_ratio,
     max_abs_error,
     max_rel_error,
@@ -18,6 +19,7 @@ from normfuse.verify.compare import (
 )
 from normfuse.verify.dtypes import is_narrow, is_real_number
 from normfuse.verify.equivalence import LeafError
+from normfuse.verify.reach import NO_REACH, Reach
 
 __all__ = ["BUDGET", "DOUBLE_BOUND", "HOPELESS", "SPREAD", "NoYardstickError", "judge", "require_alike"]
 
@@ -56,28 +58,29 @@ class NoYardstickError(VerificationError):
     """The reference does not say what is right for these inputs."""
 
 
-def judge(path: str, reference: Tensor, candidate: Tensor, oracle: Tensor) -> LeafError:
+def judge(
+    path: str, reference: Tensor, candidate: Tensor, oracle: Tensor, reach: Reach = NO_REACH
+) -> LeafError:
     """Measure and judge one leaf; raises ``VerificationError`` when shapes or dtypes differ.
 
     A floating leaf passes when ``error_ratio`` is within ``BUDGET`` and ``SPREAD`` and no number is further
-    off than ``PEAK`` allows, in float64 when it is
-    within ``DOUBLE_BOUND`` of the reference; a float64 reference that is further than that from the oracle
-    (float32 was inside) is judged by its ratio as well. It is not judged when no element is finite in both
-    reference and oracle, or when the reference is off by more than ``HOPELESS``. Integers and booleans have
-    to be equal.
+    off than ``PEAK`` allows; in both the original's error counts as at least ``reach``, which is how far one
+    rounding of inputs and weights carries the function. In float64 it also passes within ``DOUBLE_BOUND`` of
+    the reference; there the ratio only decides where the reference is further than that from the oracle
+    (float32 was inside) or the reach is known. It is not judged when no element is finite in both reference
+    and oracle, when the reference is off by more than ``HOPELESS``, or when the reach says that rounding
+    decides. Integers and booleans have to be equal.
     """
     require_alike(path, reference, candidate, oracle)
     if not is_real_number(reference.dtype):
-        return _judge_exact(path, reference, candidate)
+        return _judge_exact(path, reference, candidate, reach)
     finite = same_finiteness(reference, candidate, oracle)
     r, c, o = comparable(reference, candidate, oracle)
     ratio = error_ratio(reference, candidate, oracle)
-    own_error = relative_error(r, o)
-    hopeless = own_error > HOPELESS or (reference.numel() > 0 and r.numel() == 0)
-    good = ratio <= _allowed(r.numel()) or ratio <= _allowed(r.unique().numel())
-    good = good and _peak_is_usual(r, c, o, torch.finfo(reference.dtype).eps)
-    if not is_narrow(reference.dtype):
-        good = relative_error(c, r) <= DOUBLE_BOUND or (own_error > DOUBLE_BOUND and good)
+    allowed, good, reason = _measured(reference.dtype, (r, c, o), ratio, reach)
+    hopeless = "" if not finite else _hopeless(reference, oracle, r, o) or reach.reason
+    if not finite:
+        reason = "not finite in the same places"
     return LeafError(
         path=path,
         dtype=reference.dtype,
@@ -85,16 +88,51 @@ def judge(path: str, reference: Tensor, candidate: Tensor, oracle: Tensor) -> Le
         max_abs_error=max_abs_error(c, o),
         max_rel_error=max_rel_error(c, o),
         error_ratio=ratio,
-        judged=not (hopeless and finite),
-        ok=finite and (hopeless or good),
+        judged=not hopeless,
+        ok=finite and (bool(hopeless) or good),
+        allowed=allowed,
+        reason=hopeless or ("" if good and finite else reason),
     )
 
 
-def _peak_is_usual(reference: Tensor, candidate: Tensor, oracle: Tensor, eps: float) -> bool:
-    """Whether no number is much further off than the furthest of the original; three wide vectors."""
-    largest = max(max_abs_error(oracle, torch.zeros_like(oracle)) * eps, max_abs_error(reference, oracle))
-    chance = _allowed(oracle.numel()) / BUDGET
-    return max_abs_error(candidate, oracle) <= PEAK * chance * largest
+def _measured(
+    dtype: torch.dtype, vectors: tuple[Tensor, Tensor, Tensor], ratio: float, reach: Reach
+) -> tuple[float, bool, str]:
+    """The ratio that is allowed, whether the leaf is good, and what is not where that is not the ratio."""
+    r, c, o = vectors
+    info = torch.finfo(dtype)
+    own, size = distance(r, o), distance(o, torch.zeros_like(o))
+    scale = max(own, info.eps * size, info.smallest_normal * info.eps)
+    widened = max(1.0, reach.norm / scale)
+    allowed = _allowed(r.numel()) * widened
+    if allowed < ratio < math.inf:
+        allowed = _allowed(r.unique().numel()) * widened
+    peak = max(max_abs_error(r, o), info.eps * max_abs_error(o, torch.zeros_like(o)), reach.peak)
+    most = PEAK * _allowed(o.numel()) / BUDGET
+    furthest = max_abs_error(c, o)
+    usual = furthest <= most * peak
+    good = ratio <= allowed and usual
+    reason = f"one number is {furthest / peak:.3g} times as far off as any" if peak else "it misses a zero"
+    reason = "" if usual or ratio > allowed else f"{reason} ({most:.3g} allowed)"
+    if is_narrow(dtype):
+        return allowed, good, reason
+    if distance(c, r) <= DOUBLE_BOUND * distance(r, torch.zeros_like(r)):
+        bound = (DOUBLE_BOUND * size + own) / scale
+        return max(allowed, bound, ratio), True, ""
+    return allowed, good and (own > DOUBLE_BOUND * size or reach.norm > 0.0), reason or _DOUBLE
+
+
+_DOUBLE = f"further from the reference than a reordered sum explains ({DOUBLE_BOUND:.2g}, relatively)"
+
+
+def _hopeless(reference: Tensor, oracle: Tensor, r: Tensor, o: Tensor) -> str:
+    """Why the original says nothing about a candidate; empty where it does."""
+    if reference.numel() and not r.numel():
+        infinite = torch.isinf(oracle).any() if not oracle.is_complex() else torch.isinf(oracle.abs()).any()
+        same = same_finiteness(oracle, reference.to(oracle.device), oracle)
+        return "" if infinite and same else "the original holds no finite number there"
+    off = relative_error(r, o)
+    return f"the original is itself off by {off:.2g} times the value" if off > HOPELESS else ""
 
 
 def _allowed(count: int) -> float:
@@ -120,8 +158,10 @@ def require_alike(path: str, reference: Tensor, candidate: Tensor, oracle: Tenso
         raise NoYardstickError(f"{path} has another size in float64: what it holds depends on rounding.")
 
 
-def _judge_exact(path: str, reference: Tensor, candidate: Tensor) -> LeafError:
+def _judge_exact(path: str, reference: Tensor, candidate: Tensor, reach: Reach) -> LeafError:
     r, c = (t.detach().cpu() for t in (reference, candidate))
+    if reach.decided is not None:
+        c = torch.where(reach.decided.cpu(), r, c)
     equal = torch.equal(r, c)
     return LeafError(
         path=path,
@@ -132,4 +172,5 @@ def _judge_exact(path: str, reference: Tensor, candidate: Tensor) -> LeafError:
         error_ratio=0.0 if equal else float("inf"),
         judged=True,
         ok=equal,
+        reason="" if equal else "integers and booleans have to be equal",
     )

@@ -7,21 +7,21 @@ reassociated   within the error budget against float64 (``normfuse.verify.judge`
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from normfuse.passes.catalogue import Numerics
-from normfuse.verify.compare import comparable, is_finite, relative_error, same_finiteness
+from normfuse.verify.compare import comparable, is_finite, same_finiteness
 from normfuse.verify.dtypes import is_real_number
 from normfuse.verify.equivalence import LeafError
 from normfuse.verify.judge import judge, require_alike
+from normfuse.verify.reach import NO_REACH, Reach
 
 __all__ = [
     "ROUNDING_BOUND",
-    "is_yardstick",
     "judge_but_overflow",
     "judge_where_finite",
     "keeps_class",
@@ -58,31 +58,21 @@ def same_bits(reference: Tensor, candidate: Tensor) -> bool:
     )
 
 
-def one_rounding_off(value: Any) -> Any:
+def one_rounding_off(value: Any, draw: int = 0) -> Any:
     """A floating tensor with every number moved by one unit in its last place, up or down; else the value.
 
-    What a function makes of it shows how far its own rounding may carry the result: an error as large as
-    that is no fault of a rewrite.
+    Equal draws move numbers alike.
     """
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
-    signs = torch.arange(value.numel(), device=value.device).reshape(value.shape)
+    signs = torch.arange(value.numel(), device=value.device).reshape(value.shape) + 7919 * draw
     step = torch.finfo(value.dtype).eps * (1 - 2 * (signs * 2654435761 // 65536 % 2))
     return value.detach() * (1 + step.to(value.dtype))
 
 
-def is_yardstick(disturbed: Tensor, oracle: Tensor) -> bool:
-    """Whether a rounding of the inputs carried a result no further than to half of its digits.
-
-    Beyond that it decided something, as a rounded mask does, and says nothing about a rewrite.
-    """
-    if disturbed.shape != oracle.shape:
-        return False
-    r, _, o = comparable(disturbed, disturbed, oracle)
-    return relative_error(r, o) <= math.sqrt(torch.finfo(torch.float64).eps)
-
-
-def judge_where_finite(path: str, reference: Tensor, candidate: Tensor, oracle: Tensor) -> LeafError:
+def judge_where_finite(
+    path: str, reference: Tensor, candidate: Tensor, oracle: Tensor, reach: Reach = NO_REACH
+) -> LeafError:
     """``judge``, on the elements that the original computes at all.
 
     Where the original overflows or is nan it says nothing about a rewrite, also not by being so.
@@ -91,21 +81,28 @@ def judge_where_finite(path: str, reference: Tensor, candidate: Tensor, oracle: 
     if is_real_number(reference.dtype):
         defined = is_finite(reference) & is_finite(oracle).to(reference.device)
         candidate = torch.where(defined, candidate, reference)
-    return judge(path, reference, candidate, oracle)
+    return judge(path, reference, candidate, oracle, reach)
 
 
 def judge_but_overflow(
-    path: str, reference: Tensor, candidate: Tensor, oracle: Tensor, *, hostile: bool = False
+    path: str,
+    reference: Tensor,
+    candidate: Tensor,
+    oracle: Tensor,
+    reach: Reach = NO_REACH,
+    *,
+    hostile: bool = False,
 ) -> LeafError:
     """``judge``, without the elements that the original fails to compute although they are ordinary numbers.
 
     What it overflowed on is no yardstick. What is infinite or nan in float64 too has to be so in both. On
-    ``hostile`` inputs an index or a comparison is none either where rounding decides it in the original.
+    ``hostile`` inputs an index or a comparison is none either: ties and overflow decide it.
     """
     require_alike(path, reference, candidate, oracle)
     if is_real_number(reference.dtype):
         failed = ~is_finite(reference) & is_finite(oracle).to(reference.device)
         candidate = torch.where(failed, reference, candidate)
     elif hostile:
-        candidate = torch.where(reference == oracle.to(reference.device), candidate, reference)
-    return judge(path, reference, candidate, oracle)
+        leaf = judge(path, reference, reference, oracle)
+        return replace(leaf, judged=False, reason="ties and overflow decide it on such inputs")
+    return judge(path, reference, candidate, oracle, reach)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,16 +10,16 @@ import torch
 from torch.export import ExportedProgram
 
 from normfuse.errors import VerificationError, cause
-from normfuse.verify.equivalence import Equivalence, LeafError
-from normfuse.verify.hostile import hostile_inputs
+from normfuse.verify.comparing import Pair
+from normfuse.verify.equivalence import Equivalence, LeafError, unjudged_paths
+from normfuse.verify.hostile import QUICK, hostile_inputs
 from normfuse.verify.judge import NoYardstickError
+from normfuse.verify.oracles import oracle_of
 from normfuse.verify.random_inputs import random_values
 from normfuse.verify.signature import Leaf, arguments, leaves_of
 from normfuse.verify.sizes import Sizes, other_sizes, stored_sizes
 
 __all__ = ["Case", "CaseOutcome", "ProgramEquivalence", "cases_of", "compare_programs"]
-
-Compare = Callable[..., Equivalence]
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,24 @@ class ProgramEquivalence(Equivalence):
 
     @classmethod
     def over(cls, cases: Sequence[CaseOutcome]) -> ProgramEquivalence:
-        """Sum up ``cases``; programs that could not be judged on any input are not equivalent."""
+        """Sum up ``cases``; every output has to have been judged on one of them at least."""
         total = Equivalence.of([leaf for case in cases for leaf in _named(case)])
+        found = [case.equivalence for case in cases if case.equivalence is not None]
+        unjudged = unjudged_paths([leaf for one in found for leaf in one.leaves])
         judged = any(leaf.judged for leaf in total.leaves)
         return cls(
-            ok=judged and all(case.ok for case in cases),
+            ok=judged and not unjudged and all(case.ok for case in cases),
             max_abs_error=total.max_abs_error,
             max_rel_error=total.max_rel_error,
             error_ratio=total.error_ratio,
             leaves=total.leaves,
+            unjudged=unjudged,
             cases=tuple(cases),
         )
+
+    @property
+    def differs(self) -> bool:
+        return not all(case.ok for case in self.cases)
 
     def to_dict(self) -> dict[str, Any]:
         summary = super().to_dict()
@@ -78,14 +85,19 @@ def _named(case: CaseOutcome) -> list[LeafError]:
     return [replace(leaf, path=f"{case.name}: {leaf.path}") for leaf in leaves]
 
 
-def cases_of(exported: ExportedProgram, random: int = 2, hostile: bool = True, seed: int = 0) -> list[Case]:
+def cases_of(
+    exported: ExportedProgram, random: int | None = None, hostile: bool = True, seed: int = 0,
+    thorough: bool = False,
+) -> list[Case]:  # fmt: skip
     """Calls that the program should take.
 
-    The stored inputs; ``random`` times random ones, every other time of other sizes; and hostile ones.
+    The stored inputs; ``random`` times random ones (once, or four times when ``thorough``), every other time
+    of other sizes where some are open; and hostile ones, all kinds of them when ``thorough``.
     """
-    leaves = leaves_of(exported)
+    count = (4 if thorough else 1) if random is None else random
+    names = None if thorough else QUICK
     made = [Case("stored", "stored", *_stored(exported))] if exported.example_inputs is not None else []
-    return [*made, *(_case(exported, *one) for one in _generated(exported, leaves, random, hostile, seed))]
+    return [*made, *(_case(exported, *one) for one in _generated(exported, count, hostile, names, seed))]
 
 
 def _stored(exported: ExportedProgram) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -98,19 +110,21 @@ def _case(exported: ExportedProgram, kind: str, name: str, values: list[Any]) ->
 
 
 def _generated(
-    exported: ExportedProgram, leaves: list[Leaf], random: int, hostile: bool, seed: int
+    exported: ExportedProgram, random: int, hostile: bool, names: Collection[str] | None, seed: int
 ) -> Iterator[tuple[str, str, list[Any]]]:
+    leaves = leaves_of(exported)
     if all(leaf.shape is None for leaf in leaves):
         return
     sizes = stored_sizes(exported, leaves)
     others = other_sizes(exported, sizes)
     for number in range(random):
-        differ = number % 2 == 1 and others != sizes
+        differ = number % 2 == 0 and others != sizes
         name = f"random {number + 1}" + (f", {_brief(leaves, others)}" if differ else "")
         yield "random", name, random_values(leaves, others if differ else sizes, seed + number)
     if hostile:
-        like = random_values(leaves, sizes, seed + random)
-        for name, values in hostile_inputs(like, seed + random, bounds=[leaf.bound for leaf in leaves]):
+        like = random_values(leaves, sizes, seed)
+        bounds = [leaf.bound for leaf in leaves]
+        for name, values in hostile_inputs(like, seed, bounds=bounds, names=names):
             yield "hostile", name, values
 
 
@@ -127,11 +141,10 @@ def _brief(leaves: list[Leaf], sizes: Sizes) -> str:
 def compare_programs(
     reference: ExportedProgram,
     candidate: ExportedProgram,
-    compare: Compare,
     cases: Sequence[Case] | None = None,
     progress: Callable[[str], None] = lambda name: None,
 ) -> ProgramEquivalence:
-    """Judge ``candidate`` on each case; ``compare`` is :func:`normfuse.verify`.
+    """Judge ``candidate`` on each case, as :func:`normfuse.verify` does.
 
     A case that the reference itself cannot run, or whose sizes depend on its rounding, is left out of the
     judgement and says so.
@@ -140,11 +153,11 @@ def compare_programs(
         VerificationError: when the programs do not take the same inputs.
     """
     _require_same_inputs(reference, candidate)
-    original, rewritten = reference.module(), candidate.module()
+    pair = Pair(reference.module(), candidate.module(), oracle_of(reference))
     outcomes = []
     for case in cases_of(reference) if cases is None else cases:
         progress(case.name)
-        outcomes.append(_outcome(case, original, rewritten, compare))
+        outcomes.append(_outcome(case, pair))
     return ProgramEquivalence.over(outcomes)
 
 
@@ -157,29 +170,21 @@ def _require_same_inputs(reference: ExportedProgram, candidate: ExportedProgram)
         )
 
 
-def _outcome(case: Case, original: Any, rewritten: Any, compare: Compare) -> CaseOutcome:
-    problem = _trial(original, case)
-    if problem is not None:
-        return CaseOutcome(case.kind, case.name, True, note=f"the reference does not take it: {problem}")
-    problem = _trial(rewritten, case)
-    if problem is not None:
-        return CaseOutcome(case.kind, case.name, False, note=f"the candidate does not take it: {problem}")
+def _outcome(case: Case, pair: Pair) -> CaseOutcome:
     try:
-        found = compare(original, rewritten, case.args, case.kwargs, hostile=case.kind == "hostile")
-    except VerificationError as error:
-        says_nothing = isinstance(error, NoYardstickError)
-        return CaseOutcome(case.kind, case.name, says_nothing, note=str(error).splitlines()[0])
-    return CaseOutcome(case.kind, case.name, found.ok, found)
-
-
-def _trial(module: Any, case: Case) -> str | None:
-    """Why a program cannot run a case, or None."""
-    from normfuse.verify.isolation import copied_inputs, preserved_rng, preserved_state
-
-    args, kwargs = copied_inputs(case.args, case.kwargs)
-    try:
-        with torch.no_grad(), preserved_rng(), preserved_state(module):
-            module(*args, **kwargs)
+        original = pair.run_reference(case.args, case.kwargs)
     except Exception as error:
-        return cause(error)
-    return None
+        return _not_judged(case, True, f"the reference does not take it: {cause(error)}")
+    try:
+        rewritten = pair.run_candidate(case.args, case.kwargs)
+    except Exception as error:
+        return _not_judged(case, False, f"the candidate does not take it: {cause(error)}")
+    try:
+        found = pair.judged(case.args, case.kwargs, original, rewritten, case.kind == "hostile")
+    except VerificationError as error:
+        return _not_judged(case, isinstance(error, NoYardstickError), str(error).splitlines()[0])
+    return CaseOutcome(case.kind, case.name, not found.differs, found)
+
+
+def _not_judged(case: Case, ok: bool, note: str) -> CaseOutcome:
+    return CaseOutcome(case.kind, case.name, ok, note=note)

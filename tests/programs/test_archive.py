@@ -116,7 +116,7 @@ def test_a_flipped_bit_in_a_weight_or_the_graph_is_one_sentence(good, entry, sha
         with archive.open(info) as held:
             start = held._fileobj.tell()  # where its contents begin
     bad = flipped(good, tmp_path / "x.pt2", start + int(share * info.file_size), bit=3)
-    with pytest.raises(normfuse.InputError, match="damaged: .* does not match its check sum") as found:
+    with pytest.raises(normfuse.InputError, match=r"damaged: .* does not match its check sum") as found:
         load_program(bad)
     assert len(str(found.value).splitlines()) == 1
 

@@ -162,7 +162,11 @@ def test_an_equivalence_reads_well() -> None:
         "error_ratio": bad.error_ratio,
         "judged": True,
         "ok": False,
+        "allowed": bad.allowed,
+        "reason": "",
     }
+    assert as_dict["unjudged"] == ["output.hopeless"]
+    assert f"10 ({bad.allowed:.3g} allowed)" in text
     assert as_dict["error_ratio"] == result.error_ratio == bad.error_ratio
 
 

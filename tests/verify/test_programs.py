@@ -16,7 +16,6 @@ from normfuse.verify.programs import cases_of, compare_programs
 from normfuse.verify.random_inputs import random_values
 from normfuse.verify.signature import leaves_of
 from normfuse.verify.sizes import stored_sizes
-from normfuse.verify.verify import compare
 from tests.backends.networks import example, prenorm
 from tests.programs.models import small_program
 
@@ -34,7 +33,7 @@ def changed(name, change):
 def judged(candidate, reference=None, **options):
     reference = reference or small_program()
     cases = cases_of(reference, **{"random": 1, "hostile": False, **options})
-    return compare_programs(reference, candidate, compare, cases)
+    return compare_programs(reference, candidate, cases)
 
 
 def test_a_program_passes_against_itself():
@@ -43,7 +42,7 @@ def test_a_program_passes_against_itself():
     assert found.error_ratio <= 1
     kinds = [case.kind for case in found.cases]
     assert kinds[:3] == ["stored", "random", "random"]
-    assert found.cases[2].name == "random 2, x.size(0)=3"
+    assert [case.name for case in found.cases[1:3]] == ["random 1, x.size(0)=3", "random 2"]
     assert set(kinds[3:]) == {"hostile"}
 
 
@@ -53,7 +52,7 @@ def test_a_rewritten_program_passes_also_on_hostile_inputs(tmp_path):
     normfuse.rewrite(program).save(tmp_path / "b.pt2")
     found = normfuse.verify(tmp_path / "a.pt2", tmp_path / "b.pt2")
     assert found.ok, str(found)
-    assert len(found.cases) > 6
+    assert [case.kind for case in found.cases] == ["stored", "random", *["hostile"] * 4]
     assert json.loads(json.dumps(found.to_dict()))["cases"][0]["name"] == "stored"
 
 
@@ -96,8 +95,8 @@ def test_fewer_sizes_are_found():
         program = torch.export.export(prenorm(dtype=torch.float32), (example(dtype=torch.float32),))
     found = judged(program, random=2)
     assert not found.ok
-    assert [case.ok for case in found.cases] == [True, True, False]
-    assert "the candidate does not take it" in found.cases[2].note
+    assert [case.ok for case in found.cases] == [True, False, True]
+    assert "the candidate does not take it" in found.cases[1].note
 
 
 def test_programs_with_other_inputs_are_no_versions_of_one_another():
@@ -161,7 +160,7 @@ def test_every_generated_case_of_it_runs():
     program = tokens_program()
     cases = cases_of(program, random=4)
     assert {"first rows only", "last rows only"} <= {case.name for case in cases}
-    found = compare_programs(program, program, compare, cases)
+    found = compare_programs(program, program, cases)
     assert found.ok
     assert not [case.note for case in found.cases if case.note]
     sizes = {tuple(case.args[0].shape) for case in cases}
@@ -218,7 +217,7 @@ def test_an_overflow_of_the_reference_says_nothing_and_a_hidden_nan_does():
     reference, better, wrong = (
         torch.export.export(Overflowing(detour), (x,)) for detour in ("overflows", "", "hides nan")
     )
-    found = {case.name: case for case in judged(better, reference, hostile=True).cases}
+    found = {case.name: case for case in judged(better, reference, hostile=True, thorough=True).cases}
     assert not torch.isfinite(reference.module()(torch.full((4, 6), 1e30))).any()
     assert found["1e30"].ok
     assert not found["1e30"].equivalence.leaves[0].judged

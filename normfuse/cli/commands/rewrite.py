@@ -29,7 +29,8 @@ VERIFY = Annotated[
         metavar="LEVEL",
         help="sites: compare every norm and the outputs with the original, on the example inputs and on "
         "hostile ones, and leave norms alone that lose precision. output: compare the outputs on the "
-        "example inputs, and write nothing when they differ. off: compare nothing. "
+        "example inputs, and write nothing when they differ. thorough: as sites, on every kind of hostile "
+        "inputs. off: compare nothing. "
         "Without it: sites, where that is possible.",
         show_default=False,
     ),
@@ -75,9 +76,9 @@ def rewrite(
             if verify not in (None, "off"):
                 _require_inputs(loaded, verify)
             say("rewriting" if verify == "off" else "rewriting and verifying")
-            result = _rewritten(loaded, options)
+            result = _rewritten(loaded, {**options, "progress": lambda text: say(f"verifying {text}")})
             verification = verification_of(result, level)
-            if verify == "sites" and verification is None:
+            if verify in ("sites", "thorough") and verification is None:
                 raise _unverified(result)
             say(f"writing {destination}")
             _write(result, verification, destination, json_file)
