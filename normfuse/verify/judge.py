@@ -19,6 +19,7 @@ from normfuse.verify.compare import (
 )
 from normfuse.verify.dtypes import is_narrow, is_real_number
 from normfuse.verify.equivalence import LeafError
+from normfuse.verify.independent import independent_errors
 from normfuse.verify.reach import NO_REACH, Reach
 
 __all__ = ["BUDGET", "DOUBLE_BOUND", "HOPELESS", "SPREAD", "NoYardstickError", "judge", "require_alike"]
@@ -106,7 +107,7 @@ def _measured(
     widened = max(1.0, reach.norm / scale)
     allowed = _allowed(r.numel()) * widened
     if allowed < ratio < math.inf:
-        allowed = _allowed(r.unique().numel()) * widened
+        allowed = _allowed(independent_errors(r, o, info.eps)) * widened
     peak = max(max_abs_error(r, o), info.eps * max_abs_error(o, torch.zeros_like(o)), reach.peak)
     most = PEAK * _allowed(o.numel()) / BUDGET
     furthest = max_abs_error(c, o)
@@ -136,7 +137,7 @@ def _hopeless(reference: Tensor, oracle: Tensor, r: Tensor, o: Tensor) -> str:
 
 
 def _allowed(count: int) -> float:
-    """For so many numbers, each with an error of its own; what is there twice has one error."""
+    """For so many numbers, each with an error of its own."""
     deviation = math.sqrt(
         torch.special.polygamma(1, torch.tensor(max(count, 1) / 2.0, device="cpu")).item() / 2
     )
