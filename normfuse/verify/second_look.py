@@ -1,8 +1,9 @@
 """A value over budget is looked at twice more before anything is said.
 
-First, what is one rounding of inputs and weights worth here (``normfuse.verify.reach``)? Then, is it chance?
-All is run again on inputs that are one rounding off, where every error is drawn anew, and the median of
-three verdicts counts. A rewrite that is wrong is wrong on all of them.
+First, what is one rounding of inputs and weights worth here (``normfuse.verify.reach``)? Then, where it is
+over budget by less than ``NARROW``, is it chance? All is run again on inputs that are one rounding off, where
+every error is drawn anew, and the median of three verdicts counts. A rewrite that is wrong is wrong on all of
+them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from normfuse.errors import VerificationError
 from normfuse.verify.equivalence import LeafError
 from normfuse.verify.reach import NO_REACH, Reach, keeps_half_its_digits
 
-__all__ = ["Again", "JudgeOne", "Values", "judged_twice"]
+__all__ = ["NARROW", "Again", "JudgeOne", "Values", "judged_twice"]
 
 K = TypeVar("K", bound=Hashable)
 
@@ -25,6 +26,9 @@ Values = Mapping[K, tuple[Tensor, Tensor, Tensor]]
 """Reference, candidate and oracle of every value."""
 
 JudgeOne = Callable[[K, Tensor, Tensor, Tensor, Reach], LeafError]
+
+NARROW = 32.0
+"""How many times the budget is beyond all chance: what is allowed already holds three standard deviations."""
 
 _CARRIED = 2
 _DRAWS = 3
@@ -50,7 +54,7 @@ def judged_twice(
         return found
     reaches = _reaches(values, doubtful, again, hostile)
     found |= {key: judge_one(key, *values[key], reaches[key]) for key in doubtful}
-    doubtful = [key for key in doubtful if not found[key].ok]
+    doubtful = [key for key in doubtful if not found[key].ok and _badness(found[key]) <= (True, NARROW)]
     first = {key: (found[key], values[key]) for key in doubtful}
     return found | _medians(first, reaches, again, judge_one)
 

@@ -570,3 +570,72 @@ def test_parameters_lie_where_they_lay() -> None:
     assert torch.equal(model.grown, torch.ones(4))
     assert model.table.data_ptr() == view.data_ptr()
     assert model.table.requires_grad
+
+
+class Drowned(nn.Module):
+    """In bfloat16 the sum keeps no digit of what comes in, so the norm is of nothing but rounding."""
+
+    def __init__(self, factor: float, beside: bool) -> None:
+        super().__init__()
+        self.factor, self.beside, self.norm = factor, beside, nn.LayerNorm(64)
+
+    def forward(self, x: Tensor) -> Any:
+        drowned = self.norm(x + 3000.0) * self.factor
+        return (x * 2, drowned, x.argmax(-1)) if self.beside else drowned
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("factor", [1.0, -77.0])
+def test_what_could_not_be_judged_is_not_equivalent_and_says_so(beside: bool, factor: float) -> None:
+    """Nothing vouches for an output of which the original itself is no yardstick, whatever stands beside it."""
+    x = torch.randn(16, 64, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0))
+    found = verify(Drowned(1.0, beside).bfloat16(), Drowned(factor, beside).bfloat16(), (x,))
+    path = "output[1]" if beside else "output"
+    assert not found
+    assert not found.differs
+    assert found.unjudged == (path,)
+    assert f"could not be judged: {path}" in str(found)
+    assert "the original is itself off by" in str(found)
+    told = found.to_dict()
+    assert (told["ok"], told["verdict"], told["unjudged"]) == (False, "could not be judged", [path])
+
+
+def test_an_output_that_no_case_judges_is_named_and_one_case_is_enough() -> None:
+    x = torch.randn(16, 64, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0))
+    drowned = torch.export.export(Drowned(1.0, True).bfloat16(), (x,))
+    found = verify(drowned, drowned)
+    assert (found.ok, found.unjudged) == (False, ("output[1]",))
+    plain = torch.export.export(Block(), inputs())
+    found = verify(plain, plain)
+    assert any(not leaf.judged for leaf in found.leaves)  # on nan
+    assert (found.ok, found.unjudged) == (True, ())
+
+
+def test_whole_numbers_and_nothing_at_all_are_judged_exactly() -> None:
+    (x,) = inputs()
+    assert verify(lambda t: (t > 0, t.argmax(-1)), lambda t: (t > 0, t.argmax(-1)), (x,)).ok
+    assert not verify(lambda t: t > 0, lambda t: t > 0.5, (x,)).ok
+    assert verify(lambda t: t[:0] * 2, lambda t: t[:0] * 3, (x,)).ok  # there is nothing to differ in
+    mask = torch.full((4, 4), float("-inf"))
+    assert verify(lambda t: (t, mask + 0.0), lambda t: (t, mask), (x,)).ok
+    assert not verify(lambda t: (t, mask), lambda t: (t, -mask), (x,)).ok
+
+
+def test_gradients_that_are_zero_but_for_rounding_do_not_count_by_themselves() -> None:
+    """That of a bias ahead of a norm is zero; the others are judged."""
+
+    class Ahead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.norm = nn.Linear(16, 16), nn.LayerNorm(16, elementwise_affine=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.linear(x)
+            return self.norm(y + (y.mean(-1, keepdim=True) - y.mean(-1, keepdim=True)))
+
+    torch.manual_seed(0)
+    model = Ahead()
+    with torch.no_grad():
+        model.linear.weight.copy_(torch.eye(16) + 0.1 * torch.randn(16, 16))
+    found = verify(model, copy.deepcopy(model), inputs(), grads=True)
+    assert found.ok
