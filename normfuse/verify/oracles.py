@@ -12,7 +12,6 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from normfuse.capture.exported import program_of
 from normfuse.errors import VerificationError
 from normfuse.verify.capture import Capture, capture_reference, runnable
 from normfuse.verify.gradients import oracle_run, trainable_parameters
@@ -68,9 +67,9 @@ class ProgramOracle:
     """Of an exported program: its own graph, widened once for all inputs."""
 
     def __init__(self, exported: ExportedProgram) -> None:
-        program = program_of(exported)
-        self._inputs, self._wide = program.inputs, widen(program.gm)
-        signature = exported.graph_signature
+        signature, held = exported.graph_signature, {**exported.constants, **exported.state_dict}
+        self._inputs, self._held = signature.input_specs, held
+        self._wide = widen(exported.graph_module)
         self._returned = [spec.kind is OutputKind.USER_OUTPUT for spec in signature.output_specs]
         self._structure = exported.call_spec.out_spec
 
@@ -79,7 +78,10 @@ class ProgramOracle:
         draw: int | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
         passed = iter(pytree.tree_leaves((args, kwargs)))
-        given = [i.value if i.is_weight else next(passed, None) for i in self._inputs]
+        given = [
+            next(passed, None) if spec.kind is InputKind.USER_INPUT else self._held[spec.target]
+            for spec in self._inputs
+        ]
         found = run_wide(self._wide, given if draw is None else rounded_once(given, draw))
         returned = [v for v, is_output in zip(found, self._returned, strict=True) if is_output]
         return tensor_leaves(pytree.tree_unflatten(returned, self._structure))
