@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
