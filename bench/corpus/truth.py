@@ -24,10 +24,11 @@ NATIVE = {
 }  # fmt: skip
 _REDUCTIONS = ("mean", "sum", "var", "var_mean", "std_mean", "einsum", "linalg_vecdot")
 _ROOTS = ("rsqrt", "sqrt")
-_WHOLE_ROOTS = ("linalg_vector_norm", "norm", "std", "frobenius_norm")
+_WHOLE_ROOTS = ("linalg_vector_norm", "linalg_norm", "norm", "std", "frobenius_norm")
 _POINTWISE = (
     "add", "clamp", "clamp_min", "maximum", "mul", "div", "to", "_to_copy", "unsqueeze", "view", "reshape",
     "pow", "square", "getitem", "expand", "expand_as", "reciprocal", "sub", "type_as", "where", "masked_fill",
+    "addcmul", "relu", "abs", "neg",
 )  # fmt: skip
 
 
@@ -83,7 +84,7 @@ def _scales_a_larger_tensor(root: Node) -> bool:
     while stack:
         node = stack.pop()
         for user in node.users:
-            if _name(user) in ("mul", "div") and _is_larger(user, node, size):
+            if _name(user) in ("mul", "div", "addcmul") and _is_larger(user, node, size):
                 return True
             small = _name(user) in _POINTWISE and _elements(user) <= max(size, _elements(node))
             if user not in seen and (small or _name(user) in ("expand", "expand_as", "mul", "div")):

@@ -14,45 +14,15 @@ from torch.fx import Node
 
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.changed import changed
-from normfuse.ir.dtypes import WIDER
-from normfuse.ir.sizes import same, shape_of
-from normfuse.patterns import roots
-from normfuse.patterns.algebra import HALF, divided_by_count, dtype_of, number, power, stays, times
+from normfuse.patterns import offsets, roots, sums
+from normfuse.patterns.algebra import HALF, number, power, stays, times
 from normfuse.patterns.facts import Fact, Facts, Stage, transfer
+from normfuse.patterns.fitting import aligned, keeps_shape, same_precision
 from normfuse.patterns.masked import CODE
 from normfuse.patterns.operands import is_stored, spans, varying_dims
 from normfuse.patterns.statistics import square
 
-__all__ = ["divide", "multiply", "roots"]
-
-
-@transfer(aten.sub.Tensor)
-def centre(node: Node, facts: Facts) -> Fact | None:
-    bound = bind(node)
-    left, right = facts.at(bound["self"], Stage.SOURCE), facts.at(bound["other"], Stage.MEAN)
-    if left is None or right is None or left.centred or bound["alpha"] != 1:
-        return None
-    if left.source is not right.source or left.compute_dtype != right.compute_dtype:
-        return None
-    if not divided_by_count(right) or not _aligned(right):
-        return None
-    made = changed(left, centred=True, dims=right.dims, flaw=left.flaw or right.flaw)
-    return stays(node, made) if _keeps_shape(node, left) else None
-
-
-def _aligned(statistic: Fact) -> bool:
-    """Whether a statistic broadcasts over the dimensions it was made of: what is missing comes first."""
-    full = shape_of(statistic.source)
-    return full is not None and statistic.missing == tuple(
-        range(-len(full), len(statistic.missing) - len(full))
-    )
-
-
-def _keeps_shape(node: Node, fact: Fact) -> bool:
-    shape, full = shape_of(node), shape_of(fact.source)
-    if shape is None or full is None or len(shape) != len(full):
-        return False
-    return all(same(a, b) for a, b in zip(shape, full, strict=True))
+__all__ = ["divide", "multiply", "roots", "sums"]
 
 
 def _normed(node: Node, subject: Fact | None, statistic: Fact | None) -> Fact | None:
@@ -61,26 +31,14 @@ def _normed(node: Node, subject: Fact | None, statistic: Fact | None) -> Fact | 
         return None
     if statistic.exponent != -HALF or (subject.centred and subject.dims != statistic.dims):
         return None
-    if not _same_precision(node, subject, statistic) or not _keeps_shape(node, statistic):
+    if not same_precision(node, subject, statistic) or not keeps_shape(node, statistic):
         return None
     scale = subject.scale or statistic.scale
-    if (subject.scale and statistic.scale) or not _aligned(statistic):
+    if (subject.scale and statistic.scale) or not aligned(statistic):
         return None
     if scale is not None and not spans(scale, node, statistic.dims):
         return None
     return changed(statistic, stage=Stage.NORMED, scale=scale)
-
-
-def _same_precision(node: Node, subject: Fact, statistic: Fact) -> bool:
-    """A source that is not centred may be read before its widening cast: the product widens it."""
-    if statistic.flaw:
-        return True
-    own, compute = subject.compute_dtype, statistic.compute_dtype
-    if own is None or compute is None:
-        return False
-    reads_raw = not subject.centred and compute in WIDER.get(own, ())
-    factor = statistic.factor_dtype or compute
-    return (own == compute or reads_raw) and dtype_of(node) == torch.promote_types(own, factor)
 
 
 @transfer(aten.mul.Tensor, aten.mul.Scalar)
@@ -92,7 +50,8 @@ def multiply(node: Node, facts: Facts) -> Fact | None:
         made = _times_number(node, value, factor, facts) or _times_statistic(node, value, factor, facts)
         if made is not None:
             return made
-    return _times_weight(node, left, right, facts) or _times_weight(node, right, left, facts)
+    made = offsets.product(node, left, right, facts) or _times_weight(node, left, right, facts)
+    return made or _times_weight(node, right, left, facts)
 
 
 def _times_number(node: Node, value: object, factor: object, facts: Facts) -> Fact | None:
@@ -127,7 +86,7 @@ def _linear_image(value: object, factor: object, statistic: Fact, facts: Facts) 
 
 def _times_weight(node: Node, value: object, weight: object, facts: Facts) -> Fact | None:
     """A weight may be multiplied first, to the source or to its statistic."""
-    if not is_stored(weight) or not isinstance(weight, Node):
+    if not is_stored(weight):
         return None
     statistic = facts.at(value, Stage.STATISTIC)
     fact = statistic or (facts.at(value, Stage.SOURCE) if _is_smaller(weight, value, node) else None)
@@ -165,6 +124,7 @@ def divide(node: Node, facts: Facts) -> Fact | None:
         made = _normed(node, facts.at(numerator, stage), inverse)
         if made is not None:
             return made
-    if is_stored(numerator) and isinstance(numerator, Node) and inverse.scale is None and not inverse.missing:
-        return stays(node, changed(inverse, scale=numerator))
-    return None
+    part = offsets.quotient(node, numerator, inverse, facts)
+    if part is not None or not is_stored(numerator) or inverse.scale is not None or inverse.missing:
+        return part
+    return stays(node, changed(inverse, scale=numerator))

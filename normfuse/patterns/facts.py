@@ -33,6 +33,8 @@ class Stage(Enum):
     MEAN = auto()
     SQUARE = auto()
     STATISTIC = auto()
+    UNCENTRED = auto()
+    OFFSET = auto()
     NORMED = auto()
     FACTOR = auto()
     MASKED = auto()
@@ -51,6 +53,9 @@ class Fact:
     A MEAN is ``factor * sum / divisor``. NORMED is the source times such a statistic; SCALED is the
     source times the weight ``scale``, FACTOR a linear image of the source times the statistic ``root``,
     so that the norm is the factor alone, and MASKED the source or square ``root`` where a mask allows it.
+
+    Where the mean is removed last, UNCENTRED is the source and OFFSET ``sign`` times the mean, each times the
+    statistic and ``scale``, plus ``shift``: their difference is NORMED.
 
     Attributes:
         divisor: None for the number of elements.
@@ -75,6 +80,8 @@ class Fact:
     factor_dtype: torch.dtype | None = None
     missing: tuple[int, ...] = ()
     scale: Node | None = None
+    shift: Node | None = None
+    sign: int = 1
     root: Node | None = None
     flaw: str = ""
 

@@ -30,15 +30,19 @@ def handwritten_norms(facts: Facts) -> list[Candidate]:
     products = dict(facts.ending(Stage.FACTOR))
     factors = {fact.root: fact for fact in products.values() if fact.root is not None}
     alone = [(n, f) for n, f in factors.items() if all(user in products for user in readers(n))]
-    return [_candidate(node, fact) for node, fact in (*facts.ending(Stage.NORMED), *alone)]
+    found = (_candidate(node, fact) for node, fact in (*facts.ending(Stage.NORMED), *alone))
+    return [candidate for candidate in found if candidate is not None]
 
 
-def _candidate(node: Node, fact: Fact) -> Candidate:
+def _candidate(node: Node, fact: Fact) -> Candidate | None:
+    """None where a factor multiplies the norm and not its bias, which no description says."""
     source, result = tensor_of(fact.source), tensor_of(node)
     assert source is not None
     assert result is not None
     assert fact.compute_dtype is not None
     constants = Constants(fact.divisor, fact.eps, fact.eps_mode, fact.factor).canonical(count(fact))
+    if fact.shift is not None and constants.post_factor != 1:
+        return None
     eps = constants.eps
     is_factor = fact.stage is Stage.FACTOR
     spec = NormSpec(
@@ -50,6 +54,7 @@ def _candidate(node: Node, fact: Fact) -> Candidate:
         scale_dtype=result.dtype,
         out_dtype=result.dtype,
         has_scale=fact.scale is not None,
+        has_shift=fact.shift is not None,
         eps_mode=constants.eps_mode,
         divisor=constants.whole_divisor,
         weight_offset=weight_offset(fact.scale),
@@ -58,6 +63,6 @@ def _candidate(node: Node, fact: Fact) -> Candidate:
         statistics_dtype=fact.statistics_dtype,
         returns="factor" if is_factor else "value",
     )
-    operands = Operands(fact.source, eps if isinstance(eps, Node) else None, fact.scale)
+    operands = Operands(fact.source, eps if isinstance(eps, Node) else None, fact.scale, fact.shift)
     flaw = fact.flaw or flaw_of(shape_of(fact.source), fact.dims)
     return Candidate(spec, node, operands, is_factor, refusal(flaw, node) if flaw else None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from torch.fx import Node
 
 from normfuse.ir.calls import CASTS, aten, is_call
@@ -17,7 +19,7 @@ _WITH_NUMBER = (aten.add.Tensor, aten.add.Scalar, aten.mul.Tensor, aten.mul.Scal
 _DEEPEST = 8
 
 
-def is_stored(value: object) -> bool:
+def is_stored(value: object) -> TypeGuard[Node]:
     """Whether a value is an input of the graph, at most cast, reshaped, or joined with a number."""
     for _ in range(_DEEPEST):
         if not isinstance(value, Node):

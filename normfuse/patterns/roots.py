@@ -7,7 +7,7 @@ from fractions import Fraction
 import torch
 from torch.fx import Node
 
-from normfuse.ir.calls import aten, bind
+from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.changed import changed
 from normfuse.ir.dtypes import FLOATS, WIDER
 from normfuse.ir.sizes import same, shape_of, tensor_of
@@ -15,7 +15,7 @@ from normfuse.patterns.algebra import HALF, clamped, dtype_of, number, plus, pow
 from normfuse.patterns.facts import Fact, Facts, Stage, transfer
 from normfuse.patterns.statistics import square
 
-__all__: list[str] = []
+__all__ = ["plus_eps"]
 
 
 @transfer(aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten._to_copy.default)
@@ -79,26 +79,49 @@ def _eps_operand(value: object) -> float | Node | None:
     return value if isinstance(found, torch.Tensor) and found.dim() == 0 and found.dtype in FLOATS else None
 
 
-@transfer(aten.add.Tensor, aten.add.Scalar)
-def plus_eps(node: Node, facts: Facts) -> Fact | None:
-    bound = bind(node)
-    if bound["alpha"] != 1:
+def plus_eps(node: Node, statistic: object, addend: object, facts: Facts) -> Fact | None:
+    """A statistic plus eps."""
+    fact, eps = facts.at(statistic, Stage.STATISTIC), _eps_operand(addend)
+    if fact is None or eps is None or fact.scale is not None or fact.factor_dtype is not None:
         return None
-    for statistic, addend in ((bound["self"], bound["other"]), (bound["other"], bound["self"])):
-        fact, eps = facts.at(statistic, Stage.STATISTIC), _eps_operand(addend)
-        if fact is not None and eps is not None and fact.scale is None and fact.factor_dtype is None:
-            return stays(node, plus(fact, eps))
-    return None
+    return stays(node, plus(fact, eps))
 
 
 @transfer(aten.clamp_min.default, aten.clamp.default)
 def at_least(node: Node, facts: Facts) -> Fact | None:
     bound = bind(node)
-    least = number(bound["min"]) if not isinstance(bound["min"], Node) else _eps_operand(bound["min"])
-    fact = facts.at(bound["self"], Stage.STATISTIC)
+    fact, least = facts.at(bound["self"], Stage.STATISTIC), bound["min"]
     if fact is None or least is None or bound.get("max") is not None or fact.scale is not None:
         return None
-    return stays(node, clamped(fact, least)) if fact.factor_dtype is None else None
+    if _is_never_positive(least):
+        return stays(node, fact)
+    bound_below = _eps_operand(least) if isinstance(least, Node) else number(least)
+    if bound_below is None or fact.factor_dtype is not None:
+        return None
+    return stays(node, clamped(fact, bound_below))
+
+
+@transfer(aten.relu.default, aten.abs.default)
+def never_negative(node: Node, facts: Facts) -> Fact | None:
+    """A statistic is not negative, whatever the rounding of a variance by moments makes of it."""
+    fact = facts.at(node.args[0], Stage.STATISTIC)
+    return None if fact is None or fact.scale is not None else stays(node, fact)
+
+
+@transfer(aten.maximum.default, aten.max.other)
+def larger(node: Node, facts: Facts) -> Fact | None:
+    for value, other in ((node.args[0], node.args[1]), (node.args[1], node.args[0])):
+        fact = facts.at(value, Stage.STATISTIC)
+        if fact is not None and fact.scale is None and is_call(other, *_ZEROS):
+            return stays(node, fact)
+    return None
+
+
+_ZEROS = (aten.zeros_like.default, aten.new_zeros.default, aten.zeros.default)
+
+
+def _is_never_positive(least: object) -> bool:
+    return isinstance(least, (int, float)) and least <= 0
 
 
 _SHAPED = (Stage.STATISTIC, Stage.MEAN)

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.changed import changed
-from normfuse.ir.dtypes import opmath
+from normfuse.ir.dtypes import WIDER, opmath
 from normfuse.ir.einsum import subscripts
 from normfuse.ir.sizes import rank_of, shape_of
 from normfuse.patterns.algebra import HALF, count, dtype_of, power, stays, trailing
@@ -34,7 +34,7 @@ def _summed(node: Node, facts: Facts, divisor: float | None) -> Fact | None:
     """The sum or mean of the source or of its square; what divides a masked sum is not looked at."""
     bound = bind(node)
     fact = facts.at(bound["self"], Stage.SQUARE) or masked(bound["self"], facts)
-    fact = fact or facts.at(bound["self"], Stage.SOURCE)
+    fact = fact or _read_as(facts.at(bound["self"], Stage.SOURCE), bound["dtype"])
     if fact is None or (fact.stage is Stage.SOURCE and fact.centred):
         return None
     stage = Stage.MEAN if fact.stage is Stage.SOURCE else Stage.STATISTIC
@@ -54,6 +54,7 @@ def total(node: Node, facts: Facts) -> Fact | None:
 
 def square(node: Node, value: object, facts: Facts) -> Fact | None:
     """The square of a source, or of the root of a statistic."""
+    value = _without_sign(value)
     statistic = facts.at(value, Stage.STATISTIC)
     bare = statistic is not None and statistic.factor_dtype is None and statistic.scale is None
     made = stays(node, power(statistic, 2)) if statistic is not None and bare else None
@@ -61,9 +62,25 @@ def square(node: Node, value: object, facts: Facts) -> Fact | None:
     return made if made is not None or fact is None else stays(node, changed(fact, stage=Stage.SQUARE))
 
 
+def _without_sign(value: object) -> object:
+    """The square of ``abs(x)`` is that of a real ``x``."""
+    if not isinstance(value, Node) or not is_call(value, aten.abs.default):
+        return value
+    inner = value.args[0]
+    return inner if isinstance(inner, Node) and dtype_of(inner) == dtype_of(value) else value
+
+
 @transfer(aten.square.default)
 def squared(node: Node, facts: Facts) -> Fact | None:
     return square(node, node.args[0], facts)
+
+
+def _read_as(fact: Fact | None, dtype: torch.dtype | None) -> Fact | None:
+    """A source that an operator widens before it reads it."""
+    if fact is None or dtype is None or fact.compute_dtype is None:
+        return fact
+    widens = dtype in WIDER.get(fact.compute_dtype, ()) and not fact.centred
+    return changed(fact, compute_dtype=dtype) if widens else fact
 
 
 def _spread(call: Node, facts: Facts, exponent: Fraction) -> Fact | None:
@@ -121,16 +138,18 @@ def part(node: Node, facts: Facts) -> Fact | None:
 
 
 @transfer(aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim, aten.norm.ScalarOpt_dim_dtype)
-@transfer(aten.frobenius_norm.dim)
+@transfer(aten.frobenius_norm.dim, aten.linalg_norm.default)
 def length(node: Node, facts: Facts) -> Fact | None:
-    """The root of the sum of squares."""
+    """The root of the sum of squares; of two dimensions with the order 2, linalg_norm is another norm."""
     bound = bind(node)
     order = bound.get("ord", bound.get("p", 2))
-    fact = facts.at(bound["self"], Stage.SOURCE)
+    fact = _read_as(facts.at(bound["self"], Stage.SOURCE), bound.get("dtype"))
     if (order is not None and order != 2) or fact is None or dtype_of(node) != fact.compute_dtype:
         return None
     made = _reduced(fact, Stage.STATISTIC, bound["dim"], bound["keepdim"], divisor=1.0, exponent=HALF)
-    return None if made is None else stays(node, _in_more_precision(made))
+    if made is None or (is_call(node, aten.linalg_norm.default) and order == 2 and len(made.dims) == 2):
+        return None
+    return stays(node, _in_more_precision(made))
 
 
 @transfer(aten.linalg_vecdot.default)

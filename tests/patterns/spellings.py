@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from tests.patterns import late_means
+
 Norm = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -123,6 +125,8 @@ LAYER_SPELLINGS: dict[str, Norm] = {
     "without keepdim": lambda x, w, b: (
         (x - x.mean(-1)[..., None]) / (x.var(-1, unbiased=False) + 1e-5).sqrt().unsqueeze(2) * w + b
     ),
+    **late_means.MOMENTS,
+    **late_means.OFFSETS,
 }  # fmt: skip
 
 
@@ -231,6 +235,7 @@ FORMS: dict[str, tuple[Norm, dict[str, object]]] = {
     "channel groups": (channel_groups, {"kind": "instance_norm", "groups": 1, "dims": [-1]}),
     "instance": (instance, {"kind": "instance_norm", "dims": [-1]}),
     "returned factor": (returned_factor, {"kind": "rms_norm", "returns": "factor"}),
+    **late_means.FORMS,
 }
 
 
@@ -306,4 +311,5 @@ NEAR_MISSES: dict[str, Norm] = {
     "factor after a square": lambda x, w, b: (
         F.linear(x * x, w[None]) * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
     ),
+    **late_means.NEAR_MISSES,
 }

@@ -110,3 +110,21 @@ def what_is_left_alone_does_not_notice(d: int) -> Pairs:
     """A LayerNorm that stays reads centred values as it read the others: LN(C h) = LN(h)."""
     h = symbols("h", d)
     return pairs(layer_norm(centre(d) * h), layer_norm(h))
+
+
+@proof("lift")
+def variance_by_its_moments(d: int) -> Pairs:
+    """sum((x - mean)**2) = sum(x**2) - sum(x)**2 / d"""
+    x = symbols("x", d)
+    mean = sum(x) / d
+    return [(sum((e - mean) ** 2 for e in x), sum(e**2 for e in x) - sum(x) ** 2 / d)]
+
+
+@proof("lift")
+def the_mean_may_be_removed_last(d: int) -> Pairs:
+    """gamma (x - mean) r + beta = x (gamma r) + (beta - mean (gamma r)),    r = 1 / root"""
+    x, gamma, beta = symbols("x", d), symbols("gamma", d), symbols("beta", d)
+    mean, root = sum(x) / d, sympy.sqrt(sum((e - sum(x) / d) ** 2 for e in x) / d + eps)
+    left = [g * (e - mean) / root + b for g, e, b in zip(gamma, x, beta, strict=True)]
+    right = [e * (g / root) + (b - mean * (g / root)) for g, e, b in zip(gamma, x, beta, strict=True)]
+    return pairs(left, right)

@@ -53,10 +53,21 @@ def test_every_proof_is_about_a_rule_and_every_rule_is_one_that_can_be_switched_
         pairs(layer_norm(H), rms_norm(centre(3) * H, eps * sympy.Rational(3, 2))),
         pairs(layer_norm(H), rms_norm(centre(3) * H, sympy.Integer(0))),
         pairs(layer_norm(2 * H), layer_norm(H)),
+        [(sum(e**2 for e in H) / 3 - sum(H) ** 2, sum((e - sum(H) / 3) ** 2 for e in H) / 3)],
+        [(sum(e**2 for e in H) + sum(H) ** 2 / 3, sum((e - sum(H) / 3) ** 2 for e in H))],
         pairs(centre(3) * sympy.diag(*symbols("s", 3)), sympy.diag(*symbols("s", 3)) * centre(3)),
         [],
     ],
-    ids=["mean kept", "eps of d-1", "eps lost", "scale ignored", "factor moved past C", "nothing"],
+    ids=[
+        "mean kept",
+        "eps of d-1",
+        "eps lost",
+        "scale ignored",
+        "sum for mean",
+        "moments added",
+        "factor moved past C",
+        "nothing",
+    ],
 )
 def test_what_is_false_is_not_proven(wrong):
     assert not holds(wrong)
