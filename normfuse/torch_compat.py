@@ -124,6 +124,14 @@ def statically_known_true(condition: Any) -> bool:
     return bool(known(condition))
 
 
+def plain_size(size: Any) -> Any:
+    """A size as a number where the trace has found out that it can only be that one; no guard is added."""
+    if not isinstance(size, torch.SymInt):
+        return size
+    known = size.node.maybe_as_int()
+    return size if known is None else known
+
+
 def size_hint(size: Any) -> int:
     """A size as it was when the graph was traced, without a guard; 0 when it is unknown."""
     if isinstance(size, int):

@@ -9,7 +9,7 @@ import torch
 from torch.fx import Node
 
 from normfuse.ir.calls import CASTS, is_call
-from normfuse.torch_compat import statically_known_true
+from normfuse.torch_compat import plain_size, statically_known_true
 
 __all__ = [
     "bytes_added",
@@ -49,9 +49,12 @@ def rank_of(node: object) -> int:
 
 
 def shape_of(node: object) -> tuple[Any, ...] | None:
-    """Sizes of the tensor a node stands for, symbolic ones as they are."""
+    """Sizes of the tensor a node stands for: plain numbers where they are known by now, else symbolic.
+
+    A size becomes known after a tensor was made when an operator joins it with a weight of fixed size.
+    """
     value = tensor_of(node)
-    return None if value is None else tuple(value.shape)
+    return None if value is None else tuple(map(plain_size, value.shape))
 
 
 def same(a: Any, b: Any) -> bool:

@@ -20,7 +20,7 @@ from normfuse.ir.calls import aten, bind
 from normfuse.ir.changed import changed
 from normfuse.ir.dtypes import opmath
 from normfuse.ir.region import Operands
-from normfuse.ir.sizes import same, tensor_of
+from normfuse.ir.sizes import same, shape_of, tensor_of
 from normfuse.ir.spec import NormSpec
 from normfuse.patterns.affine import weight_offset
 from normfuse.patterns.candidate import Candidate
@@ -103,7 +103,7 @@ def _native(kind: str, root: Node, bound: dict[str, Any], facts: Facts, eps: Any
     if made is None or source is None:
         return None
     spec = changed(made.spec, source_dtype=source.dtype)
-    flaw = flaw_of(tuple(value.shape), dims)
+    flaw = flaw_of(shape_of(bound["input"]), dims)
     return changed(
         made,
         spec=spec,
@@ -169,7 +169,7 @@ def _over_positions(
         return None
     shared = groups if kind == "group_norm" else 1
     spec = changed(made.spec, affine_dims=(1 - value.dim(),), groups=shared)
-    flaw = flaw_of(tuple(value.shape), dims, symbolic=True)
+    flaw = flaw_of(shape_of(bound["input"]), dims, symbolic=True)
     return changed(
         made,
         spec=spec,
