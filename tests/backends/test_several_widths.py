@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -52,7 +54,7 @@ def test_every_norm_is_found_and_converted(native):
 def test_all_blocks_in_one_function():
     torch.manual_seed(0)
     torch._dynamo.reset()
-    between = [nn.Linear(a, b) for a, b in zip(WIDTHS, WIDTHS[1:], strict=False)]
+    between = [nn.Linear(a, b) for a, b in itertools.pairwise(WIDTHS)]
     layers = [
         m
         for pair in zip([Block(w, True) for w in WIDTHS], [*between, nn.Identity()], strict=True)
