@@ -38,6 +38,13 @@ class Rule:
 
 _RULES = (
     Rule("functionalize", Numerics.BITWISE, "y = add_(x, r)  =>  y = add(x, r)"),
+    Rule(
+        "spell_out",
+        Numerics.REASSOCIATED,
+        "attention(x) = W_o softmax(q k' / sqrt(d)) v + b_o,  [q, k, v] = W x + b",
+        "Vaswani et al. 2017, arXiv 1706.03762, equation 1",
+        ("a known mask: it hides positions for all heads, for all queries, or for each", "on a CPU"),
+    ),
     Rule("canonicalize", Numerics.BITWISE, "to(x, x.dtype) = x,  dropout(x, p, train=False) = x"),
     Rule("lift", Numerics.BITWISE, "a norm is the operators it was spelled with"),
     Rule(

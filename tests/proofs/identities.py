@@ -128,3 +128,13 @@ def the_mean_may_be_removed_last(d: int) -> Pairs:
     left = [g * (e - mean) / root + b for g, e, b in zip(gamma, x, beta, strict=True)]
     right = [e * (g / root) + (b - mean * (g / root)) for g, e, b in zip(gamma, x, beta, strict=True)]
     return pairs(left, right)
+
+
+@proof("spell_out")
+def a_score_may_be_scaled_last(d: int) -> Pairs:
+    """(s W_q x)' (W_k y) = s (W_q x)' (W_k y), and rows of a joint product are those of its parts."""
+    s, x, y = sympy.Symbol("s", real=True), symbols("x", d), symbols("y", d)
+    q, k = symbols("W_q", d, d), symbols("W_k", d, d)
+    joint = Matrix.vstack(q, k) * x
+    found = pairs((s * (q * x)).T * (k * y), s * ((q * x).T * (k * y)))
+    return [(a.expand(), b.expand()) for a, b in found] + pairs(joint[:d, :], q * x)
