@@ -64,7 +64,7 @@ def judge(program: Program) -> tuple[Score, list[str]]:
     lift(work)
     gm.recompile()
     left = [node for node in cores if not node._erased]
-    sites = work.report.sites
+    sites = [s for s in work.report.sites if s.kind != "unknown_norm"]
     refused = Counter(s.refusal.code for s in sites if s.refusal is not None)
     recorded = sum(refused.values())
     return Score(

@@ -22,7 +22,7 @@ from normfuse.analysis.rows_layout import LAYOUT
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten, is_call
 from normfuse.ir.effects import Effects
-from normfuse.ir.region import norm_of
+from normfuse.ir.region import UNLIFTED, norm_of
 from normfuse.ir.sizes import rank_of, shape_of
 from normfuse.report import Refusal
 
@@ -123,6 +123,12 @@ def _raw_reader(user: Node, node: Node) -> Refusal:
             "stream_is_output",
             f"the un-normalized values ({node.name}) are returned, and the caller would see other numbers",
             node.name, "do not return the hidden states, or accept that these norms stay",
+        )  # fmt: skip
+    if UNLIFTED in user.meta:
+        return Refusal(
+            "raw_reader",
+            f"a norm that is not lifted ({user.meta[UNLIFTED]}) reads the values, mean included",
+            user.name, "see the reason of that norm",
         )  # fmt: skip
     mixed = _mixed_channels(user)
     if mixed is not None:

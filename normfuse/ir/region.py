@@ -16,7 +16,10 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from normfuse.errors import InvariantError
 from normfuse.ir.spec import NormSpec
 
-__all__ = ["NormRegion", "Operands", "norm_of", "norms_in"]
+__all__ = ["UNLIFTED", "NormRegion", "Operands", "norm_of", "norms_in"]
+
+#: Under this key the operators of a norm that is not lifted hold the name of that norm.
+UNLIFTED = "normfuse_unlifted"
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ KINDS = (
     "weight_standardization",
     "evo_norm",
     "l2_norm",
+    "unknown_norm",
 )
 
 

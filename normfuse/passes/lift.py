@@ -19,7 +19,7 @@ from normfuse.ir.changed import changed
 from normfuse.ir.effects import Effects
 from normfuse.ir.grad_mode import gradient_regions
 from normfuse.ir.location import module_path, source_line
-from normfuse.ir.region import NormRegion
+from normfuse.ir.region import UNLIFTED, NormRegion
 from normfuse.ir.sizes import same_shape
 from normfuse.passes.bodies import Bodies
 from normfuse.passes.collector import collector_at_rest
@@ -33,6 +33,7 @@ from normfuse.patterns import (
     native_norms,
     of_weight,
     stored_norms,
+    unseen_norms,
 )
 from normfuse.patterns.flaws import refusal as refusal_for
 from normfuse.report import Refusal, Site
@@ -49,10 +50,13 @@ def lift(work: Work) -> None:
     order = {node: i for i, node in enumerate(gm.graph.nodes)}
     cores = [*native_norms(gm.graph, facts), *handwritten_norms(facts)]
     effects = Effects(gm.graph)
-    stored = stored_norms(gm.graph, WeightValues(work.program, effects))
+    weights = WeightValues(work.program, effects)
+    stored = stored_norms(gm.graph, weights)
     whole = {c.root for c in stored}
     lifting = _Lifting(work, effects, order, regions)
-    for core in sorted([*cores, *stored], key=lambda c: order[c.root]):
+    known = set().union(*(_between(core) for core in (*cores, *stored)))
+    unseen = unseen_norms(facts, known, weights)
+    for core in sorted([*cores, *stored, *unseen], key=lambda c: order[c.root]):
         norm = lifting.followed(core)
         if core.root not in whole:
             norm = of_weight(absorb(norm), work.program.weights)
@@ -79,11 +83,11 @@ class _Lifting:
         return changed(norm, operands=changed(norm.operands, **moved)) if moved else norm
 
     def lift(self, norm: Candidate, module: str, source: str) -> None:
-        nodes = _between(norm)
+        nodes = _between(norm) if norm.refusal is None else self._leading(norm)
         sizes = tuple(sorted((n for n in nodes if not _is_tensor(n)), key=self._place))
         if sizes:
             norm = changed(norm, operands=changed(norm.operands, sizes=sizes))
-            nodes = _between(norm)
+            nodes = nodes - set(sizes)
         interior = sorted(nodes, key=self._place)
         spelling = ", ".join(_operator(node) for node in interior)
         site = Site.of(norm.spec, module, source, spelling)
@@ -92,12 +96,28 @@ class _Lifting:
         if refusal is not None:
             site.refuse(refusal)
             self.work.report.sites.append(site)
+            for node in interior:
+                node.meta[UNLIFTED] = module or norm.root.name
             return
         body = self.bodies.of(norm.operands.as_args(), interior, norm.root)
         region = NormRegion(norm.spec, body, spelling)
         made = _replace(self.work.program.gm, norm, interior, region, len(self.lifted))
         self.lifted[norm.root] = made
+        self.order[made] = self._place(norm.root)
         self.work.record(made, site)
+
+    def _leading(self, norm: Candidate) -> set[Node]:
+        """The nodes that lead from what a norm normalizes to its result."""
+        begin, kept = norm.operands.source, {norm.operands.source}
+        behind, stack = {norm.root}, [norm.root]
+        while stack:
+            fresh = {n for n in stack.pop().all_input_nodes if self._place(n) > self._place(begin)} - behind
+            behind |= fresh
+            stack.extend(fresh)
+        for node in sorted(behind, key=self._place):
+            if node is norm.root or kept.intersection(node.all_input_nodes):
+                kept.add(node)
+        return kept - {begin}
 
     def _place(self, node: Node) -> int:
         return self.order.get(node, -1)

@@ -12,6 +12,7 @@ from normfuse.patterns.handwritten import find_facts, handwritten_norms
 from normfuse.patterns.native import native_norms, reader
 from normfuse.patterns.stored import stored_norms
 from normfuse.patterns.surroundings import modulation, of_weight
+from normfuse.patterns.unseen import unseen_norms
 
 __all__ = [
     "Candidate",
@@ -28,4 +29,5 @@ __all__ = [
     "reader",
     "stored_norms",
     "transfer",
+    "unseen_norms",
 ]
