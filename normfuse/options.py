@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from normfuse.errors import OptionError
-from normfuse.ir.spec import KINDS
+from normfuse.ir.kinds import kinds_may_be_taught, known_kinds
 
 __all__ = ["PREFIX", "RULES", "Options", "split_options", "unknown_name"]
 
@@ -137,8 +137,8 @@ def _expectation(value: Any) -> dict[str, int]:
     if not isinstance(value, Mapping):
         raise OptionError(f"{PREFIX}expect takes a mapping from kind to count, not {value!r}")
     for kind, count in value.items():
-        if kind not in KINDS:
-            raise unknown_name("kind of norm", str(kind), KINDS)
+        if kind not in known_kinds() and not (isinstance(kind, str) and kinds_may_be_taught()):
+            raise unknown_name("kind of norm", str(kind), known_kinds())
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             raise OptionError(f"{PREFIX}expect[{kind!r}] takes a count, not {count!r}")
     return dict(value)

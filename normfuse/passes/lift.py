@@ -18,6 +18,7 @@ from normfuse.ir.calls import readers
 from normfuse.ir.changed import changed
 from normfuse.ir.effects import Effects
 from normfuse.ir.grad_mode import gradient_regions
+from normfuse.ir.kinds import teach
 from normfuse.ir.location import module_path, source_line
 from normfuse.ir.region import UNLIFTED, NormRegion
 from normfuse.ir.sizes import same_shape
@@ -91,6 +92,7 @@ class _Lifting:
         interior = sorted(nodes, key=self._place)
         spelling = ", ".join(_operator(node) for node in interior)
         site = Site.of(norm.spec, module, source, spelling)
+        teach(norm.spec.kind)
         site.modulation = modulation(norm.root)
         refusal = norm.refusal or self._obstacle(norm, interior)
         if refusal is not None:

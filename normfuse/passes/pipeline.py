@@ -16,8 +16,9 @@ from normfuse.errors import ExpectationError
 from normfuse.folding import Folded
 from normfuse.ir.effects import is_effectful
 from normfuse.ir.grad_mode import switches_gradients
+from normfuse.ir.kinds import known_kinds
 from normfuse.ir.program import Program
-from normfuse.options import Options
+from normfuse.options import Options, unknown_name
 from normfuse.passes.canonicalize import canonicalize
 from normfuse.passes.fold_affine import NAME as FOLD_AFFINE
 from normfuse.passes.fold_affine import fold_affine
@@ -100,9 +101,12 @@ def check_expectation(report: Report, options: Options) -> None:
 
     Raises:
         ExpectationError: naming the kind, the expected and the found number.
+        OptionError: for a kind that nothing has named so far, with the nearest name.
     """
     for kind, expected in (options.expect or {}).items():
         found = report.after.get(kind, 0)
+        if kind not in known_kinds():
+            raise unknown_name("kind of norm", kind, known_kinds())
         if found != expected:
             raise ExpectationError(
                 f"normfuse.expect: expected {expected} {kind} after rewriting, found {found}{_why(report)}"

@@ -17,6 +17,7 @@ from torch.fx import Node
 from normfuse.ir.calls import CASTS, aten, bind, is_call, readers
 from normfuse.ir.changed import changed
 from normfuse.ir.dtypes import WIDER
+from normfuse.ir.kinds import teach_by
 from normfuse.ir.sizes import rank_of, same, shape_of, static_size, tensor_of
 from normfuse.patterns.algebra import number
 from normfuse.patterns.candidate import Candidate
@@ -32,6 +33,7 @@ _PIECES: list[Piece] = []
 def piece(function: Piece) -> Piece:
     """Register a function that absorbs the only reader of a norm."""
     _PIECES.append(function)
+    teach_by(function.__module__)
     return function
 
 

@@ -19,6 +19,7 @@ from torch.fx import Graph, Node
 from normfuse.ir.calls import aten, bind
 from normfuse.ir.changed import changed
 from normfuse.ir.dtypes import opmath
+from normfuse.ir.kinds import teach, teach_by
 from normfuse.ir.region import Operands
 from normfuse.ir.sizes import same, shape_of, tensor_of
 from normfuse.ir.spec import NormSpec
@@ -33,8 +34,10 @@ Reader = Callable[[Node, Facts], Candidate | None]
 _READERS: dict[object, Reader] = {}
 
 
-def reader(*targets: object) -> Callable[[Reader], Reader]:
+def reader(*targets: object, kind: str = "") -> Callable[[Reader], Reader]:
     """Register what describes a call of an operator that is a whole norm.
+
+    ``kind`` names a new kind of norm in advance, for ``expect``; without it, it is known once one was found.
 
     Raises:
         ValueError: for an operator that has a reader already.
@@ -45,6 +48,10 @@ def reader(*targets: object) -> Callable[[Reader], Reader]:
         if taken:
             raise ValueError(f"{taken[0]} has a reader already: {_READERS[taken[0]].__name__}")
         _READERS.update(dict.fromkeys(targets, function))
+        if kind:
+            teach(kind)
+        else:
+            teach_by(function.__module__)
         return function
 
     return register
