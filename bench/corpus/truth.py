@@ -84,7 +84,7 @@ def _scales_a_larger_tensor(root: Node) -> bool:
     while stack:
         node = stack.pop()
         for user in node.users:
-            if _name(user) in ("mul", "div", "addcmul") and _is_larger(user, node, size):
+            if _name(user) in ("mul", "div", "addcmul", "addcdiv") and _is_larger(user, node, size):
                 return True
             small = _name(user) in _POINTWISE and _elements(user) <= max(size, _elements(node))
             if user not in seen and (small or _name(user) in ("expand", "expand_as", "mul", "div")):

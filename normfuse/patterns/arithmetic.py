@@ -17,28 +17,12 @@ from normfuse.ir.changed import changed
 from normfuse.patterns import offsets, roots, sums
 from normfuse.patterns.algebra import HALF, number, power, stays, times
 from normfuse.patterns.facts import Fact, Facts, Stage, transfer
-from normfuse.patterns.fitting import aligned, keeps_shape, same_precision
+from normfuse.patterns.fitting import normed
 from normfuse.patterns.masked import CODE
-from normfuse.patterns.operands import is_stored, spans, varying_dims
+from normfuse.patterns.operands import is_stored, varying_dims
 from normfuse.patterns.statistics import square
 
 __all__ = ["divide", "multiply", "roots", "sums"]
-
-
-def _normed(node: Node, subject: Fact | None, statistic: Fact | None) -> Fact | None:
-    """``subject`` times the inverse root of its own statistic, at full precision."""
-    if subject is None or statistic is None or subject.subject != statistic.subject:
-        return None
-    if statistic.exponent != -HALF or (subject.centred and subject.dims != statistic.dims):
-        return None
-    if not same_precision(node, subject, statistic) or not keeps_shape(node, statistic):
-        return None
-    scale = subject.scale or statistic.scale
-    if (subject.scale and statistic.scale) or not aligned(statistic):
-        return None
-    if scale is not None and not spans(scale, node, statistic.dims):
-        return None
-    return changed(statistic, stage=Stage.NORMED, scale=scale)
 
 
 @transfer(aten.mul.Tensor, aten.mul.Scalar)
@@ -64,7 +48,7 @@ def _times_statistic(node: Node, value: object, factor: object, facts: Facts) ->
     if statistic is None:
         return None
     for stage in (Stage.SOURCE, Stage.SCALED):
-        made = _normed(node, facts.at(value, stage), statistic)
+        made = normed(node, facts.at(value, stage), statistic)
         if made is not None:
             return made
     return _linear_image(value, factor, statistic, facts)
@@ -121,7 +105,7 @@ def divide(node: Node, facts: Facts) -> Fact | None:
     if above is not None:
         return stays(node, times(inverse, above))
     for stage in (Stage.SOURCE, Stage.SCALED):
-        made = _normed(node, facts.at(numerator, stage), inverse)
+        made = normed(node, facts.at(numerator, stage), inverse)
         if made is not None:
             return made
     part = offsets.quotient(node, numerator, inverse, facts)

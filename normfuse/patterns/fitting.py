@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
+from normfuse.ir.changed import changed
 from normfuse.ir.dtypes import WIDER
 from normfuse.ir.sizes import same, shape_of
-from normfuse.patterns.algebra import dtype_of
-from normfuse.patterns.facts import Fact
+from normfuse.patterns.algebra import HALF, dtype_of
+from normfuse.patterns.facts import Fact, Stage
+from normfuse.patterns.operands import spans
 
-__all__ = ["aligned", "keeps_shape", "same_precision"]
+__all__ = ["aligned", "keeps_shape", "normed", "same_precision"]
 
 
 def aligned(statistic: Fact) -> bool:
@@ -39,3 +41,19 @@ def same_precision(node: Node, subject: Fact, statistic: Fact) -> bool:
     reads_raw = not subject.centred and compute in WIDER.get(own, ())
     factor = statistic.factor_dtype or compute
     return (own == compute or reads_raw) and dtype_of(node) == torch.promote_types(own, factor)
+
+
+def normed(node: Node, subject: Fact | None, statistic: Fact | None) -> Fact | None:
+    """``subject`` times the inverse root of its own statistic, at full precision."""
+    if subject is None or statistic is None or subject.subject != statistic.subject:
+        return None
+    if statistic.exponent != -HALF or (subject.centred and subject.dims != statistic.dims):
+        return None
+    if not same_precision(node, subject, statistic) or not keeps_shape(node, statistic):
+        return None
+    scale = subject.scale or statistic.scale
+    if (subject.scale and statistic.scale) or not aligned(statistic):
+        return None
+    if scale is not None and not spans(scale, node, statistic.dims):
+        return None
+    return changed(statistic, stage=Stage.NORMED, scale=scale)

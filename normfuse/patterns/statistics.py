@@ -162,7 +162,11 @@ def product_with_itself(node: Node, facts: Facts) -> Fact | None:
 def einsum(node: Node, facts: Facts) -> Fact | None:
     """A source contracted with itself, e.g. ``"bsd,bsd->bs"``."""
     equation, operands = node.args[0], node.args[1]
-    if not isinstance(equation, str) or not isinstance(operands, (list, tuple)) or len(operands) != 2:
+    if not isinstance(equation, str) or not isinstance(operands, (list, tuple)):
+        return None
+    if len(operands) == 1:
+        return _contracted(node, facts, equation, operands[0])
+    if len(operands) != 2:
         return None
     (left, right), output = subscripts(equation, [rank_of(o) for o in operands])
     kept = [letter for letter in left if letter in output]
@@ -170,6 +174,20 @@ def einsum(node: Node, facts: Facts) -> Fact | None:
         return None
     dims = [left.index(letter) for letter in left if letter not in output]
     return _dot(node, facts, operands[0], operands[1], dims)
+
+
+def _contracted(node: Node, facts: Facts, equation: str, operand: Any) -> Fact | None:
+    """A sum over axes, e.g. ``"bsd->bs"``."""
+    (letters,), output = subscripts(equation, [rank_of(operand)])
+    kept = [letter for letter in letters if letter in output]
+    if len(set(letters)) != len(letters) or kept != list(output):
+        return None
+    dims = [letters.index(letter) for letter in letters if letter not in output]
+    fact = facts.at(operand, Stage.SQUARE) or facts.at(operand, Stage.SOURCE)
+    if fact is None or fact.flaw or not dims or (fact.stage is Stage.SOURCE and fact.centred):
+        return None
+    stage = Stage.MEAN if fact.stage is Stage.SOURCE else Stage.STATISTIC
+    return stays(node, _reduced(fact, stage, dims, False, divisor=1.0))
 
 
 def _dot(node: Node, facts: Facts, left: Any, right: Any, dim: Any) -> Fact | None:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch.fx import Node
 
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.changed import changed
 from normfuse.patterns import offsets
-from normfuse.patterns.algebra import divided_by_count, stays
+from normfuse.patterns.algebra import HALF, divided_by_count, power, stays
 from normfuse.patterns.facts import Fact, Facts, Stage, transfer
-from normfuse.patterns.fitting import aligned, keeps_shape
+from normfuse.patterns.fitting import aligned, keeps_shape, normed
 from normfuse.patterns.moments import product_of_means, squared_mean, variance_by_moments
+from normfuse.patterns.operands import is_stored, spans
 from normfuse.patterns.roots import plus_eps
 from normfuse.patterns.signs import signed
 
@@ -86,4 +88,31 @@ def product_added(node: Node, facts: Facts) -> Fact | None:
         if made is not None:
             return made
     added = offsets.product(node, bound["tensor1"], bound["tensor2"], facts)
-    return _with_part(node, bound["self"], offsets.with_sign(added, bound["value"]), facts)
+    if added is not None:
+        return _with_part(node, bound["self"], offsets.with_sign(added, bound["value"]), facts)
+    if bound["value"] * one * other != 1:
+        return None
+    orders = ((left, facts.at(right, Stage.STATISTIC)), (right, facts.at(left, Stage.STATISTIC)))
+    norms = (_whole(node, value, statistic, bound["self"], facts) for value, statistic in orders)
+    return next((norm for norm in norms if norm is not None), None)
+
+
+@transfer(aten.addcdiv.default)
+def quotient_added(node: Node, facts: Facts) -> Fact | None:
+    """``self + tensor1 / tensor2``"""
+    bound = bind(node)
+    statistic = facts.at(bound["tensor2"], Stage.STATISTIC)
+    if bound["value"] != 1 or statistic is None or statistic.factor_dtype or statistic.exponent != HALF:
+        return None
+    return _whole(node, bound["tensor1"], power(statistic, -1), bound["self"], facts)
+
+
+def _whole(node: Node, value: object, statistic: Fact | None, bias: object, facts: Facts) -> Fact | None:
+    """A norm and its bias, made by one operator."""
+    if statistic is None or not is_stored(bias) or not spans(bias, node, statistic.dims):
+        return None
+    if statistic.compute_dtype not in (torch.float32, torch.float64) or statistic.flaw:
+        return None
+    made = (normed(node, facts.at(value, stage), statistic) for stage in (Stage.SOURCE, Stage.SCALED))
+    norm = next((fact for fact in made if fact is not None), None)
+    return None if norm is None else changed(norm, shift=bias)

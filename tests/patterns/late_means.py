@@ -66,6 +66,9 @@ MOMENTS = {
     "mean added": lambda x, w, b: (
         torch.add(x, mean(x), alpha=-1) * torch.rsqrt(x.var(-1, correction=0, keepdim=True) + 1e-5) * w + b
     ),
+    "one operand of einsum": lambda x, w, b: (
+        scaled(x, torch.einsum("bsd->bs", x * x)[..., None] / 8 - mean(x) ** 2, w, b)
+    ),
     "minus mean added": lambda x, w, b: (x + -mean(x)) * inverse(x) * w + b,
 }  # fmt: skip
 
@@ -85,6 +88,11 @@ OFFSETS = {
     "addcmul(b - m*s, x, s)": with_factor(lambda x, m, s, b: torch.addcmul(b - m * s, x, s)),
     "addcmul twice": with_factor(
         lambda x, m, s, b: torch.addcmul(torch.addcmul(b, m, s, value=-1), x, s)
+    ),
+    "addcmul(b, x - m, s)": with_factor(lambda x, m, s, b: torch.addcmul(b, x - m, s)),
+    "addcmul(b, (x - m)*w, r)": lambda x, w, b: torch.addcmul(b, (x - mean(x)) * w, inverse(x)),
+    "addcdiv(b, (x - m)*w, root)": lambda x, w, b: (
+        torch.addcdiv(b, (x - mean(x)) * w, (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt())
     ),
     "addcmul of the mean": lambda x, w, b: (
         torch.addcmul(x * inverse(x), mean(x), inverse(x), value=-1) * w + b
@@ -157,6 +165,16 @@ NEAR_MISSES = {
     "moments below a bound": lambda x, w, b: scaled(x, moments(x).clamp(min=0, max=1), w, b),
     "addcmul of half": lambda x, w, b: (
         scaled(x, torch.addcmul(mean(x * x), mean(x), mean(x), value=-0.5), w, b)
+    ),
+    "addcmul with a minus": with_factor(lambda x, m, s, b: torch.addcmul(b, x - m, s, value=-1)),
+    "addcdiv of twice": lambda x, w, b: (
+        torch.addcdiv(b, x - mean(x), (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt(), value=2)
+    ),
+    "addcdiv by the square": lambda x, w, b: (
+        torch.addcdiv(b, x - mean(x), x.var(-1, correction=0, keepdim=True) + 1e-5)
+    ),
+    "einsum of a diagonal": lambda x, w, b: (
+        scaled(x, torch.einsum("bdd->b", (x * x)[:, :5, :5])[:, None, None] / 8, w, b)
     ),
     "offset added": with_factor(lambda x, m, s, b: x * s + (b + m * s)),
     "offset minus the bias": with_factor(lambda x, m, s, b: x * s + (m * s - b)),
