@@ -21,6 +21,7 @@ from normfuse.analysis.ranges import Piece, narrowed, pieces_of, read_apart, wid
 from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues, divided_refusal
 from normfuse.ir.calls import aten
+from normfuse.ir.location import described
 from normfuse.ir.sizes import bytes_added, lies_alike, rank_of, shape_of, tensor_of
 from normfuse.report import Refusal
 
@@ -126,9 +127,7 @@ def _absorb_weight(node: Node, axis: int, maps: Maps, weights: WeightValues) -> 
         return refusal
     shape = shape_of(node)
     if shape is None or not all(isinstance(size, int) for size in shape):
-        return Refusal(
-            "weight_shape", f"the size of the weight value {node.name} is not a fixed number", node.name
-        )
+        return Refusal("weight_shape", f"the size of {described(node)} is not a fixed number", node.name)
     if node.op != "placeholder" and not weights.is_folded(node):
         deeper = _absorb_operands(node, axis, maps, weights)
         if not isinstance(deeper, Refusal):
@@ -144,7 +143,7 @@ def _absorb_operands(node: Node, axis: int, maps: Maps, weights: WeightValues) -
     found = flow(node, axis)
     if node.target is aten.detach.default and weights.train(maps):
         return Refusal(
-            "grad_mode", f"{node.name} would keep gradients from what scales its result", node.name
+            "grad_mode", f"{described(node)} would keep gradients from what scales its result", node.name
         )
     if isinstance(found, Blocks):
         pieces = pieces_of(node, axis) if all(m.admitted_by(Trait.DIAGONAL) for m in maps) else ()
@@ -157,7 +156,7 @@ def _absorb_operands(node: Node, axis: int, maps: Maps, weights: WeightValues) -
         return _absorb_scale(node, found, maps, weights)
     if not all(m.admitted_by(found.needs) for m in maps):
         return Refusal(
-            "grouped_weight", f"{node.name} is grouped, and its groups share no weights", node.name
+            "grouped_weight", f"{described(node)} is grouped, and its groups do not share weights", node.name
         )
     if found.table and not _may_copy_table(found, weights):
         return _table_refusal(node, found, weights)
@@ -173,7 +172,8 @@ def _absorb_pieces(
     if node.target not in (aten.cat.default, aten.concat.default):
         return _absorb_part(node, pieces[0], axis, maps, weights)
     if any(weights.is_written(piece.operand) for piece in pieces):
-        return Refusal("mutated", f"the graph writes in place to what {node.name} joins", node.name)
+        message = f"the graph writes in place to a value that {described(node)} joins"
+        return Refusal("mutated", message, node.name)
     plans: dict[Node, Plan] = {}
     for piece in pieces:
         if piece.operand not in weights and len(value_readers(piece.operand)) > 1:
@@ -218,13 +218,15 @@ def _with_own_tap(plan: Plan, joined: Beside, maps: Maps) -> Plan:
 
 
 def _no_shift(node: Node) -> Refusal:
-    return Refusal("shift_blocked", f"nothing that {node.name} is made of can take a shift", node.name)
+    message = f"no weight or bias that {described(node)} is computed from can take a shift"
+    return Refusal("shift_blocked", message, node.name)
 
 
 def _rebuild(node: Node, found: Carries, maps: Maps, weights: WeightValues) -> Plan | Refusal:
     changing = next((n for n in node.all_input_nodes if weights.is_written(n)), None)
     if changing is not None:
-        return Refusal("mutated", f"the graph writes in place to {changing.name}, read here", node.name)
+        message = f"the graph writes in place to {described(changing)}, which {described(node)} reads"
+        return Refusal("mutated", message, node.name)
     everywhere = _is_linear(maps) or found.shift is Shift.EVERYWHERE
     if not everywhere and not found.adders and not found.bias:
         return _no_shift(node)
@@ -254,7 +256,9 @@ def _widened(node: Node, operand: Node) -> Refusal | None:
     if bytes_added(node, operand) <= 0:
         return None
     return Refusal(
-        "narrow_values", f"{node.name} widens what would be rounded to a narrow dtype instead", node.name,
+        "narrow_values",
+        f"{described(node)} casts exact values to a wider dtype, and a changed weight would round them "
+        "to the narrow one", node.name,
         "keep what the norm reads in the dtype that it computes in",
     )  # fmt: skip
 
@@ -265,7 +269,7 @@ def _absorb_runs(node: Node, axis: int, maps: Maps, groups: int, weights: Weight
         return absorb(node, axis, maps, weights)
     if node not in weights:
         return weights.varies(node) or Refusal(
-            "grouped_weight", f"the weight {node.name} of a grouped operator depends on data", node.name
+            "grouped_weight", f"{described(node)}, a grouped operator's weight, depends on data", node.name
         )
     refusal = weights.refusal(node)
     return refusal if refusal is not None else Leaf(node, axis, maps, groups)
@@ -278,8 +282,8 @@ def _add_once(
     if found.bias:
         weight, axis = found.operands[0]
         if weight not in weights:
-            depends = Refusal("nonlinear_writer", f"the weight of {node.name} depends on data", node.name)
-            return weights.varies(weight) or depends
+            message = f"the weight of {described(node)} depends on data"
+            return weights.varies(weight) or Refusal("nonlinear_writer", message, node.name)
         made = Constant(weight, axis, maps, found.groups)
         return Rebuilt(node, tuple(plans.items()), (found.bias, made))
     refusal = _no_shift(node)
@@ -306,7 +310,8 @@ def _absorb_scale(node: Node, found: Scales, maps: Maps, weights: WeightValues) 
         if found.scale not in weights:
             return weights.varies(found.scale) or Refusal(
                 "channel_gate",
-                f"{node.name} multiplies each channel by {found.scale.name}, which depends on data",
+                f"{described(node)} multiplies each channel by {described(found.scale)}, which depends on "
+                "data",
                 node.name,
             )
         refusal = weights.refusal(found.scale)
@@ -316,10 +321,11 @@ def _absorb_scale(node: Node, found: Scales, maps: Maps, weights: WeightValues) 
     keeps = before is not None and after is not None and before.dtype == after.dtype
     if not keeps or rank_of(found.operand) != rank_of(node):
         return Refusal(
-            "channel_gate", f"{node.name} changes the axes or the dtype of what it scales", node.name
+            "channel_gate", f"{described(node)} changes the axes or the dtype of what it scales", node.name
         )
     if not lies_alike(node, found.operand):
-        return Refusal("layout", f"{node.name} lays its result out in memory in another way", node.name)
+        message = f"{described(node)} changes how its result lies in memory"
+        return Refusal("layout", message, node.name)
     if weights.divided:
         return divided_refusal(node)
     if found.operand not in weights and len(value_readers(found.operand)) > 1:
@@ -335,15 +341,14 @@ def _table_refusal(node: Node, found: Carries, weights: WeightValues) -> Refusal
     table = found.operands[0][0]
     if weights.program.copies_tables:
         return Refusal(
-            "weight_tied", f"the table {weights.label(table)} is read elsewhere, as it is", node.name,
+            "weight_tied", f"the table {weights.label(table)} is also read elsewhere, unchanged", node.name,
             "untie the weights, or accept one centring after the lookup",
         )  # fmt: skip
-    without = "call the model under torch.no_grad(), or " if weights.program.grad_enabled else ""
     return Refusal(
-        "table_copy", f"folding the table {weights.label(table)} would hold it in memory twice", node.name,
-        f"{without}rewrite the model offline, where the table is replaced",
+        "table_copy", f"a folded copy of the table {weights.label(table)} would hold it in memory twice",
+        node.name, "rewrite the model offline, where the table is replaced",
     )  # fmt: skip
 
 
 def _read_elsewhere(node: Node) -> Refusal:
-    return Refusal("raw_reader", f"{node.name} is also read elsewhere, as it is", node.name)
+    return Refusal("raw_reader", f"{described(node)} is also read elsewhere, unchanged", node.name)

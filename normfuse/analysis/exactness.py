@@ -12,6 +12,7 @@ from normfuse.analysis.flow import Blocks
 from normfuse.analysis.operator_table import flow
 from normfuse.analysis.stream import Stream, Value, spread_rawness
 from normfuse.ir.calls import aten, is_call
+from normfuse.ir.location import described
 from normfuse.ir.sizes import tensor_of, widened_by
 from normfuse.report import Refusal
 
@@ -84,7 +85,7 @@ def _refusal(value: Value) -> Refusal:
         return found.refusal
     return Refusal(
         "narrow_values",
-        f"{node.name} holds values that nothing has rounded to their narrow dtype, as centring would",
+        f"{described(node)} holds exact values, which centring would round to their narrow dtype",
         node.name,
         "keep what the norm reads in the dtype that it computes in",
     )  # fmt: skip

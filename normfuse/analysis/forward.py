@@ -17,12 +17,12 @@ from torch.fx import Node
 from normfuse.analysis.absorb import Leaf, Maps, linear_parts
 from normfuse.analysis.channel_map import Diagonal
 from normfuse.analysis.flow import Carries, Shift
-from normfuse.analysis.operator_table import carried_axis, flow, operator_name
+from normfuse.analysis.operator_table import carried_axis, flow
 from normfuse.analysis.ranges import SPLITS, narrowed, pieces_of, widened
 from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten, bind, is_call
-from normfuse.ir.region import norm_of
+from normfuse.ir.location import described
 from normfuse.ir.sizes import rank_of, shape_of, widened_by
 from normfuse.report import Refusal
 
@@ -92,12 +92,16 @@ def _push(value: Node, axis: int, maps: Maps, weights: WeightValues) -> list[Rea
 
 def _into(user: Node, value: Node, axis: int, maps: Maps, weights: WeightValues) -> list[Read] | Refusal:
     if user.op == "output":
-        return Refusal("norm_is_output", f"the normalized values ({value.name}) are returned", value.name)
+        message = f"the normalized values are returned, from {described(value)}"
+        return Refusal("norm_is_output", message, value.name)
     if user.target is aten.detach.default and weights.train(maps):
-        return Refusal("grad_mode", f"{user.name} keeps gradients from the norm's own weights", user.name)
+        message = f"{described(user)} keeps gradients from the norm's own weights"
+        return Refusal("grad_mode", message, user.name)
     if widened_by(user) < 0:
         return Refusal(
-            "narrow_values", f"{user.name} would round the values before they are normalized", user.name
+            "narrow_values",
+            f"{described(user)} would round the values before they are normalized",
+            user.name,
         )
     contraction = _contraction(user, value, axis)
     if contraction is not None:
@@ -113,7 +117,8 @@ def _into(user: Node, value: Node, axis: int, maps: Maps, weights: WeightValues)
         return _push(user, out, maps, weights)
     if found.factor:
         return _push(user, out, (Diagonal(1 / found.factor), *maps, Diagonal(found.factor)), weights)
-    return Refusal("shift_blocked", f"{user.name} does not carry the shift on to what reads it", user.name)
+    message = f"{described(user)} does not carry the shift on to what reads it"
+    return Refusal("shift_blocked", message, user.name)
 
 
 def _regrouped(user: Node, value: Node, axis: int, maps: Maps) -> list[tuple[Node, Maps]] | None:
@@ -143,17 +148,18 @@ def _push_all(values: list[tuple[Node, Maps]], axis: int, weights: WeightValues)
 
 
 def _nonlinear(user: Node) -> Refusal:
-    name = "another norm" if norm_of(user) is not None else operator_name(user)
     return Refusal(
-        "nonlinear_reader", f"{name} ({user.name}) reads the normalized values, and no weight of it can take "
-        "the scale and shift", user.name,
-    )  # fmt: skip
+        "nonlinear_reader",
+        f"{described(user)} reads the normalized values, and has no weight that can take the scale and shift",
+        user.name,
+    )
 
 
 def _read_again(node: Node) -> Refusal:
     return Refusal(
-        "nonlinear_reader", f"{node.name} reads the normalized values in several places, each of which would "
-        "give its one weight another map", node.name,
+        "nonlinear_reader",
+        f"{described(node)} reads the normalized values in several places, each of which would give its one "
+        "weight another map", node.name,
     )  # fmt: skip
 
 
@@ -170,15 +176,14 @@ def _absorbed(user: Node, found: _Contraction, maps: Maps, weights: WeightValues
         return found.no_shift
     for node in (n for n in (weight, bias) if isinstance(n, Node)):
         if node not in weights:
-            depends = Refusal(
-                "nonlinear_reader", f"{user.name} reads a weight that depends on data", user.name
-            )
-            return weights.varies(node) or depends
+            message = f"the weight of {described(user)} depends on data"
+            return weights.varies(node) or Refusal("nonlinear_reader", message, user.name)
         refusal = weights.refusal(node)
         if refusal is not None:
             return refusal
         if not all(isinstance(size, int) for size in shape_of(node) or ()):
-            return Refusal("weight_shape", f"the size of the weight value {node.name} is not a fixed number")
+            message = f"the size of {described(node)} is not a fixed number"
+            return Refusal("weight_shape", message, node.name)
     leaf = Leaf(weight, found.axis, linear_parts(maps), found.groups)
     return [Read(user, found.weight, leaf, maps, found.bias)]
 
@@ -241,10 +246,11 @@ def _pads(bound: dict[str, Any]) -> bool:
 def _zero_padding(node: Node) -> Refusal:
     return Refusal(
         "zero_padding",
-        f"{node.name} reads zeros around the normalized values, to which the shift would be added as well",
-        node.name, "pad with padding_mode='reflect', 'replicate' or 'circular', or put the norm behind",
+        f"{described(node)} pads the normalized values with zeros, to which the shift would be added as well",
+        node.name, "pad with padding_mode='reflect', 'replicate' or 'circular', or put the norm after it",
     )  # fmt: skip
 
 
 def _no_bias(node: Node) -> Refusal:
-    return Refusal("no_bias", f"{node.name} has no bias of its own that could take the shift", node.name)
+    message = f"{described(node)} has no bias of its own that could take the shift"
+    return Refusal("no_bias", message, node.name)

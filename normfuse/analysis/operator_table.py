@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch._ops import HigherOrderOperator, OpOverload
+from torch._ops import HigherOrderOperator
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
@@ -21,11 +21,12 @@ from normfuse.analysis.channel_map import ChannelMap
 from normfuse.analysis.flow import Blocks, Carries, Flow, Scales, Vanishes
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.dtypes import FLOATS
+from normfuse.ir.location import described
 from normfuse.ir.region import norm_of
 from normfuse.ir.sizes import rank_of, tensors_of
 from normfuse.report import Refusal
 
-__all__ = ["ROWS", "block", "carried_axis", "flow", "operator_name", "row", "unknown"]
+__all__ = ["ROWS", "block", "carried_axis", "flow", "row", "unknown"]
 
 Row = Callable[[Node, dict[str, Any], int], Flow]
 ROWS: dict[object, Row] = {}
@@ -46,26 +47,19 @@ def block(node: Node, code: str, message: str, remedy: str = "") -> Blocks:
     return Blocks(Refusal(code, message, node.name, remedy))
 
 
-def operator_name(node: Node) -> str:
-    """The operator as people know it, e.g. ``gelu``, or with its namespace where it is not PyTorch's."""
-    if not isinstance(node.target, OpOverload):
-        return str(getattr(node.target, "__name__", node.target))
-    return str(node.target._schema.name).removeprefix("aten::").replace("::", ".")
-
-
 def flow(node: Node, axis: int) -> Flow:
     """Where the channels along ``axis`` of a node's output come from."""
     if node.op == "placeholder":
         return block(
             node, "stream_enters_graph",
-            f"the values come into the graph from outside ({node.name}), as they are",
+            f"the values come into the graph from outside, as {described(node)}",
             "if this is a part of a model, compile the whole model and avoid graph breaks",
         )  # fmt: skip
     if norm_of(node) is not None:
         return block(
             node, "post_norm",
-            f"the output of the norm {node.name} is written into the values to be centred; "
-            "its weight brings back a mean that depends on the data",
+            f"{described(node)} writes its output into the values that would be centred, and its weight "
+            "brings back a mean that depends on the data",
         )  # fmt: skip
     if node.op != "call_function" or not tensors_of(node) or node.target not in ROWS:
         return unknown(node)
@@ -78,10 +72,11 @@ def unknown(node: Node) -> Blocks:
     source = node.args[0] if node.target is operator.getitem else node
     if isinstance(source, Node) and isinstance(source.target, HigherOrderOperator):
         return block(
-            node, "inner_graph", f"{operator_name(source)} runs a graph of its own, which is not looked into",
+            node, "inner_graph", f"{described(source)} runs a graph of its own, which is not looked into",
             "keep it off the residual stream, or compile without it",
         )  # fmt: skip
-    return block(node, "nonlinear_writer", f"{operator_name(node)} is not known to be linear in the channels")
+    message = f"{described(node)} is not known to be linear in the channels"
+    return block(node, "nonlinear_writer", message)
 
 
 def _checked(node: Node, found: Flow) -> Flow:
@@ -93,12 +88,12 @@ def _checked(node: Node, found: Flow) -> Flow:
     else:
         return found
     if not all(t.dtype in FLOATS for n in (node, *(o for o, _ in operands)) for t in tensors_of(n)):
-        return block(node, "nonlinear_writer", f"{node.name} computes with numbers that are not floating")
+        return block(node, "nonlinear_writer", f"{described(node)} computes with numbers that are not floats")
     roles, distinct = Counter(o for o, _ in operands), tuple(dict.fromkeys(operands))
     leaves = (leaf for leaf in tree_leaves((node.args, node.kwargs)) if isinstance(leaf, Node))
     reads = Counter(leaf for leaf in leaves if leaf in roles)
     if reads != roles or len(distinct) != len(roles):
-        return block(node, "nonlinear_writer", f"{node.name} reads one value in two roles")
+        return block(node, "nonlinear_writer", f"{described(node)} reads one value in two roles")
     if not isinstance(found, Carries):
         return found
     return replace(found, operands=distinct, adders=tuple(a for a in found.adders if roles[a] == 1))

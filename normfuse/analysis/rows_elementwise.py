@@ -9,6 +9,7 @@ from torch.fx import Node
 from normfuse.analysis.flow import Carries, Flow, Scales, Shift
 from normfuse.analysis.operator_table import block, row
 from normfuse.ir.calls import aten, bind
+from normfuse.ir.location import described
 from normfuse.ir.sizes import same, shape_of, tensor_of
 
 __all__: list[str] = []
@@ -45,7 +46,7 @@ def _sum(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     if not all(_spans(t, node, axis) for t in terms):
         return block(
             node, "constant_added",
-            f"{node.name} adds one value to all channels, which centring would have to drop",
+            f"{described(node)} adds one value to all channels, which centring would drop",
         )  # fmt: skip
     axes = ((t, a) for t in terms if (a := _aligned(t, node, axis)) is not None)
     return Carries(tuple(axes), shift=Shift.ONCE, adders=_unscaled(node, bound))
@@ -63,7 +64,7 @@ def _unscaled(node: Node, bound: dict[str, Any]) -> tuple[Node, ...]:
 def _product(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     left, right = bound["self"], bound["other"]
     if left is right:
-        return block(node, "nonlinear_writer", f"{node.name} multiplies a value by itself")
+        return block(node, "nonlinear_writer", f"{described(node)} multiplies a value by itself")
     is_quotient = node.target is aten.div.Tensor
     for value, factor in ((left, right), (right, left)):
         if is_quotient and value is right:
@@ -77,7 +78,7 @@ def _product(node: Node, bound: dict[str, Any], axis: int) -> Flow:
             return Scales(value, under, factor)
     return block(
         node, "channel_gate",
-        f"{node.name} multiplies each channel by a factor of its own that is computed from data",
+        f"{described(node)} multiplies each channel by a factor of its own that is computed from data",
     )  # fmt: skip
 
 
@@ -117,7 +118,8 @@ def _cast(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     before, after = tensor_of(node.args[0]), tensor_of(node)
     floats = before is not None and after is not None
     if not (floats and before.is_floating_point() and after.is_floating_point()):  # type: ignore[union-attr]
-        return block(node, "nonlinear_writer", f"{node.name} converts to or from a type that is not floating")
+        message = f"{described(node)} converts to or from a dtype that is not floating"
+        return block(node, "nonlinear_writer", message)
     return Carries(((node.args[0], axis),), shift=Shift.EVERYWHERE)  # type: ignore[arg-type]
 
 

@@ -17,6 +17,7 @@ from torch.fx import Node
 from normfuse.analysis.flow import Blocks, Carries, Flow, Shift
 from normfuse.analysis.operator_table import ROWS, block, flow, row, unknown
 from normfuse.ir.calls import aten, is_call
+from normfuse.ir.location import described
 from normfuse.ir.sizes import rank_of, same, same_product, shape_of, tensor_of
 
 __all__ = ["LAYOUT", "SPLITS"]
@@ -32,7 +33,7 @@ _MASKS = (torch.bool, torch.uint8)
 def _mixed(node: Node) -> Blocks:
     return block(
         node, "channel_mix",
-        f"{node.name} splits, joins or reorders the channels, so a mean over them is another mean afterwards",
+        f"{described(node)} splits, joins or reorders the channels, which changes the mean over them",
     )  # fmt: skip
 
 

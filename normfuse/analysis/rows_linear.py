@@ -15,6 +15,7 @@ from normfuse.analysis.flow import Carries, Flow, Shift
 from normfuse.analysis.operator_table import block, row
 from normfuse.ir.calls import aten
 from normfuse.ir.einsum import subscripts
+from normfuse.ir.location import described
 from normfuse.ir.sizes import rank_of, same, shape_of
 
 __all__: list[str] = []
@@ -26,13 +27,14 @@ def _with_bias(node: Node, axis: int, weight: tuple[Node, int], bias: object, ad
     if not isinstance(bias, Node) or shape is None or out is None:
         return Carries((weight,), shift=Shift.ONCE, bias="bias")
     if not shape or not same(shape[-1], out[axis]):
-        return block(node, "constant_added", f"{node.name} adds one value to all channels")
+        return block(node, "constant_added", f"{described(node)} adds one value to all channels")
     adders = (bias,) if adds else ()
     return Carries((weight, (bias, len(shape) - 1)), shift=Shift.ONCE, adders=adders)
 
 
 def _per_row(node: Node, what: str) -> Flow:
-    return block(node, "channel_mix", f"the channels of {node.name} are not the output features of {what}")
+    message = f"the channels of {described(node)} are not the output features of {what}"
+    return block(node, "channel_mix", message)
 
 
 @row(aten.linear.default)

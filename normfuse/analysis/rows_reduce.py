@@ -9,13 +9,14 @@ from torch.fx import Node
 from normfuse.analysis.flow import Carries, Flow, Shift
 from normfuse.analysis.operator_table import block, row
 from normfuse.ir.calls import aten, is_call
+from normfuse.ir.location import described
 from normfuse.ir.sizes import rank_of, same, shape_of
 
 __all__: list[str] = []
 
 
 def _reduces(node: Node) -> Flow:
-    return block(node, "channel_mix", f"{node.name} computes a value from several channels")
+    return block(node, "channel_mix", f"{described(node)} computes a value from several channels")
 
 
 @row(aten.mean.dim, aten.sum.dim_IntList)

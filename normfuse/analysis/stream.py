@@ -16,12 +16,13 @@ from torch.fx import Node
 
 from normfuse.analysis.channel_map import Centre
 from normfuse.analysis.flow import Blocks, Carries, Scales
-from normfuse.analysis.operator_table import carried_axis, flow, operator_name
+from normfuse.analysis.operator_table import carried_axis, flow
 from normfuse.analysis.readers import reads_only_type
 from normfuse.analysis.rows_layout import LAYOUT
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten, is_call
 from normfuse.ir.effects import Effects
+from normfuse.ir.location import described
 from normfuse.ir.region import UNLIFTED, norm_of
 from normfuse.ir.sizes import rank_of, shape_of
 from normfuse.report import Refusal
@@ -121,7 +122,7 @@ def _raw_reader(user: Node, node: Node) -> Refusal:
     if user.op == "output":
         return Refusal(
             "stream_is_output",
-            f"the un-normalized values ({node.name}) are returned, and the caller would see other numbers",
+            f"{described(node)} is returned before it is normalized, so the caller would see other numbers",
             node.name, "do not return the hidden states, or accept that these norms stay",
         )  # fmt: skip
     if UNLIFTED in user.meta:
@@ -136,12 +137,12 @@ def _raw_reader(user: Node, node: Node) -> Refusal:
     if norm_of(user) is not None:
         return Refusal(
             "raw_reader",
-            f"a norm that is not invariant under centring ({user.name}) reads the values",
+            f"{described(user)} reads the values too, and centring would change its result",
             user.name,
         )
     return Refusal(
         "raw_reader",
-        f"{operator_name(user)} ({user.name}) reads the values before any norm, mean included",
+        f"{described(user)} reads the values before any norm does, mean included",
         user.name,
     )
 
@@ -159,7 +160,7 @@ def _mixed_channels(user: Node) -> Refusal | None:
         if isinstance(found, Scales):
             return Refusal(
                 "channel_gate",
-                f"{user.name} multiplies each channel of the values by a factor of its own",
+                f"{described(user)} multiplies each channel of the values by a factor of its own",
                 user.name,
             )
     return None
@@ -167,6 +168,6 @@ def _mixed_channels(user: Node) -> Refusal | None:
 
 def _mutated(node: Node) -> Refusal:
     return Refusal(
-        "mutated", f"the graph writes in place to the values ({node.name})", node.name,
+        "mutated", f"the graph writes in place to {described(node)}", node.name,
         "write the update out of place, e.g. `x = x + y` for `x += y`",
     )  # fmt: skip

@@ -13,6 +13,7 @@ from normfuse.analysis.channel_map import ChannelMap
 from normfuse.ir.dtypes import FLOATS
 from normfuse.ir.effects import Effects
 from normfuse.ir.grad_mode import switches_gradients
+from normfuse.ir.location import described
 from normfuse.ir.program import Input, Program
 from normfuse.ir.sizes import tensor_of
 from normfuse.ir.undeclared import is_pure
@@ -69,7 +70,7 @@ class WeightValues:
     def label(self, node: Node) -> str:
         """The name that the model's owner gives a weight."""
         found = self._inputs.get(node)
-        return node.name if found is None else found.name
+        return described(node) if found is None else found.name
 
     def refusal(self, node: Node) -> Refusal | None:
         """Why a weight value must not be folded: by the leaves it is computed from."""
@@ -98,8 +99,8 @@ class WeightValues:
             if here is not None and there is not None and here.device != there.device:
                 return Refusal(
                     "weight_device",
-                    f"the weight {self.label(node)} lies on {here.device}, "
-                    f"and {self.label(other)}, which goes with it, on {there.device}",
+                    f"the weight {self.label(node)} is on {here.device}, "
+                    f"but {self.label(other)}, which it is combined with, is on {there.device}",
                     node.name,
                     "move the whole model to one device",
                 )
@@ -107,7 +108,7 @@ class WeightValues:
 
     def _leaf_refusal(self, node: Node) -> Refusal | None:
         if self.is_written(node):
-            return Refusal("weight_mutated", f"the graph itself writes to the weight {node.name}", node.name)
+            return Refusal("weight_mutated", f"the graph itself writes to {described(node)}", node.name)
         found = self._inputs.get(node)
         if found is None:
             return None
@@ -173,7 +174,8 @@ def _impure(node: Node) -> Refusal:
 
 def divided_refusal(node: Node) -> Refusal:
     """What is computed under one gradient mode does not move to where another one may hold."""
-    return Refusal("grad_mode", f"the graph switches gradients on or off around {node.name}", node.name)
+    message = f"the graph switches gradients on or off around {described(node)}"
+    return Refusal("grad_mode", message, node.name)
 
 
 def _is_function(target: object) -> bool:
@@ -215,7 +217,7 @@ def _tensor_refusal(node: Node, found: Input) -> Refusal | None:
     if value.is_inference():
         return Refusal(
             "weight_untracked",
-            f"the weight {name} was made under inference_mode, so changes to it cannot be seen", node.name,
+            f"the weight {name} was created under inference_mode, so changes to it cannot be seen", node.name,
             "create or load the model outside of torch.inference_mode()",
         )  # fmt: skip
     return None

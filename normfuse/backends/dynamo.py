@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from normfuse.capture.translate import translate
 from normfuse.errors import CaptureError, NormfuseError, UncapturableError
 from normfuse.folding import is_refilled
 from normfuse.ir.grad_mode import switches_gradients_on
+from normfuse.ir.location import attribute_path
 from normfuse.ir.program import Input, Program, Role
 from normfuse.torch_compat import FakeTensorMode
 
@@ -88,11 +90,11 @@ def _input(node: Node, original: Node, value: Any, owners: Owners) -> Input:
 def _name(node: Node) -> str:
     """``L['self']._modules['a']._parameters['weight']`` as ``a.weight``."""
     source = getattr(node, "_dynamo_source", None)
-    text = node.name if source is None else str(source.name() if callable(source.name) else source.name)
-    for noise in ("_modules", "_parameters", "_buffers"):
-        text = text.replace(f".{noise}[", "[")
-    parts = text.replace("]", "").replace("'", "").split("[")
-    return ".".join(parts[2:]) if len(parts) > 2 else node.name
+    if source is None:
+        return node.name
+    text = str(source.name() if callable(source.name) else source.name)
+    variable = re.fullmatch(r"[LG]\['(\w+)'\]", text)
+    return (variable[1] if variable else attribute_path(text)) or node.name
 
 
 def hand_on_marks(original: GraphModule, rewritten: GraphModule, added: Sequence[Node]) -> None:

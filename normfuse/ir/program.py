@@ -24,6 +24,9 @@ class Role(Enum):
     CONSTANT = "constant"
 
 
+_CALLED = {Role.USER: "input", Role.PARAMETER: "weight", Role.BUFFER: "buffer", Role.CONSTANT: "constant"}
+
+
 @dataclass(frozen=True)
 class Input:
     """One placeholder: its role, the name its owner gives it, and the real tensor when known.
@@ -83,6 +86,10 @@ class Program:
         gm.meta = dict(self.gm.meta)
         inputs = [replace(i, node=nodes[i.node]) for i in self.inputs]
         return replace(self, gm=gm, inputs=inputs, notes=list(self.notes), premises=list(self.premises))
+
+    def __post_init__(self) -> None:
+        for one in self.inputs:
+            one.node.meta["label"] = f"{_CALLED[one.role]} {one.name}"
 
     @property
     def weights(self) -> dict[Node, Input]:

@@ -28,6 +28,7 @@ from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import aten, set_arguments
 from normfuse.ir.effects import Effects, aliased_by
 from normfuse.ir.emit import call
+from normfuse.ir.location import described
 from normfuse.ir.region import NormRegion, norm_of
 from normfuse.ir.sizes import is_row_major, lies_alike, rank_of, tensor_of
 from normfuse.passes.evidence import Certificate, folded_before, folded_behind, folded_beside
@@ -103,7 +104,7 @@ class _Fold:
         if self._weights.divided:
             return divided_refusal(node)
         if region.spec.eps is None:
-            return Refusal("unusual_form", f"the eps of {node.name} is no number", node.name)
+            return Refusal("unusual_form", f"the eps of {described(node)} is not a number", node.name)
         axis = next(d for d in range(rank_of(node)) if d - rank_of(node) not in region.spec.dims)
         maps = (Standardise.of(operands, region.spec.eps),)
         before = self._into_writers(operands.source, axis, maps)
@@ -197,7 +198,7 @@ class _Fold:
             if operand not in self._weights:
                 return self._weights.varies(operand) or Refusal(
                     "computed_statistics",
-                    f"{operand.name}, by which {node.name} scales or shifts, depends on the call",
+                    f"{described(operand)}, by which {described(node)} scales or shifts, depends on the call",
                     node.name, "keep the statistics in buffers of a module",
                 )  # fmt: skip
             refusal = self._weights.refusal(operand) or self._weights.refusal_apart(operand, [node])
@@ -206,22 +207,25 @@ class _Fold:
         if spec.source_dtype != spec.out_dtype:
             return Refusal(
                 "dtype_changes",
-                f"{node.name} takes {spec.source_dtype} and gives {spec.out_dtype}",
+                f"{described(node)} takes {spec.source_dtype} and gives {spec.out_dtype}",
                 node.name,
             )
         if not _fits(node, operands.source):
-            return Refusal("layout", f"{node.name} lays its result out in memory in another way", node.name)
+            message = f"{described(node)} changes how its result lies in memory"
+            return Refusal("layout", message, node.name)
         program = self._work.program
         refusal = watch_statistics(node, operands, program)
         return refusal if refusal is not None else refusal_of_values(node, operands, spec.eps or 0.0, program)
 
     def _into_writers(self, source: Node, axis: int, maps: tuple[Standardise, ...]) -> Plan | Refusal:
         if source not in self._weights and len(value_readers(source)) > 1:
-            return Refusal("raw_reader", f"{source.name} is also read elsewhere, as it is", source.name)
+            message = f"{described(source)} is also read elsewhere, unchanged"
+            return Refusal("raw_reader", message, source.name)
         plan = absorb(source, axis, maps, self._weights)
         changed = [] if isinstance(plan, Refusal) else redirected(plan)
         if len(set(changed)) < len(changed):
-            return Refusal("raw_reader", f"{source.name} is made of several parts of one value", source.name)
+            message = f"{described(source)} is made of several parts of one value"
+            return Refusal("raw_reader", message, source.name)
         return plan
 
     def _replace(self, node: Node, source: Node, made: Node) -> Node:
@@ -251,7 +255,7 @@ def _both(before: Refusal, behind: Refusal) -> Refusal:
     first = behind if before.code in _INHERENT and behind.code in _PARTICULAR else before
     return Refusal(
         first.code,
-        f"before the norm, {before.message}; behind it, {behind.message}",
+        f"before the norm, {before.message}; after it, {behind.message}",
         first.node,
         first.remedy,
     )

@@ -12,6 +12,7 @@ from torch.fx import Node
 from normfuse.analysis.weights import WeightValues
 from normfuse.folding.recipe import FOLD
 from normfuse.ir.effects import Effects
+from normfuse.ir.location import described
 from normfuse.ir.region import norm_of
 from normfuse.passes.evidence import certificate
 from normfuse.passes.lower import inline
@@ -58,15 +59,15 @@ def _inlined(work: Work, weights: WeightValues) -> list[Node]:
 
 def _moving_refusal(node: Node) -> Refusal:
     """Why a norm of a weight is no constant where no weight forbids it: something else scales it."""
-    message = f"something by which {node.name} scales a standardised weight depends on the call"
-    return Refusal("computed_statistics", message, node.name, "scale behind the norm instead")
+    message = f"a factor by which {described(node)} scales a standardised weight depends on the call"
+    return Refusal("computed_statistics", message, node.name, "scale after the norm instead")
 
 
 def _grad_refusal(work: Work, node: Node) -> Refusal | None:
     if not work.program.grad_enabled:
         return None
     message = "gradients are recorded, so the weight is standardised at each step"
-    return Refusal("grad_enabled", message, node.name, "call the model under torch.no_grad()")
+    return Refusal("grad_enabled", message, node.name, "for inference, call the model under torch.no_grad()")
 
 
 def _mark(made: list[Node], weights: WeightValues) -> None:

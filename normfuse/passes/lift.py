@@ -19,7 +19,7 @@ from normfuse.ir.changed import changed
 from normfuse.ir.effects import Effects
 from normfuse.ir.grad_mode import gradient_regions
 from normfuse.ir.kinds import teach
-from normfuse.ir.location import module_path, source_line
+from normfuse.ir.location import described, module_path, source_line
 from normfuse.ir.region import UNLIFTED, NormRegion
 from normfuse.ir.sizes import same_shape
 from normfuse.passes.bodies import Bodies
@@ -133,7 +133,8 @@ class _Lifting:
             return _mutated(norm)
         inner = next((n for n in interior if n.op != "call_function"), None)
         if inner is not None:
-            return Refusal("overlap", f"{inner.name} belongs to this norm and to another one", inner.name)
+            message = f"{described(inner)} belongs to this norm and to another one"
+            return Refusal("overlap", message, inner.name)
         if len({self.regions.get(n) for n in interior}) > 1:
             return _divided(norm)
         return None
@@ -189,7 +190,7 @@ def _mutated(norm: Candidate) -> Refusal:
 def _divided(norm: Candidate) -> Refusal:
     return Refusal(
         code="grad_mode",
-        message="a part of this norm is computed under another gradient mode than the rest",
+        message="a part of this norm is computed under a different gradient mode from the rest",
         node=norm.root.name,
-        remedy="compute the whole norm inside or outside of torch.no_grad()",
+        remedy="compute the whole norm either inside or outside of torch.no_grad()",
     )

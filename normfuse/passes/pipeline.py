@@ -92,7 +92,7 @@ def _rule_of(site: Site) -> str:
 def _no_conversion(work: Work) -> Refusal | None:
     """Why no norm is converted at all, if so."""
     if work.options.target == "layer_norm":
-        return Refusal("not_asked", "the target layer_norm asks for recognition only")
+        return Refusal("not_asked", "with the target layer_norm, norms are only recognised")
     return None
 
 

@@ -31,6 +31,8 @@ __all__ = ["NAME", "recentre"]
 
 NAME = "recentre"
 
+_ASK = 'ask for it with policy="convert"'
+
 
 def recentre(work: Work) -> None:
     """Convert every LayerNorm that the policy allows; record a reason for each that stays."""
@@ -52,6 +54,8 @@ def recentre(work: Work) -> None:
         seen.update(stream.members)
         work.streams |= {norm: len(found) for norms in stream.norms.values() for norm in norms}
         decision = decide(stream, weights, order, converts, settled)
+        if not converts:
+            _name_the_policy(decision)
         if work.program.grad_enabled and not converts:
             _keep_what_does_not_pay(decision, weights)
         found.append((stream, decision))
@@ -88,17 +92,29 @@ def _no_candidate(node: Node, spec: NormSpec) -> Refusal | None:
     if spec.kind == "l2_norm":
         return Refusal("no_mean", "an L2 norm has no mean to remove", node.name)
     if spec.kind != "layer_norm":
-        return Refusal("no_rule", f"no rule turns a {spec.kind} into another norm yet", node.name)
+        return Refusal("no_rule", f"no rule converts {_a(spec.kind)} yet", node.name)
     if not is_expressible(spec.as_kind("rms_norm")):
-        message = "the norm has groups, a divisor or an eps that no plain RMSNorm has"
+        message = "the norm has groups, a divisor or an eps that a plain RMSNorm does not have"
         return Refusal("unusual_form", message, node.name)
     if len(spec.dims) != 1:
-        message = "the norm runs over several axes, so no one weight writes its mean"
+        message = "the norm runs over several axes, so no single weight writes its mean"
         return Refusal("several_axes", message, node.name)
     if norm_axis(node) is None:
-        message = "the norm's own weight or bias is made of the value that it normalizes"
+        message = "the norm's own weight or bias is computed from the value that it normalizes"
         return Refusal("raw_reader", message, node.name)
     return None
+
+
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "aeio" else f"a {kind}"
+
+
+def _name_the_policy(decision: Decision) -> None:
+    """A table is not copied; what the policy leaves out is the centring behind it."""
+    remedy = f"one centring after the lookup would do; {_ASK}"
+    for node, refusal in decision.refusals.items():
+        if refusal.code == "table_copy":
+            decision.refusals[node] = replace(refusal, remedy=remedy)
 
 
 def _keep_what_does_not_pay(decision: Decision, weights: WeightValues) -> None:
@@ -108,9 +124,9 @@ def _keep_what_does_not_pay(decision: Decision, weights: WeightValues) -> None:
     for node in decision.converted:
         decision.refusals[node] = Refusal(
             "does_not_pay",
-            f"centring the weights at every step would move {traffic.spent:.3g} bytes of memory and save "
-            f"{traffic.saved:.3g}", node.name,
-            'ask for it with policy="convert", or call the model under torch.no_grad() if nothing trains',
+            f"centring the weights at every training step would move {traffic.spent:.3g} bytes of memory to "
+            f"save {traffic.saved:.3g}", node.name,
+            _ASK,
         )  # fmt: skip
     decision.converted.clear()
     decision.centred.clear()

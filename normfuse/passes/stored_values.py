@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from normfuse.folding import Recipe, can_watch
 from normfuse.folding.precision import Moments, fits
+from normfuse.ir.location import described
 from normfuse.ir.program import Program
 from normfuse.ir.region import Operands, norm_of
 from normfuse.ir.sizes import tensor_of
@@ -36,8 +37,9 @@ def refusal_of_cancellation(node: Node, operands: Operands, eps: float, program:
         return None
     return Refusal(
         "cancellation",
-        f"the means that {node.name} subtracts are large beside the deviations, and would cancel with less "
-        "precision in what reads it", node.name, "scale the values before the norm, or use float64",
+        f"the means that {described(node)} subtracts are large compared with the deviations, and what reads "
+        "it would lose precision by subtracting them itself", node.name,
+        "scale the values before the norm, or use float64",
     )  # fmt: skip
 
 
@@ -78,7 +80,7 @@ def watch_statistics(node: Node, operands: Operands, program: Program) -> Refusa
             return Refusal(
                 "statistics_untracked",
                 f"a kernel may update {found.name} on {found.value.device} unseen", node.name,
-                "use torch.nn.BatchNorm, which counts its batches",
+                "use torch.nn.BatchNorm1d, 2d or 3d, which count their batches",
             )  # fmt: skip
     return None
 
@@ -111,8 +113,8 @@ def refusal_of_overflow(node: Node, folded: Iterable[Node], program: Program) ->
         if not fits(wide, held_in(node, recipe)):
             return Refusal(
                 "overflow",
-                f"a weight that does what {node.name} does would not be finite in {held_in(node, recipe)}, "
-                "or too small to be precise", node.name, "keep the weights in a wider dtype",
+                f"with {described(node)} folded into it, a weight would overflow {held_in(node, recipe)} or "
+                "be too small to be precise", node.name, "keep the weights in a wider dtype",
             )  # fmt: skip
     return None
 
@@ -126,8 +128,9 @@ def held_in(node: Node, recipe: Recipe) -> torch.dtype:
 def _doubted(code: str, node: Node) -> Refusal:
     """For a graph that several layers or models share, or whose weights changed."""
     return Refusal(
-        code, f"{node.name} cannot be folded with other weights that this graph was called with", node.name,
-        "compile the layers or models apart",
+        code, f"{described(node)} cannot be folded for other weights that this graph was called with",
+        node.name,
+        "compile the layers or models separately",
     )  # fmt: skip
 
 

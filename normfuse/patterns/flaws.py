@@ -16,15 +16,15 @@ _SENTENCES = {
     "integer_input": ("the norm is over integers", "cast the input to a floating dtype first"),
     "symbolic_axis": (
         "the size of a normalized dimension is only known when the graph runs",
-        "mark this dimension static, e.g. with torch._dynamo.mark_static",
+        "mark this dimension as static, e.g. with torch._dynamo.mark_static",
     ),
     "empty_input": ("the norm is over a tensor without elements", "give an example input with elements"),
     "masked_statistics": (
-        "a mask chooses the elements that the statistics are made of",
-        "call the model without a mask where nothing is masked",
+        "a mask selects the elements that the statistics are computed from",
+        "call the model without a mask if nothing is masked",
     ),
     "statistics_read": (
-        "the statistics that the operator returns are read as well",
+        "the statistics that the operator returns are also read",
         "use the operator that returns the result alone, e.g. torch.nn.functional.layer_norm",
     ),
     "broadcast_source": (

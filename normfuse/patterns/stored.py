@@ -17,6 +17,7 @@ from torch.fx import Graph, Node
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.changed import changed
 from normfuse.ir.dtypes import opmath
+from normfuse.ir.location import described
 from normfuse.ir.region import Operands
 from normfuse.ir.sizes import same, same_shape, shape_of, tensor_of
 from normfuse.ir.spec import NormSpec
@@ -112,7 +113,7 @@ def _with_batch_statistics(norm: Candidate, weights: Container[Node]) -> Candida
         return Candidate(changed(spec, kind="weight_standardization"), norm.root, operands)
     refusal = Refusal(
         "batch_statistics",
-        f"{norm.root.name} normalizes by the statistics of the batch it is given",
+        f"{described(norm.root)} normalizes by the statistics of its own batch",
         norm.root.name,
         "call .eval() on the norm, and keep track_running_stats=True",
     )
