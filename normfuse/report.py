@@ -88,6 +88,7 @@ class Report:
     ``seconds`` is the time that normfuse itself took, ``centrings`` the number of explicit
     mean subtractions put into the graphs, ``folded`` the number of weights with a folded copy. ``errors``
     holds, where the sites were verified, the error of the outputs over the original's, by the inputs.
+    ``breaks`` are the places at which Dynamo broke the model into several graphs, each with its reason.
     """
 
     sites: list[Site] = field(default_factory=list)
@@ -98,6 +99,7 @@ class Report:
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
+    breaks: list[str] = field(default_factory=list)
 
     @property
     def found(self) -> dict[str, int]:
@@ -119,6 +121,7 @@ class Report:
         self.folded += other.folded
         self.seconds += other.seconds
         self.notes += [n for n in other.notes if n not in self.notes]
+        self.breaks += [b for b in other.breaks if b not in self.breaks]
         for inputs, ratio in other.errors.items():
             self.errors[inputs] = max(ratio, self.errors.get(inputs, 0.0))
 
@@ -133,6 +136,7 @@ class Report:
             "folded": self.folded,
             "seconds": self.seconds,
             "notes": list(self.notes),
+            "breaks": list(self.breaks),
             "errors": dict(self.errors),
             "sites": [asdict(site) | {"spec": dict(site.spec)} for site in self.sites],
         }

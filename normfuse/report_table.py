@@ -19,7 +19,7 @@ __all__ = ["headline", "render"]
 def render(report: Report) -> str:
     """Text of the report, 110 columns wide."""
     stream = io.StringIO()
-    console = Console(file=stream, width=110, color_system=None, highlight=False)
+    console = Console(file=stream, width=110, color_system=None, highlight=False, markup=False, emoji=False)
     console.print(headline(report))
     if report.sites:
         console.print(_table(report.sites))
@@ -27,6 +27,10 @@ def render(report: Report) -> str:
         console.print(reason, soft_wrap=False)
     for note in report.notes:
         console.print(f"note: {note}")
+    for place in report.breaks[:_PARAGRAPHS]:
+        console.print(f"graph break {place}")
+    if len(report.breaks) > _PARAGRAPHS:
+        console.print(f"... and {len(report.breaks) - _PARAGRAPHS} more graph breaks")
     return stream.getvalue().rstrip("\n")
 
 
@@ -37,7 +41,8 @@ def headline(report: Report) -> str:
     weights = "weight" if report.folded == 1 else "weights"
     centrings = "centring" if report.centrings == 1 else "centrings"
     extra = f"; {report.folded} {weights} folded, {report.centrings} explicit {centrings}"
-    return f"normfuse: found {counts(report.found)}; now {counts(report.after)}{extra}"
+    graphs = f" in {report.graphs} graphs" if report.graphs > 1 else ""
+    return f"normfuse: found {counts(report.found)}{graphs}; now {counts(report.after)}{extra}"
 
 
 def _table(sites: list[Site]) -> Table:

@@ -28,6 +28,7 @@ from normfuse.options import Options
 from normfuse.passes.pipeline import check_expectation, run_pipeline
 from normfuse.pt2 import load_program, save_program
 from normfuse.report import Report
+from normfuse.report_table import headline
 
 if TYPE_CHECKING:
     from normfuse.verify import Equivalence
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["Rewritten", "as_program", "explain_program", "rewrite"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Rewritten:
-    """A rewritten program of ATen operators: it loads and runs without normfuse.
+    """A rewritten program of ATen operators: it loads and runs without normfuse. It prints as its report.
 
     Attributes:
         program: the exported program, with folded weights in its state dict.
@@ -49,6 +50,12 @@ class Rewritten:
     report: Report
     _changes: WeightMap | InputError
     equivalence: Equivalence | None = None
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+    def __repr__(self) -> str:
+        return f"<Rewritten: {headline(self.report).removeprefix('normfuse: ')}>"
 
     def module(self) -> torch.nn.Module:
         """The program as a module with the signature of the original."""

@@ -17,7 +17,8 @@ from torch.fx import GraphModule, Node
 
 from normfuse.backends.check import check_output
 from normfuse.backends.doubts import doubted
-from normfuse.backends.dynamo import capture, compiled_again, hand_on_marks, visible
+from normfuse.backends.dynamo import capture, compiled_again, graph_break, hand_on_marks, visible
+from normfuse.backends.evaluation import hint_at_no_grad
 from normfuse.backends.folded_call import FoldedCall, is_strict
 from normfuse.backends.inner import check_inductor, run_inner, without_autocast
 from normfuse.backends.session import record
@@ -48,6 +49,7 @@ def compile_graph(
     except NormfuseError as error:
         raise visible(error) from None
     report = Report(target=options.target, graphs=1)
+    ends_at = graph_break()
     try:
         report, compiled = _rewrite_and_compile(gm, example_inputs, options, settings)
         failed = False
@@ -59,6 +61,7 @@ def compile_graph(
     except Exception as error:
         compiled, failed = None, True
         _explain_fallback(error, report)
+    report.breaks += ends_at
     record(report)
     log.info("%s", report)
     if not failed:
@@ -109,6 +112,7 @@ def _rewritten(gm: GraphModule, example_inputs: Sequence[Any], options: Options)
         program, report, folded = rewrite_verified(program, options, example_inputs)
     else:
         report, folded = run_pipeline(program, options)
+    hint_at_no_grad(program, report)
     report.seconds = time.perf_counter() - started
     return RewrittenGraph(program, folded, report, fake_mode, wide)
 

@@ -22,7 +22,7 @@ from normfuse.ir.location import attribute_path
 from normfuse.ir.program import Input, Program, Role
 from normfuse.torch_compat import FakeTensorMode
 
-__all__ = ["capture", "compiled_again", "hand_on_marks", "visible"]
+__all__ = ["capture", "compiled_again", "graph_break", "hand_on_marks", "visible"]
 
 _STATIC = "_dynamo_static_input_type"
 #: Where Dynamo reads what FullyShardedDataParallel hands out: views of one flat parameter.
@@ -123,6 +123,22 @@ def compiled_again() -> Callable[[], None]:
     transaction = getattr(tls, "current_tx", None)
     code = None if transaction is None else transaction.output.root_tx.f_code
     return lambda: None if code is None else remove_from_cache(code)
+
+
+def graph_break() -> list[str]:
+    """Where and why Dynamo ends the graph that it compiles now, when it is not the end of the function."""
+    transaction = getattr(tls, "current_tx", None)
+    reason = None if transaction is None else getattr(transaction.output, "compile_subgraph_reason", None)
+    if reason is None or not reason.graph_break:
+        return []
+    frame = reason.user_stack[-1] if reason.user_stack else None
+    where = "" if frame is None else f" at {frame.filename}:{frame.lineno}"
+    lines = str(reason.reason).strip().splitlines() or ["unknown reason"]
+    detail = next((t.strip() for t in lines if t.strip().startswith("Explanation:")), "")
+    what = detail.removeprefix("Explanation:").strip() or lines[0]
+    if what.startswith("generic_jump"):
+        what = "a branch depends on the values of a tensor"
+    return [f"{where.strip()}: {what}" if where else what]
 
 
 def visible(error: NormfuseError) -> NormfuseError:

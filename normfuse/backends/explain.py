@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from normfuse.backends.compile import rewrite_graph
+from normfuse.backends.dynamo import graph_break
 from normfuse.errors import CaptureError, NormfuseError, cause
 from normfuse.files import is_program_file
 from normfuse.options import Options
@@ -87,7 +88,9 @@ def _innermost(error: Exception) -> str:
 def _collect(
     report: Report, options: Options, gm: GraphModule, example_inputs: Sequence[Any]
 ) -> Callable[..., Any]:
-    report.merge(rewrite_graph(gm, example_inputs, options).report)
+    found = rewrite_graph(gm, example_inputs, options).report
+    found.breaks += graph_break()
+    report.merge(found)
     run: Callable[..., Any] = gm.forward
     return run
 
