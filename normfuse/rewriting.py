@@ -227,6 +227,12 @@ def check_module(model: Any) -> None:
         raise InputError(f"expected a torch.nn.Module or an ExportedProgram, got {type(model).__name__}")
     if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
         raise InputError("the model is compiled already; pass the module that was given to torch.compile")
+    for name, part in model.named_modules():
+        if type(part).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
+            raise InputError(
+                f"the model is quantized: {name or 'it'} is a quantized {type(part).__name__}, whose weights "
+                "cannot be folded; pass the model as it was before it was quantized"
+            )
 
 
 def _verify(exported: ExportedProgram, result: Rewritten) -> Equivalence:

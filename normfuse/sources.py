@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,10 @@ from normfuse.pt2 import load_program
 
 __all__ = ["Source", "load_source"]
 
+_SUFFIXES = (
+    ".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx", ".h5", ".keras", ".gguf", ".tflite",
+    ".json", ".py",
+)  # fmt: skip
 _DTYPES = {d: getattr(torch, d) for d in ("float16", "bfloat16", "float32", "float64")}
 
 
@@ -80,8 +85,20 @@ def load_source(text: str, **arguments: Any) -> Source:
         return _program(text)
     module, _, factory = text.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), *factory.split("."))):
-        raise InputError(f"{text!r} is neither a .pt2 file that exists nor module.path:factory")
+        raise InputError(_not_a_source(text))
     return _made(text, _factory(module, factory), arguments)
+
+
+def _not_a_source(text: str) -> str:
+    if Path(text).suffix in _SUFFIXES:
+        return f"{text} does not exist"
+    hint = ""
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
+        hint = (
+            "; if it is the name of a model on a hub, write a function that loads the model and returns "
+            "(model, args), and name that function"
+        )
+    return f"{text!r} is neither a .pt2 file that exists nor module.path:factory{hint}"
 
 
 def _program(text: str) -> Source:
@@ -103,7 +120,9 @@ def _factory(module: str, name: str) -> Callable[..., Any]:
             raise InputError(f"{module} has no {name}")
         found = getattr(found, part)
     if not callable(found):
-        raise InputError(f"{module}:{name} is a {type(found).__name__}, not a function that makes a model")
+        raise InputError(
+            f"{module}:{name} is of type {type(found).__name__}, not a function that makes a model"
+        )
     factory: Callable[..., Any] = found
     return factory
 
@@ -145,4 +164,4 @@ def _accepted(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> dict
 def _kind(made: Any) -> str:
     if isinstance(made, tuple):
         return f"({', '.join(type(part).__name__ for part in made)})"
-    return f"a {type(made).__name__}"
+    return f"an object of type {type(made).__name__}"

@@ -15,15 +15,31 @@ from rich.table import Table
 
 from normfuse.benchmark.measure import Cost
 from normfuse.benchmark.settings import BASELINE, Settings
-from normfuse.benchmark.timing import AGAIN, Ratio, Rounds, median_interval, merge
+from normfuse.benchmark.timing import AGAIN, ENOUGH, Ratio, Rounds, median_interval, merge
 from normfuse.files import json_text, write_text
 
 __all__ = ["BatchResult", "BenchResult", "Figure"]
 
 _CAPTION = (
-    "Median (and where the true one lies 19 times in 20). A tie is within the noise floor, which is Inductor "
-    "against itself. First call, with compiling, and peak memory come from processes of their own."
+    "Median ({interval}). A tie is within the noise floor, which is Inductor against itself. First call, "
+    "with compiling, and peak memory come from processes of their own."
 )
+
+
+def _caption(processes: int) -> str:
+    """Five processes or fewer say too little about others for an interval that holds 19 times in 20."""
+    if processes == 1:
+        interval = (
+            "and the interval that holds the true one of this process 19 times in 20; others may differ"
+        )
+    elif processes < ENOUGH:
+        chance = 100 * (1 - 2 * 0.5**processes)
+        interval = (
+            f"and the extremes of {processes} processes, which hold the true one {chance:.0f} times in 100"
+        )
+    else:
+        interval = "and the interval that holds the true one 19 times in 20"
+    return _CAPTION.format(interval=interval)
 
 
 @dataclass(frozen=True)
@@ -141,7 +157,7 @@ def _table(batch: BatchResult, result: BenchResult) -> Table:
     table = Table(
         "", "time / Inductor's", "", "ms", "first call (s)", "peak (MiB)",
         title=f"{escape(result.settings.source or 'model')}: {what}{size}, {count}", title_justify="left",
-        caption=_CAPTION, caption_justify="left",
+        caption=_caption(result.processes), caption_justify="left",
     )  # fmt: skip
     for name, seconds in batch.seconds.items():
         ratio = batch.ratios.get(name)

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 
 from normfuse.benchmark.machine import machine
 from normfuse.benchmark.measure import Cost, measure_rounds
+from normfuse.benchmark.remaining import Remaining
 from normfuse.benchmark.result import BatchResult, BenchResult
 from normfuse.benchmark.settings import Settings
 from normfuse.benchmark.subject import Subject
@@ -69,7 +70,11 @@ def bench(
         count = 5 if processes is None else processes
         if count < 1:
             raise InputError(f"at least one process has to measure, not {count}")
-        runner: _Runner = _Fresh(progress, count, cost_runs)
+        calls = cost_runs * len(asked.contenders)
+        left = Remaining(
+            calls * len(batch_sizes), count * len(batch_sizes), asked.seconds, len(asked.contenders)
+        )
+        runner: _Runner = _Fresh(progress, count, cost_runs, left)
     else:
         if processes not in (None, 1):
             raise InputError("a model of this process is timed in it; pass module.path:factory for several")
@@ -116,19 +121,21 @@ class _Here:
 class _Fresh:
     """Measures in fresh processes."""
 
-    def __init__(self, progress: Say, processes: int, cost_runs: int) -> None:
-        self._progress, self._processes, self._cost_runs = progress, processes, cost_runs
+    def __init__(self, progress: Say, processes: int, cost_runs: int, left: Remaining) -> None:
+        self._progress, self._processes, self._cost_runs, self._left = progress, processes, cost_runs, left
 
     def run(self, settings: Settings) -> BatchResult:
         costs: dict[str, list[Cost]] = {name: [] for name in settings.contenders}
         for number in range(self._cost_runs):
             for name in _rotated(settings.contenders, number):
-                self._progress(_label(settings, f"first call of {name}"))
-                costs[name].append(_cost(settings, name))
+                self._progress(_label(settings, f"first call of {name}{self._left}"))
+                with self._left.measured("calls"):
+                    costs[name].append(_cost(settings, name))
         rounds = []
         for number in range(self._processes):
-            self._progress(_label(settings, f"process {number + 1} of {self._processes}"))
-            rounds.append(Rounds.from_json(run_child(settings)))
+            self._progress(_label(settings, f"process {number + 1} of {self._processes}{self._left}"))
+            with self._left.measured("processes"):
+                rounds.append(Rounds.from_json(run_child(settings)))
         return BatchResult.of(settings.batch_size, rounds, {k: v for k, v in costs.items() if v})
 
 

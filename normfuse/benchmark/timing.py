@@ -20,6 +20,7 @@ from statistics import median
 
 __all__ = [
     "AGAIN",
+    "ENOUGH",
     "Ratio",
     "Rounds",
     "Schedule",
@@ -32,6 +33,8 @@ __all__ = [
 
 #: Suffix of the baseline's second copy.
 AGAIN = " (again)"
+#: So many processes have two among them between which the true median lies 19 times in 20.
+ENOUGH = 6
 
 Contender = Callable[[], object]
 

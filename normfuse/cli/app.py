@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from typing import Annotated
 
 import typer
 
@@ -21,11 +22,30 @@ app = typer.Typer(
     help="Replace every normalization of a PyTorch model by the cheapest provably equal form.",
     epilog="Exit status: 0 done, 1 refused or not equal, 2 bad use. `normfuse COMMAND --help` says more.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from normfuse import __version__
+
+        typer.echo(f"normfuse {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
 for _command in (explain, rewrite, fold, verify, bench, demo):
     app.command()(_command)
 

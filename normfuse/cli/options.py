@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-__all__ = ["DEBUG", "DTYPE", "JSON", "ONLY", "QUIET", "SKIP", "SOURCE", "TARGET", "as_list"]
+__all__ = [
+    "DEBUG", "DTYPE", "JSON", "ONLY", "QUIET", "SKIP", "SOURCE", "TARGET",
+    "Dtype", "Rule", "Target", "as_list", "chosen",
+]  # fmt: skip
 
 SOURCE = Annotated[
     str,
@@ -18,17 +22,41 @@ SOURCE = Annotated[
         show_default=False,
     ),
 ]
-TARGET = Annotated[str, typer.Option(help="What the norms should become.", metavar="KIND")]
-ONLY = Annotated[
-    list[str] | None, typer.Option(metavar="RULE", help="Apply this rule and no other; repeatable.")
+
+
+class Target(str, Enum):
+    """As in :mod:`normfuse.options`, which is not imported before a command runs."""
+
+    RMS_NORM = "rms_norm"
+    LAYER_NORM = "layer_norm"
+
+
+class Rule(str, Enum):
+    """As in :mod:`normfuse.options`."""
+
+    FOLD_AFFINE = "fold_affine"
+    FOLD_CONSTANTS = "fold_constants"
+    RECENTRE = "recentre"
+
+
+class Dtype(str, Enum):
+    """As in :mod:`normfuse.sources`."""
+
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+
+
+TARGET = Annotated[
+    Target, typer.Option(help="What LayerNorms should become; layer_norm only recognises them.")
 ]
-SKIP = Annotated[list[str] | None, typer.Option(metavar="RULE", help="Leave this rule out; repeatable.")]
+ONLY = Annotated[list[Rule] | None, typer.Option(help="Apply this rule and no other; repeatable.")]
+SKIP = Annotated[list[Rule] | None, typer.Option(help="Leave this rule out; repeatable.")]
 DTYPE = Annotated[
-    str | None,
+    Dtype | None,
     typer.Option(
-        metavar="DTYPE",
-        help="Convert a Python model and its inputs first, e.g. to bfloat16. "
-        "A .pt2 program cannot be converted.",
+        help="Convert a Python model and its inputs to this dtype first. A .pt2 program cannot be converted.",
     ),
 ]
 JSON = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result to FILE.")]
@@ -36,6 +64,11 @@ QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def as_list(rules: list[str] | None) -> list[str] | None:
-    """Rules as given; None when there are none, which lets every rule run."""
-    return list(rules) if rules else None
+def as_list(rules: list[Rule] | None) -> list[str] | None:
+    """Rules by name; None when there are none, which lets every rule run."""
+    return [rule.value for rule in rules] if rules else None
+
+
+def chosen(dtype: Dtype | None) -> str | None:
+    """The dtype by name, if any."""
+    return None if dtype is None else dtype.value

@@ -95,7 +95,7 @@ def _usage_error(error: Exception) -> int:
     message = getattr(error, "format_message", None)
     if message is None:
         raise error
-    text = str(message()).strip()
+    text = str(message()).strip().replace("Value error, ", "")
     context = getattr(error, "ctx", None)
     if text:  # nothing to say when no command was given, since the help is on the screen then
         hint = f" (see {context.command_path} --help)" if context is not None else ""

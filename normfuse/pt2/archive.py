@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from normfuse.errors import InputError
+from normfuse.pt2.elsewhere import foreign_format
 from normfuse.pt2.expressions import is_guard, is_size
 from normfuse.torch_compat import schema_major
 
@@ -42,12 +43,18 @@ def check_archive(path: Path) -> None:
         InputError: saying what it is instead, or what in it could run code.
     """
     if path.is_dir():
-        raise InputError(f"{path} is a folder, not a program")
+        raise InputError(
+            f"{path} is a folder, not a program; name a .pt2 file, or Python code that loads the model from "
+            "the folder as module.path:factory"
+        )
     if not path.exists():
         raise InputError(f"{path} does not exist")
     if not path.is_file():
         raise InputError(f"{path} is a device or a pipe, not a program")
     try:
+        foreign = foreign_format(path)
+        if foreign:
+            raise InputError(f"{path} is {foreign}")
         with zipfile.ZipFile(path) as archive:
             _check(path, _Entries(path, archive))
     except InputError:

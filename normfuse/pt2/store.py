@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from normfuse.errors import InputError
 from normfuse.files import Sink, replacing
 from normfuse.pt2.archive import check_archive
+from normfuse.pt2.elsewhere import foreign_operators
 
 __all__ = ["load_program", "save_program"]
 
@@ -73,6 +74,9 @@ def _register(name: str) -> bool:
 
 
 def _damaged(file: Path, error: Exception) -> InputError:
+    foreign = foreign_operators(str(error))
+    if foreign:
+        return InputError(f"{file} {foreign}")
     cause = textwrap.shorten((str(error).strip().splitlines() or [""])[0], 200, placeholder=" ...")
     return InputError(
         f"{file} is damaged, or no program that PyTorch {torch.__version__} reads: "

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import normfuse
 from normfuse.benchmark import measure, run
 from normfuse.benchmark.measure import Cost, measure_cost, measure_rounds
+from normfuse.benchmark.remaining import Remaining, duration
 from normfuse.benchmark.result import BatchResult, BenchResult, Figure
 from normfuse.benchmark.settings import Settings
 from normfuse.benchmark.subject import Subject
@@ -228,7 +229,7 @@ def test_bad_sources(tmp_path):
     [
         (["none.pt2"], "none.pt2 does not exist"),
         ([f"{HERE}:nothing"], "has no nothing"),
-        ([f"{HERE}:factory", "--contender", "tensorrt"], "there is no contender 'tensorrt'"),
+        ([f"{HERE}:factory", "--contender", "tensorrt"], "'tensorrt' is not one of"),
         ([f"{HERE}:factory", "--plot", "x.pdf"], "a picture is a .png or .svg file"),
         ([f"{HERE}:factory", "--json", "no/r.json"], "the folder no does not exist"),
         ([f"{HERE}:factory", "--batch", "0"], "Invalid value for '--batch'"),
@@ -269,3 +270,56 @@ def test_a_whole_measurement(tmp_path):
     found = normfuse.bench(f"{HERE}:factory", batch_sizes=(2,), processes=2, seconds=0.5, threads=1)
     assert set(found.batches[0].seconds) == {"eager", "inductor", "normfuse", "norms deleted"}
     assert all(runs[0].first_call > 0 for runs in found.batches[0].costs.values())
+
+
+def test_what_is_left_is_estimated_from_what_is_done():
+    now = [0.0]
+    left = Remaining(calls=2, processes=5, seconds=10.0, contenders=4, clock=lambda: now[0])
+    assert (left.estimate(), str(left), left.at_least) == (None, "", 50.0)
+    with left.measured("calls"):
+        now[0] += 20.0
+    assert left.estimate() == 20.0 + 5 * (10.0 + 4 * 20.0)
+    assert str(left) == ", about 8 minutes left"
+    with left.measured("calls"):
+        now[0] += 20.0
+    with left.measured("processes"):
+        now[0] += 30.0
+    assert left.estimate() == 4 * 30.0
+    assert [duration(s) for s in (0.2, 1.4, 40.0, 100.0)] == [
+        "1 second",
+        "1 second",
+        "40 seconds",
+        "2 minutes",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("processes", "says"),
+    [
+        (1, "of this process 19 times in 20"),
+        (2, "the extremes of 2 processes, which hold the true one 50 times in 100"),
+        (5, "the extremes of 5 processes, which hold the true one 94 times in 100"),
+        (6, "the interval that holds the true one 19 times in 20)"),
+    ],
+)
+def test_the_caption_says_what_so_few_processes_allow(processes, says):
+    batch = BatchResult.of(None, [rounds() for _ in range(processes)], {})
+    shown = " ".join(str(BenchResult(Settings(), processes, {}, (batch,))).split())
+    assert says in shown
+
+
+def test_the_command_says_what_it_is_going_to_do(monkeypatch):
+    monkeypatch.setattr(
+        run, "run_child",
+        lambda settings, *names, cache=None: json.dumps(Cost(1.0, None).to_dict()) if names else rounds().to_json(),
+    )  # fmt: skip
+    words = ["bench", f"{HERE}:factory", "--processes", "2", "--seconds", "3", "--cost-runs", "1"]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, found.output
+    first, *steps = found.stderr.splitlines()
+    assert first.startswith(
+        "2 processes of 3 seconds, after 4 first calls that compile from scratch: at least 6 s"
+    )
+    assert steps[0] == "[1/6] first call of eager"
+    assert "left" in steps[-1]
+    assert CliRunner().invoke(app, [*words, "--quiet"]).output == ""

@@ -5,16 +5,29 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from normfuse.cli.options import DEBUG, DTYPE, JSON, QUIET, SOURCE
+from normfuse.cli.options import DEBUG, DTYPE, JSON, QUIET, SOURCE, chosen
 from normfuse.cli.outcome import one_line_errors
-from normfuse.cli.progress import steps
+from normfuse.cli.progress import Say, steps
 
 __all__ = ["bench"]
+
+
+class Contender(str, Enum):
+    """As in :mod:`normfuse.benchmark.settings`, which is not imported before the command runs."""
+
+    EAGER = "eager"
+    INDUCTOR = "inductor"
+    NORMFUSE = "normfuse"
+    NO_NORMS = "norms deleted"
+    FROZEN = "inductor, frozen"
+    ONNX = "onnxruntime"
+
 
 BATCH = Annotated[
     list[int] | None,
@@ -27,13 +40,11 @@ BATCH = Annotated[
     ),
 ]
 CONTENDER = Annotated[
-    list[str] | None,
+    list[Contender] | None,
     typer.Option(
         "--contender",
-        metavar="NAME",
-        help="eager, normfuse, 'norms deleted', 'inductor, frozen' or onnxruntime; repeatable. "
-        "Inductor always takes part. "
-        "Without it: the first three.",
+        help="What to time; repeatable. Inductor always takes part. Without it: eager, normfuse and "
+        "'norms deleted'.",
     ),
 ]
 
@@ -65,8 +76,9 @@ def bench(
     """Time SRC eager, under Inductor, under normfuse, and with its norms deleted: the most there is to gain.
 
     All of them run in every round, in changing order, in several processes; figures are ratios to Inductor's
-    time in the same round, with the interval that holds the true median 19 times in 20. The last row is
-    Inductor against itself: a difference smaller than that is none.
+    time in the same round, with the interval that holds the true median 19 times in 20 (from six processes
+    on; with fewer, as often as the caption says). The last row is Inductor against itself: a difference
+    smaller than that is none. An estimate of the time it takes follows the first measurement.
     """
     with one_line_errors(debug):
         from normfuse.benchmark.plot import check_plot
@@ -78,14 +90,17 @@ def bench(
             check_writable(json_file)
         if plot is not None:
             check_plot(plot)
-        chosen = set(contender or CONTENDERS[:4]) | {BASELINE}
-        ordered = [*(c for c in CONTENDERS if c in chosen), *sorted(chosen - set(CONTENDERS))]
+        named = {one.value for one in contender} if contender else CONTENDERS[:4]
+        ordered = [c for c in CONTENDERS if c in {*named, BASELINE}]
         batches: list[int | None] = [*batch] if batch else [None]
         total = len(batches) * (processes + cost_runs * len(ordered))
+        plan = _plan(len(batches) * processes, seconds, len(batches) * cost_runs * len(ordered))
         with steps(quiet, total) as say:
+            if not quiet:
+                say = _after(plan, say)
             result = measure(
                 source, batch_sizes=batches, processes=processes, cost_runs=cost_runs, progress=say,
-                training=training, device=device, dtype=dtype, threads=threads, seconds=seconds,
+                training=training, device=device, dtype=chosen(dtype), threads=threads, seconds=seconds,
                 contenders=ordered,
             )  # fmt: skip
         result = replace(result, command=shlex.join(["normfuse", *sys.argv[1:]]))
@@ -95,3 +110,27 @@ def bench(
             result.save(json_file)
         if plot is not None:
             result.plot(plot)
+
+
+def _plan(processes: int, seconds: float, calls: int) -> str:
+    """What is going to happen, since it takes minutes for the smallest network."""
+    from normfuse.benchmark.remaining import duration
+
+    one = "process" if processes == 1 else "processes"
+    first = f", after {calls} first calls that compile from scratch" if calls else ""
+    return (
+        f"{processes} {one} of {seconds:g} seconds{first}: at least {duration(processes * seconds)}, and the "
+        "time to compile on top; --processes, --seconds and --cost-runs make it shorter"
+    )
+
+
+def _after(text: str, say: Say) -> Say:
+    """``say``, with a line of its own ahead of the first step, when nothing can be wrong any more."""
+    ahead = [text]
+
+    def announced(step: str) -> None:
+        while ahead:
+            typer.echo(ahead.pop(), err=True)
+        say(step)
+
+    return announced

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from normfuse.cli.options import DEBUG, DTYPE, JSON, ONLY, QUIET, SKIP, SOURCE, TARGET, as_list
+from normfuse.cli.options import (
+    DEBUG,
+    DTYPE,
+    JSON,
+    ONLY,
+    QUIET,
+    SKIP,
+    SOURCE,
+    TARGET,
+    Target,
+    as_list,
+    chosen,
+)
 from normfuse.cli.outcome import one_line_errors
 from normfuse.cli.progress import steps
 
@@ -19,7 +31,7 @@ __all__ = ["explain"]
 
 def explain(
     source: SOURCE,
-    target: TARGET = "rms_norm",
+    target: TARGET = Target.RMS_NORM,
     only: ONLY = None,
     skip: SKIP = None,
     dtype: DTYPE = None,
@@ -35,7 +47,12 @@ def explain(
         check_outputs((json_file, html), [source])
         with steps(quiet) as say:
             say(f"loading {source}")
-            report = _report(source, dtype, {"target": target, "only": as_list(only), "skip": skip or []})
+            options: dict[str, object] = {
+                "target": target.value,
+                "only": as_list(only),
+                "skip": as_list(skip) or [],
+            }
+            report = _report(source, chosen(dtype), options)
         if not quiet:
             typer.echo(str(report))
         if json_file is not None:

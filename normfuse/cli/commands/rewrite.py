@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from normfuse.cli.options import DEBUG, DTYPE, JSON, ONLY, QUIET, SKIP, SOURCE, TARGET, as_list
+from normfuse.cli.options import (
+    DEBUG,
+    DTYPE,
+    JSON,
+    ONLY,
+    QUIET,
+    SKIP,
+    SOURCE,
+    TARGET,
+    Target,
+    as_list,
+    chosen,
+)
 from normfuse.cli.outcome import one_line_errors
 from normfuse.cli.progress import steps
 from normfuse.cli.verification import verification_of
@@ -44,7 +56,7 @@ EXPECT = Annotated[
 def rewrite(
     source: SOURCE,
     destination: DESTINATION,
-    target: TARGET = "rms_norm",
+    target: TARGET = Target.RMS_NORM,
     only: ONLY = None,
     skip: SKIP = None,
     dtype: DTYPE = None,
@@ -67,12 +79,12 @@ def rewrite(
         _check_outputs(source, destination, json_file)
         level = verify or "sites"
         options = {
-            "target": target, "only": as_list(only), "skip": skip or [],
+            "target": target.value, "only": as_list(only), "skip": as_list(skip) or [],
             "verify": level, "expect": _counts(expect),
         }  # fmt: skip
         with steps(quiet) as say:
             say(f"loading {source}")
-            loaded = _loaded(source, dtype, dynamic, options)
+            loaded = _loaded(source, chosen(dtype), dynamic, options)
             if verify not in (None, "off"):
                 _require_inputs(loaded, verify)
             say("rewriting" if verify == "off" else "rewriting and verifying")
