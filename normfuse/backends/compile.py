@@ -57,10 +57,10 @@ def compile_graph(
         raise
     except UncapturableError as error:
         compiled, failed = None, False
-        report.notes.append(f"this graph is left to Inductor: {error}")
+        report.notes.append(f"this graph{_norms_in(gm)} is left to Inductor: {error}")
     except Exception as error:
         compiled, failed = None, True
-        _explain_fallback(error, report)
+        _explain_fallback(error, report, gm)
     report.breaks += ends_at
     record(report)
     log.info("%s", report)
@@ -170,10 +170,20 @@ def _fake(tensor: Any, fake_mode: FakeTensorMode) -> Any:
     return fake_mode.from_tensor(tensor, static_shapes=True)
 
 
-def _explain_fallback(error: Exception, report: Report) -> None:
+def _norms_in(gm: GraphModule) -> str:
+    """Norms that nothing is known of but that they are called."""
+    called = [str(getattr(n.target, "__name__", "")) for n in gm.graph.nodes if n.op == "call_function"]
+    count = sum(name in _NORMS for name in called)
+    return f", with {count} {'norm' if count == 1 else 'norms'} in it," if count else ""
+
+
+_NORMS = ("layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm")
+
+
+def _explain_fallback(error: Exception, report: Report, gm: GraphModule) -> None:
     if is_strict():
         raise error
-    report.notes.append(f"this graph was not analysed and is left to Inductor: {cause(error)}")
+    report.notes.append(f"this graph{_norms_in(gm)} was not analysed and is left to Inductor: {cause(error)}")
     warn_user(
         f"normfuse left this graph to Inductor, whose result is used: {cause(error)}. "
         "Set NORMFUSE_STRICT=1 to see where it comes from."

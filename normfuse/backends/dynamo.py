@@ -14,6 +14,7 @@ from torch._guards import detect_fake_mode
 from torch.fx import GraphModule, Node
 
 from normfuse.backends.owners import Owners
+from normfuse.capture.inner import inner_graphs
 from normfuse.capture.translate import translate
 from normfuse.errors import CaptureError, NormfuseError, UncapturableError
 from normfuse.folding import is_refilled
@@ -42,7 +43,9 @@ def capture(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[Program, Fa
         for node, original, value in zip(_inputs_of(traced), placeholders, example_inputs, strict=True)
     ]
     records = _records_gradients(traced, example_inputs)
-    return Program(traced, inputs, grad_enabled=records, notes=notes), fake_mode
+    program = Program(traced, inputs, grad_enabled=records, notes=notes)
+    program.inner = inner_graphs(program, lambda body: translate(body)[0])
+    return program, fake_mode
 
 
 def _translated(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[GraphModule, list[str]]:

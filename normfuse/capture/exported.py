@@ -23,6 +23,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from normfuse.arguments import bound_arguments
+from normfuse.capture.inner import inner_graphs
 from normfuse.errors import CaptureError, InputError
 from normfuse.folding import Folded
 from normfuse.ir.effects import Effects
@@ -109,7 +110,9 @@ def program_of(exported: ExportedProgram) -> Program:
     updated = frozenset(
         s.target for s in exported.graph_signature.output_specs if s.kind in _UPDATES and s.target
     )
-    return Program(gm, inputs, copies_tables=True, updated=updated)
+    program = Program(gm, inputs, copies_tables=True, updated=updated)
+    program.inner = inner_graphs(program, _copied)
+    return program
 
 
 def input_values(exported: ExportedProgram, program: Program) -> list[Any] | None:

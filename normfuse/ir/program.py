@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from normfuse.torch_compat import graph_module
 
-__all__ = ["Input", "Program", "Role"]
+__all__ = ["Inner", "Input", "Program", "Role"]
 
 
 class Role(Enum):
@@ -53,6 +53,14 @@ class Input:
         return isinstance(self.value, torch.Tensor) and self.value.requires_grad
 
 
+@dataclass(frozen=True)
+class Inner:
+    """A graph that an operator of another one runs, to be looked at and not changed."""
+
+    operator: str
+    program: Program
+
+
 @dataclass
 class Program:
     """A pre-dispatch ATen graph with flat inputs and outputs.
@@ -62,7 +70,8 @@ class Program:
     are inputs that a kernel may update without leaving a trace in a version counter. ``updated`` are names of
     weights for which the graph returns what they hold at the next call. ``premises`` are the facts about
     weights (:class:`normfuse.folding.Premise`) that the rewrite rests on; ``doubted`` are those that other
-    weights, with which the same graph was called, did not meet.
+    weights, with which the same graph was called, did not meet. ``inner`` are copies of the graphs that
+    operators of this one run.
     """
 
     gm: GraphModule
@@ -74,6 +83,7 @@ class Program:
     updated: frozenset[str] = frozenset()
     premises: list[Any] = field(default_factory=list)
     doubted: frozenset[tuple[str, str]] = frozenset()
+    inner: list[Inner] = field(default_factory=list)
 
     def copied(self) -> Program:
         """The same program over a graph of its own; tensors, fake values and submodules are shared."""

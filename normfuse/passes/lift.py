@@ -24,6 +24,7 @@ from normfuse.ir.region import UNLIFTED, NormRegion
 from normfuse.ir.sizes import same_shape
 from normfuse.passes.bodies import Bodies
 from normfuse.passes.collector import collector_at_rest
+from normfuse.passes.inside import sites_inside
 from normfuse.passes.work import Work
 from normfuse.patterns import (
     Candidate,
@@ -62,6 +63,8 @@ def lift(work: Work) -> None:
         if core.root not in whole:
             norm = of_weight(absorb(norm), work.program.weights)
         lifting.lift(norm, module_path(core.root), source_line(core.root))
+    for inner in work.program.inner:
+        work.report.sites += sites_inside(inner)
 
 
 @dataclass

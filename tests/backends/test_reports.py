@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import normfuse
 from normfuse.backends import evaluation, session
@@ -117,6 +118,54 @@ def test_evaluation_with_gradients_gets_one_hint(
             assert sum("torch.no_grad()" in note for note in normfuse.last_report(fast).notes) == hints
     said = [w for w in caught if "torch.no_grad() for the inference rewrite" in str(w.message)]
     assert [w.filename for w in said] == [__file__] * hints
+
+
+class Checkpointed(nn.Module):
+    """Two blocks in graphs of their own, of which the second has a condition, and a norm outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.norm = Block(8), Block(8), nn.LayerNorm(8)
+
+    def choice(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, self.second, lambda x: nn.functional.rms_norm(x, (8,)), (x,))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.choice(checkpoint(self.first, x, use_reentrant=False)))
+
+
+@pytest.mark.parametrize("door", ["compiled", "exported"])
+def test_norms_in_inner_graphs_are_listed_and_left(door: str) -> None:
+    model = Checkpointed().eval()
+    with torch.no_grad():
+        if door == "compiled":
+            fast = compiled(model)
+            torch.testing.assert_close(fast(X), model(X))
+            report = normfuse.last_report(fast)
+        else:
+            made = normfuse.rewrite(model, (X,))
+            torch.testing.assert_close(made.module()(X), model(X))
+            report = made.report
+    refusals = [s.refusal for s in report.sites if s.refusal is not None]
+    inside = [s for s in report.sites if s.refusal and "the norm is in a graph that" in s.refusal.message]
+    assert {r.code for r in refusals if "the norm is in" in r.message} == {"inner_graph"}
+    if door == "compiled":
+        assert {s.module for s in inside} == {"first.norm", "second.norm", ""}
+    else:  # which looks through checkpointing, and keeps no names of modules inside of conditions
+        assert sorted(s.kind for s in inside) == ["layer_norm", "rms_norm"]
+    assert report.found == {"layer_norm": 3, "rms_norm": 1}
+    assert all(s.source.startswith(__file__) or "networks" in s.source for s in report.sites)
+
+
+def test_the_bodies_of_inner_graphs_stay_as_they_are() -> None:
+    program = torch.export.export(Checkpointed().eval(), (X,))
+    before = str(program), [set(n.meta) for m in program.graph_module.modules() for n in _nodes(m)]
+    normfuse.rewrite(program, verify="off")
+    assert (str(program), [set(n.meta) for m in program.graph_module.modules() for n in _nodes(m)]) == before
+
+
+def _nodes(module: nn.Module) -> list[torch.fx.Node]:
+    return list(module.graph.nodes) if isinstance(module, torch.fx.GraphModule) else []
 
 
 def test_in_training_the_reason_names_the_policy() -> None:

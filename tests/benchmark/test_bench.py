@@ -309,10 +309,10 @@ def test_the_caption_says_what_so_few_processes_allow(processes, says):
 
 
 def test_the_command_says_what_it_is_going_to_do(monkeypatch):
-    monkeypatch.setattr(
-        run, "run_child",
-        lambda settings, *names, cache=None: json.dumps(Cost(1.0, None).to_dict()) if names else rounds().to_json(),
-    )  # fmt: skip
+    def child(settings, *names, cache=None):
+        return json.dumps(Cost(1.0, None).to_dict()) if names else rounds().to_json()
+
+    monkeypatch.setattr(run, "run_child", child)
     words = ["bench", f"{HERE}:factory", "--processes", "2", "--seconds", "3", "--cost-runs", "1"]
     found = CliRunner().invoke(app, words)
     assert found.exit_code == 0, found.output
