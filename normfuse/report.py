@@ -42,7 +42,8 @@ class Site:
     ``errors`` holds, where the site was verified, its error against float64 over the original's, by the
     inputs it was run on. ``certificate`` says why a changed norm is the same function.
     ``modulation`` says what the model does to the result as a function of its input: ``"gate"``,
-    ``"scale"``, ``"shift"`` or ``"scale and shift"``.
+    ``"scale"``, ``"shift"`` or ``"scale and shift"``. ``time`` is what it took before the rewrite, estimated
+    in the unit of the report's.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class Site:
     errors: dict[str, float] = field(default_factory=dict)
     certificate: dict[str, Any] | None = None
     modulation: str = ""
+    time: float = 0.0
 
     @classmethod
     def of(cls, spec: NormSpec, module: str, source: str, spelling: str) -> Site:
@@ -89,6 +91,8 @@ class Report:
     mean subtractions put into the graphs, ``folded`` the number of weights with a folded copy. ``errors``
     holds, where the sites were verified, the error of the outputs over the original's, by the inputs.
     ``breaks`` are the places at which Dynamo broke the model into several graphs, each with its reason.
+    ``time`` is what all operators took before the rewrite, estimated from their sizes in bytes of memory
+    traffic that would take as long; None where an operator is not known.
     """
 
     sites: list[Site] = field(default_factory=list)
@@ -100,11 +104,19 @@ class Report:
     notes: list[str] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
     breaks: list[str] = field(default_factory=list)
+    time: float | None = 0.0
 
     @property
     def found(self) -> dict[str, int]:
         """How many norms of each kind the model was written with."""
         return dict(Counter(site.kind for site in self.sites))
+
+    @property
+    def changed_share(self) -> float | None:
+        """The estimated share of the time that was in the norms that changed; None where it is not known."""
+        if not self.time:
+            return None
+        return sum(site.time for site in self.sites if site.action not in ("kept", "reverted")) / self.time
 
     @property
     def after(self) -> dict[str, int]:
@@ -117,6 +129,7 @@ class Report:
             site.graph = self.graphs
         self.sites += other.sites
         self.graphs += max(other.graphs, 1)
+        self.time = None if self.time is None or other.time is None else self.time + other.time
         self.centrings += other.centrings
         self.folded += other.folded
         self.seconds += other.seconds
@@ -137,6 +150,7 @@ class Report:
             "seconds": self.seconds,
             "notes": list(self.notes),
             "breaks": list(self.breaks),
+            "changed_share_of_time": self.changed_share,
             "errors": dict(self.errors),
             "sites": [asdict(site) | {"spec": dict(site.spec)} for site in self.sites],
         }

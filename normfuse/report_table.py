@@ -31,7 +31,24 @@ def render(report: Report) -> str:
         console.print(f"graph break {place}")
     if len(report.breaks) > _PARAGRAPHS:
         console.print(f"... and {len(report.breaks) - _PARAGRAPHS} more graph breaks")
+    for line in _expectation(report):
+        console.print(line)
     return stream.getvalue().rstrip("\n")
+
+
+def _expectation(report: Report) -> list[str]:
+    """One line that says what all this is worth, as far as sizes tell."""
+    share = report.changed_share
+    if share is None or not report.graphs:
+        return []
+    if share < _NOTHING:
+        inside = "" if not share else f": about {share:.1%} of the time was in what changed"
+        return [f"nothing to gain in speed here{inside} (estimated from sizes)"]
+    figure = f"{max(share, 0.01):.0%}"
+    return [f"about {figure} of the time was in what changed (estimated from sizes): expect to gain less"]
+
+
+_NOTHING = 0.005
 
 
 def headline(report: Report) -> str:

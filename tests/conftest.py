@@ -8,6 +8,8 @@ import os
 import pytest
 import torch
 
+from normfuse.backends import evaluation
+
 # Compiling makes many objects; looking through all those of PyTorch each time took an eighth of the time.
 gc.freeze()
 gc.set_threshold(100_000, 50, 100)
@@ -18,6 +20,12 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 @pytest.fixture(autouse=True)
 def _strict(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NORMFUSE_STRICT", "1")
+
+
+@pytest.fixture(autouse=True)
+def _no_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given once in a process, so the first test that calls for it would see one warning more."""
+    monkeypatch.setattr(evaluation, "_said", True)
 
 
 @pytest.fixture(autouse=True)

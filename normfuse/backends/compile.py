@@ -48,7 +48,7 @@ def compile_graph(
         options, settings = _checked(mode, given)
     except NormfuseError as error:
         raise visible(error) from None
-    report = Report(target=options.target, graphs=1)
+    report = Report(target=options.target, graphs=1, time=None)
     ends_at = graph_break()
     try:
         report, compiled = _rewrite_and_compile(gm, example_inputs, options, settings)

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from normfuse.analysis.time_share import time_of
 from normfuse.errors import ExpectationError
 from normfuse.folding import Folded
 from normfuse.ir.effects import is_effectful
@@ -54,6 +55,7 @@ def run_pipeline(
     canonicalize(program.gm)
     program.gm.graph.eliminate_dead_code(is_effectful)
     lift(work)
+    _estimate(work)
     if observer is not None:
         observer.lifted(work)
     _run(work, FOLD_CONSTANTS, fold_constants)
@@ -68,6 +70,19 @@ def run_pipeline(
     work.report.folded = len(folded)
     work.report.seconds = time.perf_counter() - started
     return work.report, folded
+
+
+def _estimate(work: Work) -> None:
+    """Where the time goes before anything is changed; an operator that cannot be estimated stops nothing."""
+    try:
+        times = {node: time_of(node) for node in work.program.gm.graph.nodes}
+    except Exception:
+        work.report.time = None
+        return
+    known = [time for time in times.values() if time is not None]
+    work.report.time = sum(known) if len(known) == len(times) else None
+    for node, site in work.sites.items():
+        site.time = times[node] or 0.0
 
 
 def _run(work: Work, name: str, rule: Callable[[Work], None], refusal: Refusal | None = None) -> None:
