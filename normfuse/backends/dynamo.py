@@ -13,6 +13,7 @@ from torch._dynamo.symbolic_convert import tls
 from torch._guards import detect_fake_mode
 from torch.fx import GraphModule, Node
 
+from normfuse.backends.names import name_modules
 from normfuse.backends.owners import Owners
 from normfuse.capture.inner import inner_graphs
 from normfuse.capture.translate import translate
@@ -45,6 +46,8 @@ def capture(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[Program, Fa
     records = _records_gradients(traced, example_inputs)
     program = Program(traced, inputs, grad_enabled=records, notes=notes)
     program.inner = inner_graphs(program, lambda body: translate(body)[0])
+    for one in (program, *(inner.program for inner in program.inner)):
+        name_modules(one.gm.graph)
     return program, fake_mode
 
 

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-__all__ = ["Owners"]
+__all__ = ["Owners", "compiling_scope"]
 
 
 class Owners:
     """Looks up modules in the variables of the function that Dynamo is compiling."""
 
     def __init__(self) -> None:
-        self._scope = _scope()
+        self._scope = compiling_scope()
 
     def of(self, placeholder: Node) -> weakref.ref[torch.nn.Module] | None:
         """The module that holds a parameter or buffer, or None when it cannot be told."""
@@ -40,7 +40,8 @@ def _text(source: Any) -> str:
     return str(source.name() if callable(source.name) else source.name)
 
 
-def _scope() -> dict[str, Any] | None:
+def compiling_scope() -> dict[str, Any] | None:
+    """The local and global variables of the function that Dynamo is compiling, as ``L`` and ``G``."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         output: Any = frame.f_locals.get("self")

@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from normfuse.ir.region import norm_of
 
-__all__ = ["attribute_path", "described", "module_path", "operator_name", "source_line"]
+__all__ = ["WRAPPERS", "attribute_path", "described", "module_path", "operator_name", "source_line"]
 
 #: What Dynamo and wrappers put between a module and what it holds.
 _MECHANISM = frozenset({
@@ -21,13 +21,17 @@ _MECHANISM = frozenset({
     "_old_forward", "cell_contents",
 })  # fmt: skip
 #: Classes that hold the user's model as ``module`` and pass every call on to it.
-_WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel")
+WRAPPERS = (
+    "DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "OptimizedModule",
+    "CheckpointWrapper",
+)  # fmt: skip
 _STEP = re.compile(r"""\[(['"])(?P<key>.*?)\1\]|\[(?P<index>\d+)\]|(?P<name>\w+)""")
 _ROOT = re.compile(r"""^[LG]\[(['"])(.*?)\1\]|^L__self___?""")
 
 #: Folders whose code calls the user's modules, or is called by them, and is never what the user wrote.
 _PASSES_ON = re.compile(
     r"[/\\](?:site|dist)-packages[/\\](?:torch|accelerate|peft)[/\\]"
+    r"|[/\\]accelerate[/\\]hooks\.py$|[/\\]peft[/\\](?:peft_model\.py|tuners[/\\])"
     r"|[/\\]torch[/\\]nn[/\\](?:modules|parallel|functional\.py)|^<"
 )
 #: Files of PyTorch whose line is the same for every layer of a kind.
@@ -49,13 +53,15 @@ _NOUNS = {
 
 def module_path(node: Node) -> str:
     """Path of the innermost module as ``named_modules`` spells it, e.g. ``h.0.ln_1``; empty at the top."""
+    if "module_path" in node.meta:
+        return str(node.meta["module_path"])
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     if not stack:
         return ""
     path = str(stack[-1][0])
     for outer, kind in stack[:-1]:
         held = f"{outer}.module" if outer else "module"
-        if str(getattr(kind, "__name__", kind)).split(".")[-1] in _WRAPPERS and _is_at(path, held):
+        if str(getattr(kind, "__name__", kind)).split(".")[-1] in WRAPPERS and _is_at(path, held):
             path = f"{outer}{path[len(held) :]}".lstrip(".")
     return attribute_path(path)
 

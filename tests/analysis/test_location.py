@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.fx import Graph
 
 import normfuse
@@ -122,3 +124,61 @@ def test_a_site_and_its_reason_name_module_operator_and_line(door: str) -> None:
     where = f"test_location.py:{line_of('total = x')}"
     assert f"the sum in base_model.base_model (add, {where})" in site.refusal.message
     assert re.fullmatch(r"\w+", site.refusal.node)
+
+
+class Layer(nn.Module):
+    """Has a name and no place among ``named_modules``, as the layers of Keras."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.layer_norm(x, (8,), self.norm.weight)
+
+
+class Layers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = [{"operation": Layer("encoder/first")}, {"operation": Layer("encoder/second")}]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in self.steps:
+            x = step["operation"](x)
+        return x
+
+
+class Hooked(nn.Module):
+    """``forward`` replaced on the instance, as accelerate does."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        for module in model.modules():
+            module._old_forward = module.forward  # type: ignore[assignment]
+            module.forward = functools.partial(called_by_hook, module)  # type: ignore[method-assign]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+def called_by_hook(module: Any, *args: Any) -> Any:
+    return module._old_forward(*args)
+
+
+@pytest.mark.parametrize(
+    ("model", "modules"),
+    [
+        (Layers(), ["encoder.first", "encoder.second"]),
+        (Hooked(Model()), ["model.norm"]),
+        (nn.DataParallel(Model()), ["norm"]),
+        (nn.Sequential(nn.Sequential(), checkpoint_wrapper(Model())), ["1.norm"]),
+    ],
+    ids=["Layers", "Hooked", "DataParallel", "CheckpointWrapper"],
+)
+def test_modules_have_the_names_that_their_model_gives_them(model: nn.Module, modules: list[str]) -> None:
+    with torch.no_grad():
+        fast = torch.compile(model.eval(), backend="normfuse", options={"normfuse.inner": "eager"})
+        fast(torch.randn(2, 8))
+    assert [site.module for site in normfuse.last_report(fast).sites] == modules
