@@ -12,7 +12,7 @@ from torch.fx import Node
 import normfuse
 from tests.programs.models import SUBJECTS, exported, other_inputs
 
-pytestmark = [pytest.mark.models, pytest.mark.rounding]
+pytestmark = pytest.mark.models
 pytest.importorskip("transformers")
 
 #: Runs every program of a folder on the inputs beside it.
