@@ -30,6 +30,10 @@ _CONVS = (
     aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.convolution.default,
     aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding,
 )  # fmt: skip
+#: Operators that multiply: any other that a norm's values go through ends its branch.
+_SCALES = (
+    aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,8 @@ def _branches(operand: Node, axis: int, weights: WeightValues) -> Iterator[_Bran
 
 def _scale_of(node: Node, axis: int, weights: WeightValues) -> tuple[Node, Diagonal] | None:
     """What an operator multiplies, and by which numbers for each channel or for all."""
+    if not is_call(node, *_SCALES):
+        return None
     found = flow(node, axis)
     scale: Node | float | None = None
     if isinstance(found, Scales):

@@ -235,6 +235,12 @@ def beside_what_one_gate_scales(s, x):
     return torch.relu(s.conv(x) + s.norm(x) * x.mean((2, 3), keepdim=True))
 
 
+@case("nonlinear_writer", norm=bn1(6), args=(normal(4, 6),))
+def averaged_over_the_batch(s, x):
+    """What reads the norm has no axis left where the channels were."""
+    return torch.relu(s.norm(torch.tanh(x)).mean(0))
+
+
 @case(norm=bn(6), conv=same(6), g=param(6, 1, 1, 1))
 def of_an_input_and_a_weight_that_is_made_of_others(s, x):
     return torch.relu(s.norm(F.conv2d(x, s.conv.weight * s.g, s.conv.bias, padding=1, groups=6) + x))
