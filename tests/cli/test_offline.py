@@ -492,3 +492,23 @@ def test_output_that_nobody_reads_is_no_error(original):
     words = f"{sys.executable} -m normfuse explain {original} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+class Drowned(torch.nn.Module):
+    """In bfloat16 the sum keeps no digit of what comes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x + 3000.0)
+
+
+def test_programs_of_which_nothing_can_be_judged_are_not_equivalent(tmp_path):
+    x = torch.randn(4, 64, dtype=torch.bfloat16)
+    save_program(torch.export.export(Drowned().bfloat16(), (x,)), tmp_path / "a.pt2")
+    result = run("verify", tmp_path / "a.pt2", tmp_path / "a.pt2", "--json", tmp_path / "v.json")
+    assert result.exit_code == 1
+    assert "could not be judged: the original is no yardstick for output on any input" in result.output
+    assert json.loads((tmp_path / "v.json").read_text())["unjudged"] == ["output"]
