@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_iter
 from normfuse.capture.memory import Expansions
 from normfuse.capture.recorder import Recorder
 from normfuse.capture.regions import ENTERS_AUTOCAST, EXITS_AUTOCAST, Regions
+from normfuse.capture.spell_out import spell_out
 from normfuse.capture.symbols import Symbols
 from normfuse.capture.transforms import Transforms
 from normfuse.torch_compat import (
@@ -51,7 +52,8 @@ def translate(gm: GraphModule) -> tuple[GraphModule, list[str]]:
         for node in gm.graph.nodes:
             translator.run(node)
     notes = [_TRANSFORMED] if translator.transforms.hides_numbers else []
-    return graph_module(translator.attributes, translator.graph), notes
+    made = graph_module(translator.attributes, translator.graph)
+    return made, notes + spell_out(made)
 
 
 def _mode_of(gm: GraphModule) -> FakeTensorMode:

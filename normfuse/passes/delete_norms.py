@@ -20,7 +20,6 @@ from normfuse.passes.canonicalize import canonicalize
 from normfuse.passes.functionalize import functionalize
 from normfuse.passes.lift import lift
 from normfuse.passes.lower import lower
-from normfuse.passes.spell_out import spell_out
 from normfuse.passes.work import Work
 
 __all__ = ["delete_norms"]
@@ -36,7 +35,6 @@ def delete_norms(program: Program) -> int:
     """Remove native and hand-written norms, with their weights and biases; returns how many there were."""
     gm = program.gm
     functionalize(gm)
-    spell_out(gm)
     canonicalize(gm)
     lift(Work(program, Options()))
     found = [node for node, _ in norms_in(gm)] + [n for n in gm.graph.nodes if is_call(n, *_NATIVE)]

@@ -1,7 +1,7 @@
 """The pipeline: every stage, in order, on one screen.
 
-    capture -> positional -> functionalize -> spell_out -> canonicalize -> lift -> fold_constants
-            -> fold_affine -> recentre -> settle_shifts -> [hoist] -> lower
+    capture -> positional -> functionalize -> canonicalize -> lift -> fold_constants -> fold_affine
+            -> recentre -> settle_shifts -> [hoist] -> lower
 
 The program is a runnable graph after each stage.
 """
@@ -34,7 +34,6 @@ from normfuse.passes.positional import positional
 from normfuse.passes.recentre import NAME as RECENTRE
 from normfuse.passes.recentre import recentre
 from normfuse.passes.settle_shifts import settle_shifts
-from normfuse.passes.spell_out import spell_out
 from normfuse.passes.work import Work
 from normfuse.report import Refusal, Report, Site
 
@@ -51,7 +50,6 @@ def run_pipeline(
     positional(program.gm)
     if not (program.grad_enabled and switches_gradients(program.gm.graph)):
         functionalize(program.gm, program.grad_enabled)
-    report.notes += spell_out(program.gm)
     canonicalize(program.gm)
     program.gm.graph.eliminate_dead_code(is_effectful)
     lift(work)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import normfuse
+from normfuse.capture.spell_out import spell_out
 from normfuse.ir.calls import aten
-from normfuse.passes.spell_out import spell_out
 from tests.patterns.capturing import program_of
 
 WIDTH, HEADS, ROWS = 16, 4, 5
@@ -125,3 +125,14 @@ def test_every_norm_of_an_encoder_in_evaluation_is_found():
     assert [s.module for s in report.sites] == [
         "layers.0.norm1", "layers.0.norm2", "layers.1.norm1", "layers.1.norm2", "norm",
     ]  # fmt: skip
+
+
+def test_verification_by_sites_accepts_it():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 32, batch_first=True, norm_first=True)
+    encoder = nn.TransformerEncoder(layer, 1, nn.LayerNorm(WIDTH), enable_nested_tensor=False)
+    model = nn.Sequential(nn.Linear(8, WIDTH), encoder).eval()
+    options = {"normfuse.inner": "eager", "normfuse.verify": "sites"}
+    with torch.no_grad():
+        torch.compile(model, backend="normfuse", options=options)(torch.randn(3, ROWS, 8))
+    assert normfuse.last_report().after == {"rms_norm": 3}
