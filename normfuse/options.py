@@ -110,7 +110,7 @@ def split_options(options: Mapping[str, Any] | None) -> tuple[dict[str, Any], di
 def unknown_name(what: str, name: str, known: Iterable[str], prefix: str = "") -> OptionError:
     """An error that names the nearest valid name."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    hint = f"; did you mean {prefix}{near[0]}?" if near else f"; there is {', '.join(sorted(known))}"
+    hint = f"; did you mean {prefix}{near[0]}?" if near else f"; choose one of {', '.join(sorted(known))}"
     return OptionError(f"unknown {what} {prefix}{name!s}{hint}")
 
 

@@ -168,7 +168,8 @@ def _check_whole(made: ExportedProgram) -> None:
     try:
         made.module()
     except Exception as error:
-        raise VerificationError(f"the rewritten program makes no module: {cause(error)}") from error
+        message = f"the rewritten program cannot be turned into a module: {cause(error)}"
+        raise VerificationError(message) from error
 
 
 def _note_dropped_calls(exported: ExportedProgram, report: Report) -> None:

@@ -26,11 +26,11 @@ def check_plot(path: str | Path) -> None:
     """
     target = check_writable(path)
     if target.suffix not in _SUFFIXES:
-        raise InputError(f"a picture is a {' or '.join(_SUFFIXES)} file, not {target.name}")
+        raise InputError(f"a plot is written as a {' or '.join(_SUFFIXES)} file, not to {target.name}")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise NormfuseError("a picture needs matplotlib: pip install 'normfuse[bench]'") from None
+        raise NormfuseError("a plot needs matplotlib: pip install 'normfuse[bench]'") from None
 
 
 def plot(result: BenchResult, path: str | Path) -> Path:

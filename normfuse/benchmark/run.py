@@ -77,7 +77,9 @@ def bench(
         runner: _Runner = _Fresh(progress, count, cost_runs, left)
     else:
         if processes not in (None, 1):
-            raise InputError("a model of this process is timed in it; pass module.path:factory for several")
+            raise InputError(
+                "a model object is timed in this process; pass module.path:factory to use several"
+            )
         runner, count = _Here(progress, _given(source, args, kwargs)), 1
     batches = tuple(runner.run(replace(asked, batch_size=batch)) for batch in batch_sizes)
     return BenchResult(asked, count, machine(asked.device), batches)

@@ -44,7 +44,7 @@ class Settings:
     def __post_init__(self) -> None:
         unknown = [name for name in self.contenders if name not in CONTENDERS]
         if unknown:
-            raise InputError(f"there is no contender {unknown[0]!r}; there is {', '.join(CONTENDERS)}")
+            raise InputError(f"there is no contender {unknown[0]!r}; choose one of {', '.join(CONTENDERS)}")
         if BASELINE not in self.contenders:
             raise InputError(f"the contenders need {BASELINE}, which the others are compared with")
         for name in (FROZEN, ONNX) if self.training else ():

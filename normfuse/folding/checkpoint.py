@@ -46,7 +46,7 @@ def open_checkpoint(path: str | Path) -> tuple[Mapping[str, Any], Metadata]:
     except Exception as error:
         cause = (str(error).strip().splitlines() or [""])[0].split(". ")[0]
         raise InputError(
-            f"{file} is no checkpoint that can be read: {type(error).__name__}: {cause}"
+            f"{file} is not a checkpoint that can be read: {type(error).__name__}: {cause}"
         ) from error
 
 
@@ -122,7 +122,9 @@ def _save_safetensors(tensors: Mapping[str, Any], file: Path, metadata: Mapping[
 
     others = [name for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
     if others:
-        raise InputError(f"safetensors holds tensors only, and {others[0]} is none; name the output .pt")
+        raise InputError(
+            f"safetensors holds tensors only, and {others[0]} is not a tensor; give the output the suffix .pt"
+        )
     save_file(_separate(tensors), file, metadata=dict(metadata) if metadata else None)
 
 

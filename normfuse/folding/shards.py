@@ -62,7 +62,7 @@ class Shards(Mapping[str, Any]):
         """The tensors of one file, and its metadata; what is read is in memory until they are let go."""
         path = self.index.parent / file
         if not path.is_file():
-            raise InputError(f"{path} is missing, which {self.index.name} names")
+            raise InputError(f"{path}, which {self.index.name} names, is missing")
         return open_checkpoint(path)
 
     def __getitem__(self, name: str) -> Any:
@@ -107,13 +107,15 @@ def _record(index: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot read {index}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{index} is no index of a checkpoint: it is not JSON") from error
+        raise InputError(f"{index} is not the index of a checkpoint: it is not JSON") from error
     places = record.get("weight_map") if isinstance(record, dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(f, str) for f in places.values()):
-        raise InputError(f"{index} is no index of a checkpoint: it has no weight_map from tensors to files")
+        raise InputError(
+            f"{index} is not the index of a checkpoint: it has no weight_map from tensors to files"
+        )
     for file in places.values():
         if Path(file).name != file or file in (".", ".."):
-            raise InputError(f"{index} names the file {file!r}, which is not beside it")
+            raise InputError(f"{index} names the file {file!r}, which is not in the same folder")
     found: dict[str, Any] = record
     return found
 

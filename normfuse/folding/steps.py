@@ -123,7 +123,7 @@ def _operator(name: Plain) -> Callable[..., Any]:
     packet, _, overload = rest.partition(".")
     found = getattr(getattr(torch.ops.aten, packet, None), overload, None) if namespace == "aten" else None
     if not isinstance(found, OpOverload):
-        raise InputError(f"{name!r} is no operator of this PyTorch")
+        raise InputError(f"{name!r} is not an operator of this PyTorch")
     takes_tensor = any("Tensor" in str(a.type) for a in found._schema.arguments)
     if found._schema.is_mutable or not (takes_tensor or packet in _FACTORIES):
         raise InputError(f"the operator {name!r} has no place in a weight's recipe")

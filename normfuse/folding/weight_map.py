@@ -158,9 +158,9 @@ class WeightMap:
         except OSError as error:
             raise InputError(f"cannot read {file}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{file} is no weight map: it is not JSON") from error
+            raise InputError(f"{file} is not a weight map: it is not JSON") from error
         if not isinstance(held, dict) or held.get("format") != _FORMAT:
-            raise InputError(f"{file} is no weight map of normfuse")
+            raise InputError(f"{file} is not a weight map of normfuse")
         version = held.get("version")
         if version != _VERSION:
             raise InputError(
@@ -176,7 +176,7 @@ class WeightMap:
         names = {f.name for f in fields(ChangedTensor)}
         changed = [ChangedTensor(**_only(names, one)) for one in held["changed"]]
         if not isinstance(held["conditions"], list):
-            raise TypeError("the conditions are no list")
+            raise TypeError("the conditions are not a list")
         conditions = [Condition.decoded(one) for one in held["conditions"]]
         needed = {str(k): TensorFacts(v["dtype"], tuple(v["shape"])) for k, v in held["needed"].items()}
         constants = dict(held["constants"])
@@ -196,7 +196,7 @@ def _only(names: set[str], one: Mapping[str, Any]) -> dict[str, Any]:
     values = {name: one[name] for name in names}
     for name in ("name", "dtype", "how"):
         if not isinstance(values[name], str):
-            raise TypeError(f"{name} is no text")
+            raise TypeError(f"{name} is not text")
     return values | {"sources": tuple(one["sources"]), "steps": tuple(one["steps"])}
 
 

@@ -57,7 +57,7 @@ def _frozen(value: Any, place: dict[Node, tuple[str, int]]) -> Hashable:
 def _kind(operand: Node) -> Hashable:
     value = operand.meta.get("val")
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{operand.name} is no tensor")
+        raise TypeError(f"{operand.name} is not a tensor")
     sizes = (*value.shape, *value.stride())
     if not all(isinstance(size, int) for size in sizes):
         raise TypeError(f"{operand.name} has symbolic sizes")

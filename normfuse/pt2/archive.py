@@ -94,7 +94,7 @@ class _Entries:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{self.path} is damaged: {name} is not JSON") from error
         if not isinstance(found, dict):
-            raise InputError(f"{self.path} is damaged: {name} holds no object")
+            raise InputError(f"{self.path} is damaged: {name} is not a JSON object")
         return found
 
 
@@ -111,7 +111,7 @@ def _check(path: Path, entries: _Entries) -> None:
     if "data.pkl" in entries.names:
         raise InputError(f"{path} is a checkpoint or a TorchScript file, not a program of torch.export.save")
     if entries.read("archive_format") != b"pt2":
-        raise InputError(f"{path} is an archive of another format than pt2")
+        raise InputError(f"{path} is an archive of a format other than pt2")
     strange = sorted(n for n in entries.names if n.startswith("data/aotinductor/"))
     legacy = sorted(n for n in entries.names if n in ("data/weights/model.pt", "data/constants/model.pt"))
     if strange or legacy:

@@ -79,7 +79,7 @@ def _damaged(file: Path, error: Exception) -> InputError:
         return InputError(f"{file} {foreign}")
     cause = textwrap.shorten((str(error).strip().splitlines() or [""])[0], 200, placeholder=" ...")
     return InputError(
-        f"{file} is damaged, or no program that PyTorch {torch.__version__} reads: "
+        f"{file} is damaged, or is not a program that PyTorch {torch.__version__} can read: "
         f"{type(error).__name__}: {cause}"
     )
 

@@ -144,7 +144,7 @@ def test_logging(caplog: pytest.LogCaptureFixture) -> None:
 def test_last_report_before_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     from normfuse.backends import session
 
-    monkeypatch.setattr(session, "_reports", {})
+    monkeypatch.setattr(session, "_latest", (None, {}))
     assert normfuse.last_report().found == {}
 
 

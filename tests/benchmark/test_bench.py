@@ -119,7 +119,7 @@ def test_the_picture(suffix, tmp_path):
     pytest.importorskip("matplotlib")
     path = result().plot(tmp_path / f"r.{suffix}")
     assert path.stat().st_size > 1000
-    with pytest.raises(normfuse.InputError, match=r"is a \.png or \.svg file"):
+    with pytest.raises(normfuse.InputError, match=r"as a \.png or \.svg file"):
         result().plot(tmp_path / "r.pdf")
 
 
@@ -206,7 +206,7 @@ def test_settings_travel_as_json():
         ({"batch_sizes": [0]}, "at least one example"),
         ({"seconds": 0}, "has to be positive"),
         ({"colour": "red"}, "bench has no option 'colour'"),
-        ({"processes": 3}, "is timed in it"),
+        ({"processes": 3}, "is timed in this process"),
         ({"dtype": "int8"}, "there is no dtype"),
     ],
 )
@@ -230,7 +230,7 @@ def test_bad_sources(tmp_path):
         (["none.pt2"], "none.pt2 does not exist"),
         ([f"{HERE}:nothing"], "has no nothing"),
         ([f"{HERE}:factory", "--contender", "tensorrt"], "'tensorrt' is not one of"),
-        ([f"{HERE}:factory", "--plot", "x.pdf"], "a picture is a .png or .svg file"),
+        ([f"{HERE}:factory", "--plot", "x.pdf"], "a plot is written as a .png or .svg file"),
         ([f"{HERE}:factory", "--json", "no/r.json"], "the folder no does not exist"),
         ([f"{HERE}:factory", "--batch", "0"], "Invalid value for '--batch'"),
     ],

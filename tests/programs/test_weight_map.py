@@ -145,16 +145,16 @@ def with_operator(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda held: [], "is no weight map of normfuse"),
-        (damaged(format="something"), "is no weight map of normfuse"),
+        (lambda held: [], "is not a weight map of normfuse"),
+        (damaged(format="something"), "is not a weight map of normfuse"),
         (damaged(version=1), "version 1, and this normfuse reads 2"),
         (damaged(needed={}), "is damaged"),
         (damaged(changed=3), "is damaged"),
-        (lambda held: {**held, "changed": [{**held["changed"][0], "name": ["x"]}]}, "name is no text"),
+        (lambda held: {**held, "changed": [{**held["changed"][0], "name": ["x"]}]}, "name is not text"),
         (with_operator("aten.from_file.default"), "has no place in a weight's recipe"),
         (with_operator("aten.add_.Tensor"), "has no place in a weight's recipe"),
-        (with_operator("aten.nothing.default"), "is no operator of this PyTorch"),
-        (with_operator("os.system"), "is no operator of this PyTorch"),
+        (with_operator("aten.nothing.default"), "is not an operator of this PyTorch"),
+        (with_operator("os.system"), "is not an operator of this PyTorch"),
     ],
 )
 def test_a_damaged_or_hostile_map_is_refused(change, message, text, tmp_path):
@@ -183,7 +183,7 @@ class OtherOperator(nn.Module):
 def test_a_map_that_cannot_be_written_does_not_stop_the_program(tmp_path):
     result = normfuse.rewrite(OtherOperator().eval(), (example(),))
     assert result.report.after == {"rms_norm": 2}
-    assert "'prims.neg.default' is no operator of this PyTorch" in result.unmapped
+    assert "'prims.neg.default' is not an operator of this PyTorch" in result.unmapped
     with pytest.raises(normfuse.InputError, match="has no map that could be written"):
         _ = result.weight_map
     assert result.save(tmp_path / "out.pt2").exists()
