@@ -156,7 +156,8 @@ def test_verification_asks_for_the_precise_form_before_it_gives_up(monkeypatch: 
     monkeypatch.setattr(pipeline, "settle_shifts", settle_badly)
     model = network(3, 1, nn.ReLU, shift=0.3, mean=0.0)
     # Such a norm is an addition: behind the convolution it is the same one, on every machine.
-    model[1].eps = 0.0
+    model[1].eps = 0.5
+    model[1].running_var.fill_(0.5)
     assert taken(model, image(), offline=True) == ["conv2d", "relu", "mul"]
     made = normfuse.rewrite(model, (image(),))
     assert [s.action for s in made.report.sites] == ["folded"]
