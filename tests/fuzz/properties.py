@@ -4,6 +4,7 @@
   within the error budget against a float64 oracle. What it does to the caller's tensors is the same, and so
   is the memory that its outputs lie in: what the caller writes to one changes no weight that was folded.
 * Lifting changes no bit. Gradients are equal while the algebra on weights is still in the graph.
+* When weights change, by whatever writes to them, the folded ones are those of a new fold.
 * The pipeline has nothing left to do on what it made, and its rules may run in any order, or not at all.
 """
 
@@ -32,6 +33,7 @@ from normfuse.verify import run_wide, widen
 from normfuse.verify.compare import comparable, relative_error, same_finiteness
 from normfuse.verify.judge import BUDGET, DOUBLE_BOUND, HOPELESS, SPREAD
 from normfuse.verify.oracle import execute_wide, wide_arithmetic
+from tests.fuzz.changing import stays_current
 from tests.fuzz.network import Case, build, copies, retyped
 from tests.fuzz.recipe import Recipe
 
@@ -85,6 +87,7 @@ def check(recipe: Recipe, thorough: bool = False) -> Counter[str]:
         lambda: _rules_commute(program, case, thorough),
         lambda: _close_enough(program, recipe, torch.float32),
         lambda: _close_enough(program, recipe, torch.bfloat16),
+        lambda: stays_current(copied(program), recipe.seed),
     ]
     for holds in everything if thorough else [everything[recipe.seed % len(everything)]]:
         holds()

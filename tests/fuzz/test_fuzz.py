@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import torch
 
 from normfuse.analysis import absorb
 from normfuse.passes.place import Placement
 from tests.fuzz import campaign
 from tests.fuzz.campaign import Tally, find_failure, run_batch, shortfalls, summary
-from tests.fuzz.properties import FIRES, check
+from tests.fuzz.changing import stays_current
+from tests.fuzz.network import build
+from tests.fuzz.properties import FIRES, check, copied
 from tests.fuzz.recipe import Recipe
 
 CASES = 80
@@ -100,3 +104,26 @@ def test_a_rule_that_never_fires_is_named(name):
     assert shortfalls(fired, 1000) == []
     fired[name] = 19
     assert shortfalls(fired, 1000) == [name]
+
+
+def test_the_properties_see_a_stale_weight():
+    """Version counters alone are not enough for one of these writers."""
+    recipe = Recipe.from_json((Path(__file__).parent / "planted" / "shared_weight.json").read_text("utf-8"))
+    case = build(recipe, torch.float64)
+    program = case.program(case.capture())
+    blind = [
+        patch("normfuse.folding.known.Known._were_written", lambda *_: False),
+        patch("normfuse.folding.watch.Watch.has_changed", lambda *_: False),
+        patch("normfuse.folding.writers.forget", lambda *_: set()),
+    ]
+
+    def after_any_writer() -> None:
+        for seed in range(12):
+            stays_current(copied(program), seed)
+
+    after_any_writer()
+    with ExitStack() as stack:
+        for one in blind:
+            stack.enter_context(one)
+        with pytest.raises(AssertionError, match="is stale after"):
+            after_any_writer()
