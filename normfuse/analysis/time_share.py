@@ -40,11 +40,9 @@ def time_of(node: Node) -> float | None:
         return _bytes(node) + _bytes(node.all_input_nodes[0])
     if not isinstance(node.target, OpOverload) or node.target.namespace != "aten":
         return None
-    if aliased_by(node):
-        return 0.0
     count = _OPERATIONS.get(node.target)
     if count is None:
-        return _bytes(node)
+        return 0.0 if aliased_by(node) else _bytes(node)
     traffic = _bytes(node) + sum(_bytes(n) for n in node.all_input_nodes)
     return max(traffic, count(node) / _operations_per_byte(made[0]))
 

@@ -16,7 +16,7 @@ from normfuse.ir.grad_mode import switches_gradients
 from normfuse.ir.location import described
 from normfuse.ir.program import Input, Program
 from normfuse.ir.sizes import tensor_of
-from normfuse.ir.undeclared import is_pure
+from normfuse.ir.undeclared import is_pure, may_differ
 from normfuse.report import Refusal
 
 __all__ = ["WeightValues", "divided_refusal"]
@@ -116,21 +116,26 @@ class WeightValues:
         return _sharded(node, found) if found.is_sharded and is_folded else _tensor_refusal(node, found)
 
     def varies(self, node: Node) -> Refusal | None:
-        """Why a value that is made of weights alone is none: an operator may make another one each time."""
+        """Why a value that is made of weights alone is none: an operator may make another one each time.
+
+        None where nothing is made of a weight, or where the reason is another one.
+        """
         seen, stack, found = {node}, [node], None
+        written: Node | None = None
         while stack:
             current = stack.pop()
-            if current in self._known:
-                continue
-            if current.op != "call_function":
-                return None
-            if self.is_written(current):
-                found = self._leaf_refusal(current)
-            elif not _is_function(current.target):
-                found = _impure(current)
+            if current not in self._known:
+                if current.op != "call_function":
+                    return None
+                if self.is_written(current):
+                    written = current
+                elif isinstance(current.target, OpOverload) and may_differ(current.target):
+                    found = None if "dropout" in current.target.name() else _impure(current)
             fresh = [n for n in current.all_input_nodes if n not in seen]
             seen.update(fresh)
             stack.extend(fresh)
+        if found is None and written is not None and any(n in self._inputs for n in seen):
+            return self._leaf_refusal(written)
         return found
 
     def records_gradients(self, node: Node) -> bool:

@@ -10,7 +10,15 @@ from torch._ops import OpOverload
 from normfuse.ir.calls import aten
 from normfuse.torch_compat import decomposes
 
-__all__ = ["KEEPS_STATISTICS", "NEW_MEMORY", "RETURNS_INPUT", "is_builtin", "is_pure", "may_return_input"]
+__all__ = [
+    "KEEPS_STATISTICS",
+    "NEW_MEMORY",
+    "RETURNS_INPUT",
+    "is_builtin",
+    "is_pure",
+    "may_differ",
+    "may_return_input",
+]
 
 #: Operators that update running statistics: the argument that asks for it.
 KEEPS_STATISTICS = {aten.batch_norm.default: "training", aten.instance_norm.default: "use_input_stats"}
@@ -81,9 +89,15 @@ def is_pure(target: OpOverload) -> bool:
 
     Nothing says so of an operator that is not PyTorch's: no tag exists for it.
     """
-    if not is_builtin(target) or target in _READS_MEMORY or _base(target) in _UNINITIALISED:
-        return False
-    return torch.Tag.nondeterministic_seeded not in target.tags
+    return target not in _READS_MEMORY and not may_differ(target)
+
+
+@cache
+def may_differ(target: OpOverload) -> bool:
+    """Whether equal operands may give another result at each call."""
+    if not is_builtin(target) or _base(target) in _UNINITIALISED:
+        return True
+    return torch.Tag.nondeterministic_seeded in target.tags
 
 
 def _base(target: OpOverload) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,8 +78,14 @@ class Verdict:
             self.unjudged.setdefault(place, leaf.reason)
 
 
-def measure_on(given: InputSet, original: Original, watch: Watch, verdict: Verdict) -> None:
-    """Judge every value on one set of inputs.
+def measure_on(
+    given: InputSet,
+    original: Original,
+    watch: Watch,
+    verdict: Verdict,
+    progress: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Judge every value on one set of inputs; ``progress`` is told which comes next.
 
     Raises:
         VerificationError: when the original says nothing about such inputs.
@@ -100,15 +106,22 @@ def measure_on(given: InputSet, original: Original, watch: Watch, verdict: Verdi
             if held[0].shape != held[2].shape or given.name != CAPTURED:
                 raise
             verdict.blame(key[0], Fault(math.inf, given.name, reason=str(error)), given)
-    _judge(values, _Again(given, original, watch), verdict)
+    _judge(values, _Again(given, original, watch), verdict, progress)
 
 
-def _judge(values: Mapping[_Key, tuple[Tensor, Tensor, Tensor]], again: _Again, verdict: Verdict) -> None:
+def _judge(
+    values: Mapping[_Key, tuple[Tensor, Tensor, Tensor]],
+    again: _Again,
+    verdict: Verdict,
+    progress: Callable[[str], None],
+) -> None:
     given, watch = again.given, again.watch
 
     def judge_one(key: _Key, r: Tensor, c: Tensor, o: Tensor, reach: Reach) -> LeafError:
         if key[0] == OUTPUT:
+            progress(f"output {key[1] + 1}, on {given.name} inputs")
             return judge_but_overflow(f"output {key[1]}", r, c, o, reach, hostile=given.hostile)
+        progress(f"norm {key[0] + 1} of {len(watch.sites)}, on {given.name} inputs")
         return judge_where_finite(f"norm {key[0]}", r, c, o, reach)
 
     for (index, place), leaf in judged_twice(values, again, judge_one, given.hostile).items():

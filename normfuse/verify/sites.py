@@ -150,7 +150,7 @@ class _Rewriting:
         for given in sets:
             self.progress(f"the norms, on {given.name} inputs")
             try:
-                measure_on(given, self.original, watch, verdict)
+                measure_on(given, self.original, watch, verdict, self.progress)
             except VerificationError:
                 if given.name == CAPTURED:
                     raise  # of other inputs it just says nothing

@@ -219,7 +219,7 @@ def autocast(s, x):
     return F.layer_norm(h.float(), (D,))
 
 
-@attack(0, "narrow_values", tolerance=0.0, compiled=1, compiled_tolerance=BFLOAT16)
+@attack(0, "narrow_values inner_graph", tolerance=0.0, compiled=1, compiled_tolerance=BFLOAT16)
 def autocast_around_the_norm(s, x):
     h = F.linear(x.float(), s.lin.weight.float(), s.lin.bias.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -58,10 +58,12 @@ def test_a_dead_channel_in_float32_is_no_reason() -> None:
 
 
 @pytest.mark.parametrize(("written", "code"), [(False, "statistics_untracked"), (True, "")])
-def test_statistics_that_a_kernel_updates_have_to_be_watched(written: bool, code: str) -> None:
-    """Entries that do not lie side by side cannot be compared at each call."""
+def test_statistics_that_a_kernel_updates_have_to_be_watched(
+    written: bool, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a device whose memory cannot be compared at each call."""
+    monkeypatch.setattr("normfuse.passes.stored_values.can_watch", lambda *_: False)
     norm = nn.BatchNorm2d(4, affine=False)
-    norm.running_var = (torch.rand(8) + 0.5)[::2]
     assert codes(Written(norm) if written else norm) == [code]
 
 

@@ -157,7 +157,7 @@ def test_a_graph_that_pytorch_refuses_is_one_sentence(good, tmp_path, capfd, cap
     def change(held):
         held["graph_module"]["graph"]["nodes"][0]["target"] = "torch.ops.aten.nothing.default"
 
-    with pytest.raises(normfuse.InputError, match="is damaged, or no program") as error:
+    with pytest.raises(normfuse.InputError, match="is damaged, or is not a program") as error:
         load_program(with_json(good, tmp_path / "x.pt2", MODEL, change))
     assert "\n" not in str(error.value)
     assert "Traceback" not in caplog.text + "".join(capfd.readouterr())
