@@ -31,7 +31,6 @@ __all__ = [
     "autocast_off",
     "decomposes",
     "enable_python_dispatcher",
-    "fake_storage_id",
     "graph_module",
     "is_transformed",
     "keep_guards",
@@ -41,6 +40,7 @@ __all__ = [
     "size_functions",
     "size_hint",
     "statically_known_true",
+    "storage_id",
     "storage_is_abandoned",
     "unnoticed",
 ]
@@ -140,8 +140,11 @@ def size_hint(size: Any) -> int:
     return 0 if hint is None else int(hint)
 
 
-def fake_storage_id(value: torch.Tensor) -> int | None:
-    """Identity of the memory a fake tensor stands for: equal for views of one another."""
+def storage_id(value: torch.Tensor) -> int | None:
+    """Identity of the memory that a tensor, also a fake one, stands for: equal for views of one another.
+
+    None where there is no such memory, as for sparse tensors and those inside of ``torch.func``.
+    """
     try:
         return int(value.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from normfuse.capture.autocasting import autocast_kernel, runs_autocast
 from normfuse.capture.symbols import SYMBOLIC, Symbols, symbol_key
 from normfuse.errors import UncapturableError
-from normfuse.torch_compat import FakeTensor, PreDispatchMode, fake_storage_id, is_transformed
+from normfuse.torch_compat import FakeTensor, PreDispatchMode, is_transformed, storage_id
 
 __all__ = ["Recorder"]
 
@@ -73,7 +73,7 @@ class Recorder(PreDispatchMode):
         made = node.meta["val"]
         if made is value or not (isinstance(made, torch.Tensor) and isinstance(value, torch.Tensor)):
             return made is value
-        if made.requires_grad or fake_storage_id(made) != fake_storage_id(value):
+        if made.requires_grad or storage_id(made) != storage_id(value):
             return False
         return _layout(made) == _layout(value)
 

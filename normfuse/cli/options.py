@@ -10,7 +10,7 @@ import typer
 
 __all__ = [
     "DEBUG", "DTYPE", "JSON", "ONLY", "QUIET", "SKIP", "SOURCE", "TARGET",
-    "Dtype", "Rule", "Target", "as_list", "chosen",
+    "Dtype", "Rule", "Target", "Verify", "as_list", "chosen",
 ]  # fmt: skip
 
 SOURCE = Annotated[
@@ -29,6 +29,15 @@ class Target(str, Enum):
 
     RMS_NORM = "rms_norm"
     LAYER_NORM = "layer_norm"
+
+
+class Verify(str, Enum):
+    """As in :mod:`normfuse.options`."""
+
+    OFF = "off"
+    OUTPUT = "output"
+    SITES = "sites"
+    THOROUGH = "thorough"
 
 
 class Rule(str, Enum):

@@ -20,7 +20,7 @@ import torch
 from normfuse.errors import InputError
 from normfuse.folding.recipe import Recipe
 from normfuse.folding.watch import Watch
-from normfuse.torch_compat import outside_tracing, storage_is_abandoned
+from normfuse.torch_compat import outside_tracing, storage_id, storage_is_abandoned
 
 __all__ = [
     "LOCK", "FoldedWeight", "Holder", "Owner", "forget", "has_folded", "invalidate", "living", "register",
@@ -227,7 +227,7 @@ def forget(tensors: Iterable[torch.Tensor]) -> set[FoldedWeight]:
     with LOCK:
         found: set[FoldedWeight] = set()
         for tensor in tensors:
-            found.update(_reading.get(tensor.untyped_storage()._cdata, ()))
+            found.update(_reading.get(storage_id(tensor) or 0, ()))
         for folded in found:
             folded.forget()
     return found

@@ -24,7 +24,7 @@ from torch.optim.optimizer import (
 )
 
 from normfuse.folding.store import forget, has_folded
-from normfuse.torch_compat import after_collectives, after_preserved_writes
+from normfuse.torch_compat import after_collectives, after_preserved_writes, storage_id
 
 __all__ = ["is_refilled", "watch_writers"]
 
@@ -51,7 +51,8 @@ def _written(tensors: Iterable[torch.Tensor], is_writing: Callable[[], bool] | N
 
 
 def _written_in_secret(tensors: Iterable[torch.Tensor]) -> None:
-    fresh = {StorageWeakRef(t.untyped_storage()) for t in tensors} - _preserved
+    known = [t for t in tensors if storage_id(t) is not None]
+    fresh = {StorageWeakRef(t.untyped_storage()) for t in known} - _preserved
     if fresh:
         for gone in [one for one in _preserved if one.expired()]:
             _preserved.discard(gone)

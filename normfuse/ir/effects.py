@@ -13,7 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from normfuse.ir.calls import aten, bind, is_call, mutated_arguments
 from normfuse.ir.undeclared import KEEPS_STATISTICS, may_return_input
-from normfuse.torch_compat import fake_storage_id
+from normfuse.torch_compat import storage_id
 
 __all__ = ["Effects", "aliased_by", "is_effectful"]
 
@@ -53,7 +53,7 @@ class Effects:
     @staticmethod
     def storages(node: Node) -> set[int]:
         """Identities of the memory behind a node's value."""
-        ids = (fake_storage_id(t) for t in _tensors(node.meta.get("val")))
+        ids = (storage_id(t) for t in _tensors(node.meta.get("val")))
         return {i for i in ids if i is not None}
 
     def memory(self, node: Node) -> set[int]:

@@ -406,6 +406,7 @@ def test_the_shell_completes_commands_and_choices(words, offered):
 def test_choices_are_those_of_the_options():
     assert tuple(t.value for t in choices.Target) == _CHOICES["target"]
     assert tuple(r.value for r in choices.Rule) == RULES
+    assert tuple(v.value for v in choices.Verify) == _CHOICES["verify"]
     assert {d.value for d in choices.Dtype} == set(_DTYPES)
     assert tuple(c.value for c in Contender) == CONTENDERS
 

@@ -67,6 +67,9 @@ def collectives() -> Seen:
         one_row[1][3] += 1e3
         dist.scatter(weight, one_row if dist.get_rank() == 0 else None, 0)
         seen["one row by scatter"] = error(fast(example()), model(example()))
+        sparse = torch.eye(3).to_sparse()
+        dist.all_reduce(sparse)
+        seen["sparse tensors are let through"] = error(sparse.to_dense(), 2 * torch.eye(3))
     seen["stays"] = stays()
     return seen
 

@@ -18,6 +18,7 @@ from normfuse.cli.options import (
     SOURCE,
     TARGET,
     Target,
+    Verify,
     as_list,
     chosen,
 )
@@ -36,9 +37,8 @@ DESTINATION = Annotated[
     Path, typer.Option("--output", "-o", metavar="DST", help="The .pt2 file to write.", show_default=False)
 ]
 VERIFY = Annotated[
-    str | None,
+    Verify | None,
     typer.Option(
-        metavar="LEVEL",
         help="sites: compare every norm and the outputs with the original, on the example inputs and on "
         "hostile ones, and leave norms alone that lose precision. output: compare the outputs on the "
         "example inputs, and write nothing when they differ. thorough: as sites, on every kind of hostile "
@@ -77,7 +77,8 @@ def rewrite(
     """
     with one_line_errors(debug):
         _check_outputs(source, destination, json_file)
-        level = verify or "sites"
+        asked = None if verify is None else verify.value
+        level = asked or "sites"
         options = {
             "target": target.value, "only": as_list(only), "skip": as_list(skip) or [],
             "verify": level, "expect": _counts(expect),
@@ -85,12 +86,12 @@ def rewrite(
         with steps(quiet) as say:
             say(f"loading {source}")
             loaded = _loaded(source, chosen(dtype), dynamic, options)
-            if verify not in (None, "off"):
-                _require_inputs(loaded, verify)
-            say("rewriting" if verify == "off" else "rewriting and verifying")
+            if asked not in (None, "off"):
+                _require_inputs(loaded, level)
+            say("rewriting" if asked == "off" else "rewriting and verifying")
             result = _rewritten(loaded, {**options, "progress": lambda text: say(f"verifying {text}")})
             verification = verification_of(result, level)
-            if verify in ("sites", "thorough") and verification is None:
+            if asked in ("sites", "thorough") and verification is None:
                 raise _unverified(result)
             say(f"writing {destination}")
             _write(result, verification, destination, json_file)
