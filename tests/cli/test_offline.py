@@ -226,7 +226,7 @@ BAD_USE = [
         ["rewrite", "{in}", "-o", "{out}", "--only", "recentr"],
         "'fold_affine', 'fold_constants', 'recentre'",
     ),
-    (["rewrite", "{in}", "-o", "{out}", "--verify", "maybe"], "does not take 'maybe'"),
+    (["rewrite", "{in}", "-o", "{out}", "--verify", "maybe"], "'maybe' is not one of 'off'"),
     (
         ["rewrite", "{in}", "-o", "{out}", "--dtype", "float64"],
         "is a program, which no longer says what the model keeps",

@@ -578,9 +578,10 @@ class Drowned(nn.Module):
     def __init__(self, factor: float, beside: bool) -> None:
         super().__init__()
         self.factor, self.beside, self.norm = factor, beside, nn.LayerNorm(64)
+        self.ramp = nn.Buffer(torch.linspace(0, 1, 64))
 
     def forward(self, x: Tensor) -> Any:
-        drowned = self.norm(x + 3000.0) * self.factor
+        drowned = self.norm(x + 3000.0 + self.ramp) * self.factor
         return (x * 2, drowned, x.argmax(-1)) if self.beside else drowned
 
 
