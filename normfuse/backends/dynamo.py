@@ -29,6 +29,10 @@ __all__ = ["capture", "compiled_again", "graph_break", "hand_on_marks", "visible
 _STATIC = "_dynamo_static_input_type"
 #: Where Dynamo reads what FullyShardedDataParallel hands out: views of one flat parameter.
 _FLAT = "FSDPNNModuleSource"
+_SHARDED = (
+    "weights of this model are sharded (FSDP): they are gathered anew for every call, by hooks that end the "
+    "graph at every module that is sharded on its own"
+)
 
 
 def capture(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[Program, FakeTensorMode]:
@@ -43,6 +47,8 @@ def capture(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[Program, Fa
         _input(node, original, value, owners)
         for node, original, value in zip(_inputs_of(traced), placeholders, example_inputs, strict=True)
     ]
+    if any(i.is_sharded for i in inputs):
+        notes.append(_SHARDED)
     records = _records_gradients(traced, example_inputs)
     program = Program(traced, inputs, grad_enabled=records, notes=notes)
     program.inner = inner_graphs(program, lambda body: translate(body)[0])

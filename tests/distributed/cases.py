@@ -39,7 +39,8 @@ def stays() -> list[str]:
     """The reasons of the latest compilation, and what its notes say of a graph that was left alone."""
     report = normfuse.last_report()
     codes = {site.refusal.code for site in report.sites if site.refusal is not None}
-    return sorted(codes | {"DTensor" for note in report.notes if "DTensor" in note})
+    named = {word for word in ("DTensor", "FSDP") for note in report.notes if word in note}
+    return sorted(codes | named)
 
 
 def network() -> PreNorm:

@@ -15,12 +15,12 @@ from tests.distributed.cases import CASES, QUICK, Seen
 ROOT = Path(__file__).parents[2]
 #: What keeps norms as they are in evaluation; float64 throughout, a few hundred roundings deep.
 REASONS = {
-    "fsdp1": ["weight_sharded"],
-    "fsdp2_root": ["weight_sharded"],
-    "fsdp2_root_kept": ["weight_sharded"],
-    "fsdp2_inside": ["weight_sharded"],
-    "fsdp2_blocks": ["stream_is_output"],
-    "fsdp2_blocks_kept": ["stream_is_output"],
+    "fsdp1": ["FSDP", "weight_sharded"],
+    "fsdp2_root": ["FSDP", "weight_sharded"],
+    "fsdp2_root_kept": ["FSDP", "weight_sharded"],
+    "fsdp2_inside": ["FSDP", "weight_sharded"],
+    "fsdp2_blocks": ["FSDP", "stream_is_output"],
+    "fsdp2_blocks_kept": ["FSDP", "stream_is_output"],
     "tensor_parallel": ["DTensor"],
 }
 
