@@ -14,8 +14,8 @@ from normfuse.folding.watch import Watch
 
 __all__ = ["NOTHING", "Check", "Known"]
 
-#: Where a source stands among the inputs, who it was, version, address, dtype and shape.
-Check = tuple[int, weakref.ref[torch.Tensor], int, int, torch.dtype, torch.Size]
+#: Where a source stands among the inputs, who it was, version, address, dtype, shape and strides.
+Check = tuple[int, weakref.ref[torch.Tensor], int, int, torch.dtype, torch.Size, tuple[int, ...]]
 
 
 class Known(NamedTuple):
@@ -56,11 +56,11 @@ class Known(NamedTuple):
 
         An address says on which device it is. ``call`` counts the calls: each looks at other words.
         """
-        for position, expected, version, address, dtype, shape in self.checks:
+        for position, expected, version, address, dtype, shape, stride in self.checks:
             source: torch.Tensor = inputs[position]
             if expected() is not source or source._version != version or source.data_ptr() != address:
                 return False
-            if source.dtype is not dtype or source.shape != shape:
+            if source.dtype is not dtype or source.shape != shape or source.stride() != stride:
                 return False
         return not self._were_written(call % TURNS)
 

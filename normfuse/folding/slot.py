@@ -174,7 +174,7 @@ class Slots:
         watches: dict[int, Watch] = {}
         for slot, folded in zip(self._slots, found, strict=True):
             for place, known, stamp in zip(slot.positions, folded.sources, folded.stamps, strict=True):
-                checks[place] = (place, known, *stamp[:4])
+                checks[place] = (place, known, *stamp[:5])
             watches |= zip(slot.positions, folded.watches, strict=True)
         return Known.of(epoch, checks, watches, tuple(folded.tensor for folded in found))
 

@@ -55,11 +55,14 @@ class _Stamp(NamedTuple):
     address: int
     dtype: torch.dtype
     shape: torch.Size
+    stride: tuple[int, ...]
     device: torch.device
 
     @classmethod
     def of(cls, source: torch.Tensor) -> _Stamp:
-        return cls(source._version, source.data_ptr(), source.dtype, source.shape, source.device)
+        return cls(
+            source._version, source.data_ptr(), source.dtype, source.shape, source.stride(), source.device
+        )
 
 
 class FoldedWeight:

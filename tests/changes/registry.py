@@ -50,7 +50,7 @@ collectives) have tests of their own in `tests/distributed`.
 
 Three guards look at every call, each without the others:
 
-- the tensor: its identity, version counter, address, dtype and shape;
+- the tensor: its identity, version counter, address, dtype, shape and strides;
 - what its memory holds: all of a vector or of a table of statistics, 8 words all over a larger weight (8
   others at the next call, the same after 64), 1,024 where another compiled graph used the weights in between,
   everything whenever a graph is compiled;
