@@ -21,7 +21,7 @@ from normfuse.analysis.flow import Carries, Scales
 from normfuse.analysis.operator_table import flow
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten, bind, is_call
-from normfuse.ir.sizes import lies_alike, rank_of, same_shape, shape_of, tensor_of
+from normfuse.ir.sizes import lies_alike, rank_of, repeats, same_shape, shape_of, tensor_of
 
 __all__ = ["Beside", "beside", "own_input"]
 
@@ -204,7 +204,8 @@ def _terms(value: Node, weights: WeightValues, times: float = 1.0) -> list[tuple
 
 def _are_free(term: Node, weight: Node, weights: WeightValues) -> bool:
     bias = bind(term)["bias"]
-    return _is_free(weight, weights) and (bias is None or _is_free(bias, weights))
+    own = _is_free(weight, weights) and not repeats(weight)  # else the folded weight would lie otherwise
+    return own and (bias is None or _is_free(bias, weights))
 
 
 def _is_free(weight: Node, weights: WeightValues) -> bool:

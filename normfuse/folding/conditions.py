@@ -19,6 +19,7 @@ __all__ = ["Computed", "Condition"]
 _WHY = {
     "overflow": "a weight folded with {} would not be finite in {}, or too small to be precise",
     "cancellation": "the means in {} are so large beside the deviations that they would cancel in {}",
+    "large_tap": "what is added to the result of a weight with {} is larger than that, and rounds it in {}",
     "shift": "the shift of a norm with {} is so large that adding it first would cost precision in {}",
 }
 
@@ -86,6 +87,8 @@ class Condition:
         """Whether the question is about all that it needs."""
         if self.reason == "overflow":
             return not self.places and bool(self.values)
+        if self.reason == "large_tap":
+            return not self.places and len(self.values) == 2
         operands = set(map(repr, self.places))
         counts = len(operands) == len(self.places) == len(self.values)
         return self.reason in _WHY and counts and {"0", "1"} <= operands <= {"0", "1", "2", "3"}

@@ -23,7 +23,8 @@ Fact = tuple[str, str]
 class Question:
     """What is asked of weights: whether a norm's ``reason`` to stay is *not* there, in this ``dtype``.
 
-    The values asked about are one folded weight for ``"overflow"``. For ``"cancellation"`` and ``"shift"``
+    The values asked about are one folded weight for ``"overflow"``; for ``"large_tap"`` a weight with what
+    stands beside it and without. For ``"cancellation"`` and ``"shift"``
     they are operands of a norm with this ``eps``, of which ``places`` says which: 0 is the mean, 1 the
     variance, 2 the scale, 3 the shift. What is no statistics at all, nan or a negative variance, leaves no
     folded weight finite.
@@ -39,6 +40,9 @@ class Question:
         with outside_tracing():
             if self.reason == "overflow":
                 return all(fits(value, self.dtype) for value in values)
+            if self.reason == "large_tap":
+                changed, weight = (value.double() for value in values)
+                return bool((changed - weight).norm() <= weight.norm())
             found = self._moments(values)
             return not (found.cancel(self.dtype) if self.reason == "cancellation" else found.shift_is_large())
 

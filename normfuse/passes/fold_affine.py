@@ -17,10 +17,11 @@ from collections.abc import Iterable
 
 from torch.fx import Node
 
-from normfuse.analysis.absorb import Plan, absorb, redirected
+from normfuse.analysis.absorb import Leaf, Plan, absorb, linear_parts, redirected
 from normfuse.analysis.affine_map import Standardise
 from normfuse.analysis.beside import Beside, beside
 from normfuse.analysis.forward import Read, push
+from normfuse.analysis.own_tap import OwnTap
 from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues, divided_refusal
 from normfuse.folding import Premise
@@ -32,6 +33,7 @@ from normfuse.ir.location import described
 from normfuse.ir.region import NormRegion, norm_of
 from normfuse.ir.sizes import is_row_major, lies_alike, rank_of, tensor_of
 from normfuse.passes.evidence import Certificate, folded_before, folded_behind, folded_beside
+from normfuse.passes.large_taps import leaves_of, refusal_of_large_tap
 from normfuse.passes.place import Placement
 from normfuse.passes.premises import rest_on_precision, rest_on_range, small_shift
 from normfuse.passes.settle_shifts import note_shift, note_shifts
@@ -123,7 +125,8 @@ class _Fold:
 
     def _before(self, node: Node, source: Node, plan: Plan) -> Certificate | Refusal:
         proof = folded_before(node, plan, self._work)
-        refusal = self._refuse_made(node, self._placement.weights(plan, node))
+        refusal = self._refuse_taps(node, leaves_of(plan))
+        refusal = refusal or self._refuse_made(node, self._placement.weights(plan, node))
         if refusal is not None:
             return refusal
         note_shifts(plan, self._shift_is_large(node), self._small_shift(node))
@@ -148,6 +151,10 @@ class _Fold:
 
     def _beside(self, node: Node, found: Beside, mapping: Standardise) -> Certificate | Refusal:
         proof = folded_beside(node, found, self._work)
+        tap = OwnTap(linear_parts((mapping, *found.maps)), found.groups)
+        refusal = self._refuse_taps(node, [Leaf(found.weight, 0, (tap,))])
+        if refusal is not None:
+            return refusal
         changed = self._placement.beside(found, mapping)
         refusal = self._refuse_made(node, changed.values())
         if refusal is not None:
@@ -182,6 +189,11 @@ class _Fold:
             note_shift(read.node)
         self._replace(node, source, source)
         return proof
+
+    def _refuse_taps(self, node: Node, leaves: Iterable[Leaf]) -> Refusal | None:
+        program = self._work.program
+        refusals = (refusal_of_large_tap(node, leaf, self._placement, program) for leaf in leaves)
+        return next((refusal for refusal in refusals if refusal is not None), None)
 
     def _refuse_made(self, node: Node, made: Iterable[Node]) -> Refusal | None:
         made = list(made)

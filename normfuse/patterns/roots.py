@@ -94,7 +94,7 @@ def at_least(node: Node, facts: Facts) -> Fact | None:
     if fact is None or least is None or bound.get("max") is not None or fact.scale is not None:
         return None
     if _is_never_positive(least):
-        return stays(node, fact)
+        return stays(node, fact) if _is_never_negative(fact) else None
     bound_below = _eps_operand(least) if isinstance(least, Node) else number(least)
     if bound_below is None or fact.factor_dtype is not None:
         return None
@@ -105,19 +105,25 @@ def at_least(node: Node, facts: Facts) -> Fact | None:
 def never_negative(node: Node, facts: Facts) -> Fact | None:
     """A statistic is not negative, whatever the rounding of a variance by moments makes of it."""
     fact = facts.at(node.args[0], Stage.STATISTIC)
-    return None if fact is None or fact.scale is not None else stays(node, fact)
+    return stays(node, fact) if fact is not None and _is_never_negative(fact) else None
 
 
 @transfer(aten.maximum.default, aten.max.other)
 def larger(node: Node, facts: Facts) -> Fact | None:
     for value, other in ((node.args[0], node.args[1]), (node.args[1], node.args[0])):
         fact = facts.at(value, Stage.STATISTIC)
-        if fact is not None and fact.scale is None and is_call(other, *_ZEROS):
+        if fact is not None and _is_never_negative(fact) and is_call(other, *_ZEROS):
             return stays(node, fact)
     return None
 
 
 _ZEROS = (aten.zeros_like.default, aten.new_zeros.default, aten.zeros.default)
+
+
+def _is_never_negative(fact: Fact) -> bool:
+    """Whether a statistic is at least zero: with an eps of the graph nobody knows."""
+    known = not isinstance(fact.eps, Node) and fact.eps >= 0
+    return known and fact.factor > 0 and fact.scale is None
 
 
 def _is_never_positive(least: object) -> bool:

@@ -56,10 +56,15 @@ def square(node: Node, value: object, facts: Facts) -> Fact | None:
     """The square of a source, or of the root of a statistic."""
     value = _without_sign(value)
     statistic = facts.at(value, Stage.STATISTIC)
-    bare = statistic is not None and statistic.factor_dtype is None and statistic.scale is None
-    made = stays(node, power(statistic, 2)) if statistic is not None and bare else None
+    made = stays(node, power(statistic, 2)) if statistic is not None and _is_bare(statistic) else None
     fact = facts.at(value, Stage.SOURCE)
     return made if made is not None or fact is None else stays(node, changed(fact, stage=Stage.SQUARE))
+
+
+def _is_bare(statistic: Fact) -> bool:
+    """Whether nothing was done to it, and its root has no sign that a square would take away."""
+    signed = isinstance(statistic.eps, Node) and statistic.eps_mode == "outside"
+    return statistic.factor_dtype is None and statistic.scale is None and not signed
 
 
 def _without_sign(value: object) -> object:
