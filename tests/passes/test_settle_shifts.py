@@ -89,6 +89,7 @@ class Beside(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C)
+        nn.init.normal_(self.conv.weight, 0.0, 0.1)  # whose results are larger than what stands beside
         nn.init.normal_(self.norm.bias, 0.0, 30.0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
