@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations, permutations
 from unittest.mock import patch
 
@@ -218,9 +219,9 @@ def _same_gradients(program: Program, case: Case) -> None:
 
     Both graphs are widened, so that casts to narrow dtypes inside the network round nothing.
     """
-    made = copied(program)
+    made = _in_training(copied(program))
     with patch("normfuse.passes.pipeline.hoist", lambda _: []):
-        run_pipeline(made, Options())
+        run_pipeline(made, Options(policy="convert"))
     made.gm.recompile()
     try:
         wide, wide_made = widen(program.gm), widen(made.gm)
@@ -233,6 +234,17 @@ def _same_gradients(program: Program, case: Case) -> None:
         noise = _apart(wanted, _gradients(wide, case, nudge=torch.finfo(torch.float64).eps))
         for index, (error, own) in enumerate(zip(errors, noise, strict=True)):
             assert error <= max(GRADIENT_BOUND, CONDITION * own), f"gradient {index} differs by {error:.3g}"
+
+
+def _in_training(program: Program) -> Program:
+    """The same program as it is compiled where gradients are recorded: its weights train."""
+    inputs = [
+        replace(i, value=i.value.detach().requires_grad_())
+        if i.is_weight and i.value.is_floating_point()
+        else i
+        for i in program.inputs
+    ]
+    return replace(program, inputs=inputs, grad_enabled=True)
 
 
 def _apart(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> list[float]:
