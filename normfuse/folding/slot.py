@@ -169,13 +169,16 @@ class Slots:
             return known.tensors
 
     def _found(self, found: Sequence[FoldedWeight], epoch: int) -> Known:
-        """What has to be compared at the next call, each source once."""
+        """What has to be compared at the next call, each source once, as it was looked at first.
+
+        What another thread writes to it between two slots is seen by that.
+        """
         checks: dict[int, Check] = {}
         watches: dict[int, Watch] = {}
         for slot, folded in zip(self._slots, found, strict=True):
             for place, known, stamp in zip(slot.positions, folded.sources, folded.stamps, strict=True):
-                checks[place] = (place, known, *stamp[:5])
-            watches |= zip(slot.positions, folded.watches, strict=True)
+                checks.setdefault(place, (place, known, *stamp[:5]))
+            watches = dict(zip(slot.positions, folded.watches, strict=True)) | watches
         return Known.of(epoch, checks, watches, tuple(folded.tensor for folded in found))
 
     def _remember(self, inputs: Sequence[Any], known: Known) -> None:
