@@ -9,13 +9,11 @@ from typing import Any
 
 from normfuse.errors import OptionError
 from normfuse.ir.kinds import kinds_may_be_taught, known_kinds
+from normfuse.rule_names import RULE_NAMES
 
-__all__ = ["PREFIX", "RULES", "Options", "split_options", "unknown_name"]
+__all__ = ["PREFIX", "Options", "split_options", "unknown_name"]
 
 PREFIX = "normfuse."
-
-#: Rules by name, for ``only`` and ``skip``.
-RULES = ("fold_affine", "fold_constants", "recentre")
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "target": ("rms_norm", "layer_norm"),
@@ -24,7 +22,13 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "verify": ("off", "output", "sites", "thorough"),
     "allow": ("exact",),
     "memory": ("copy",),
-    "freeze": ("auto", "off"),
+}
+#: Names and values that are settled and mean nothing yet.
+_NOT_YET = ("crms_basis", "freeze", "lower", "rotation")
+_NOT_YET_VALUES = {
+    "target": ("crms_norm",),
+    "allow": ("approximate",),
+    "memory": ("in_place",),
 }
 
 
@@ -46,8 +50,7 @@ class Options:
             ``"sites"`` compares every norm, on hostile inputs too, and reverts those over budget;
             ``"thorough"`` does so on every kind of hostile inputs.
         only, skip: rules by name.
-        allow, memory, freeze: one choice each for now: exact rules, copies beside the originals, and no
-            freezing.
+        allow, memory: one choice each for now: exact rules, and copies beside the originals.
     """
 
     target: str = "rms_norm"
@@ -60,7 +63,6 @@ class Options:
     skip: tuple[str, ...] = ()
     allow: str = "exact"
     memory: str = "copy"
-    freeze: str = "auto"
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -74,6 +76,8 @@ class Options:
         """
         known = [f.name for f in fields(cls) if f.name != "inductor"]
         for name, value in given.items():
+            if name in _NOT_YET:
+                raise OptionError(f"{prefix}{name} is not there yet; leave it out")
             if name not in known:
                 raise unknown_name("option", name, known, prefix)
             _check_choice(name, value)
@@ -82,6 +86,7 @@ class Options:
             if values.get(name) is not None:
                 values[name] = _rules(name, values[name])
         values["skip"] = values.get("skip") or ()
+        _check_together(values.get("only"), values["skip"], prefix)
         if values.get("expect") is not None:
             values["expect"] = _expectation(values["expect"])
         return cls(**values, inductor=dict(inductor or {}))
@@ -116,6 +121,8 @@ def unknown_name(what: str, name: str, known: Iterable[str], prefix: str = "") -
 
 def _check_choice(name: str, value: Any) -> None:
     choices = _CHOICES.get(name)
+    if isinstance(value, str) and value in _NOT_YET_VALUES.get(name, ()):
+        raise OptionError(f"{PREFIX}{name}={value!r} is not there yet; leave it out")
     if choices is not None and value not in choices and not (name == "policy" and value is None):
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(map(repr, choices))}"
@@ -128,9 +135,16 @@ def _rules(name: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise OptionError(f"{PREFIX}{name} takes a list of rule names, not {value!r}")
     for rule in value:
-        if rule not in RULES:
-            raise unknown_name("rule", str(rule), RULES)
+        if rule not in RULE_NAMES:
+            raise unknown_name("rule", str(rule), RULE_NAMES)
     return tuple(value)
+
+
+def _check_together(only: tuple[str, ...] | None, skip: tuple[str, ...], prefix: str) -> None:
+    """Refuse a rule that one list asks for and the other one leaves out."""
+    for rule in only or ():
+        if rule in skip:
+            raise OptionError(f"{prefix}only and {prefix}skip both name {rule}; leave it in one of them")
 
 
 def _expectation(value: Any) -> dict[str, int]:

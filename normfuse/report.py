@@ -8,14 +8,15 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from normfuse.files import write_text
 from normfuse.ir.spec import NormSpec
 
-__all__ = ["ACTIONS", "Refusal", "Report", "Site"]
+__all__ = ["ACTIONS", "Refusal", "Report", "Rewrite", "Site"]
 
 ACTIONS = ("converted", "folded", "merged", "kept", "reverted")
+"""What became of a norm. Of several things that were done to it, the first of these is told."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,20 @@ class Refusal:
     remedy: str = ""
 
 
+class Rewrite(NamedTuple):
+    """What one rule did to a norm, and why the norm is the same function still."""
+
+    rule: str
+    certificate: dict[str, Any]
+
+
 @dataclass
 class Site:
     """One norm of the model: what it is, where it is, and what became of it.
 
     ``errors`` holds, where the site was verified, its error against float64 over the original's, by the
-    inputs it was run on. ``certificate`` says why a changed norm is the same function.
+    inputs it was run on. ``rewrites`` are the rules that changed it, in their order, each with its
+    certificate; ``refusals`` says, by the names of rules, why they did not, or why that was undone.
     ``modulation`` says what the model does to the result as a function of its input: ``"gate"``,
     ``"scale"``, ``"shift"`` or ``"scale and shift"``. ``time`` is what it took before the rewrite, estimated
     in the unit of the report's.
@@ -56,7 +65,8 @@ class Site:
     refusal: Refusal | None = None
     graph: int = 0
     errors: dict[str, float] = field(default_factory=dict)
-    certificate: dict[str, Any] | None = None
+    rewrites: list[Rewrite] = field(default_factory=list)
+    refusals: dict[str, Refusal] = field(default_factory=dict)
     modulation: str = ""
     time: float = 0.0
 
@@ -64,23 +74,47 @@ class Site:
     def of(cls, spec: NormSpec, module: str, source: str, spelling: str) -> Site:
         return cls(spec.kind, spec.to_dict(), module, source, spelling, becomes=spec.kind)
 
-    def refuse(self, refusal: Refusal) -> None:
-        """Record why the norm stays; the first reason stands."""
-        if self.refusal is None:
+    @property
+    def certificate(self) -> dict[str, Any] | None:
+        """That of the last rewrite, if there was one."""
+        return self.rewrites[-1].certificate if self.rewrites else None
+
+    @property
+    def rules(self) -> list[str]:
+        """The rules that changed the norm, in their order."""
+        return [rewrite.rule for rewrite in self.rewrites]
+
+    def refuse(self, refusal: Refusal, rule: str = "") -> None:
+        """Record why the norm stays, where the first reason stands, or why ``rule`` leaves it as it is."""
+        if rule:
+            self.refusals[rule] = refusal
+        if self.refusal is None and not self.rewrites:
             self.refusal = refusal
 
     def revert(self, refusal: Refusal) -> None:
         """Record that the norm stays because its rewritten form was measured and found wanting."""
         self.action, self.becomes, self.refusal = "reverted", self.kind, refusal
+        self.rewrites.clear()
 
-    def convert(self, spec: NormSpec) -> None:
-        """Record what the norm became."""
-        self.action, self.becomes, self.refusal = "converted", spec.kind, None
+    def convert(self, spec: NormSpec, rule: str, certificate: dict[str, Any]) -> None:
+        """Record what the norm became, and why it may."""
+        self._change("converted", spec.kind, rule, certificate)
 
-    def fold(self, certificate: dict[str, Any]) -> None:
-        """Record that weights do what the norm did, and why they may."""
-        self.action, self.becomes, self.refusal = "folded", "", None
-        self.certificate = certificate
+    def fold(self, rule: str, certificate: dict[str, Any], left: NormSpec | None = None) -> None:
+        """Record that weights do what the norm did, and why they may; ``left`` is what they leave of it."""
+        self._change("folded", "" if left is None else left.kind, rule, certificate)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        rewrites = [rewrite._asdict() for rewrite in self.rewrites]
+        return asdict(self) | {"spec": dict(self.spec), "rewrites": rewrites}
+
+    def _change(self, action: str, becomes: str, rule: str, certificate: dict[str, Any]) -> None:
+        self.rewrites.append(Rewrite(rule, certificate))
+        self.refusals.pop(rule, None)
+        self.action, self.becomes = min(action, self.action, key=ACTIONS.index), becomes
+        if action == "converted" or not becomes:
+            self.refusal = None
 
 
 @dataclass
@@ -152,7 +186,7 @@ class Report:
             "breaks": list(self.breaks),
             "changed_share_of_time": self.changed_share,
             "errors": dict(self.errors),
-            "sites": [asdict(site) | {"spec": dict(site.spec)} for site in self.sites],
+            "sites": [site.to_dict() for site in self.sites],
         }
 
     def to_json(self) -> str:

@@ -108,7 +108,7 @@ def _reasons(sites: list[Site]) -> list[str]:
     """One paragraph per reason; graph nodes that differ in their numbers only share it."""
     groups: dict[tuple[str, str, str], dict[str, None]] = {}
     for site in sites:
-        if site.refusal is not None and site.refusal.code != "already_rms_norm":
+        if site.refusal is not None and site.refusal.code not in _NOTHING_TO_DO:
             groups.setdefault(_alike(site.refusal), {})[site.refusal.message] = None
     shown = [
         f"{code}: {next(iter(messages))}{_more(len(messages) - 1)}.{f' Remedy: {remedy}.' if remedy else ''}"
@@ -119,6 +119,7 @@ def _reasons(sites: list[Site]) -> list[str]:
 
 
 _PARAGRAPHS = 12
+_NOTHING_TO_DO = ("already_rms_norm", "already_crms_norm")
 
 
 def _alike(refusal: Refusal) -> tuple[str, str, str]:

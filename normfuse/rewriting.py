@@ -25,6 +25,7 @@ from normfuse.folding import Folded
 from normfuse.folding.weight_map import WeightMap
 from normfuse.ir.program import Program
 from normfuse.options import Options
+from normfuse.passes.catalogue import check_rules
 from normfuse.passes.pipeline import check_expectation, run_pipeline
 from normfuse.pt2 import load_program, save_program
 from normfuse.report import Report
@@ -128,7 +129,7 @@ def rewrite(
             unless ``verify="off"``.
     """
     started = time.perf_counter()
-    checked = Options.checked({"target": target, "verify": "sites", **options}, prefix="")
+    checked = checked_options({"target": target, "verify": "sites", **options})
     exported = as_program(model_or_exported_program, args, kwargs, dynamic_shapes)
     program, report, folded = _rewritten(exported, checked, progress or (lambda text: None))
     check_expectation(report, checked)
@@ -139,6 +140,17 @@ def rewrite(
     _note_dropped_calls(exported, report)
     report.seconds = time.perf_counter() - started
     return replace(result, equivalence=_verify(exported, result)) if checked.verify == "output" else result
+
+
+def checked_options(given: Mapping[str, Any]) -> Options:
+    """Options by their names without prefix, none of them unknown, useless or against another one.
+
+    Raises:
+        OptionError: naming the option, and what to do about it.
+    """
+    options = Options.checked(given, prefix="")
+    check_rules(options, prefix="")
+    return options
 
 
 def _rewritten(

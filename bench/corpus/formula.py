@@ -24,10 +24,13 @@ def evaluate(spec: NormSpec, operands: dict[str, torch.Tensor]) -> torch.Tensor:
         x, dims = x.unflatten(-1, (spec.groups, -1)), (-1,)
     else:
         dims = spec.dims
-    if spec.kind not in ("rms_norm", "l2_norm"):
+    if spec.kind not in ("rms_norm", "l2_norm", "crms_norm"):
         x = x - x.mean(dims, keepdim=True)
     count = math.prod(x.shape[d] for d in dims)
-    mean_square = (x * x).sum(dims, keepdim=True) / (spec.divisor or count)
+    squares = (x * x).sum(dims, keepdim=True)
+    if spec.basis == "drop_last":
+        squares, count = squares + x.sum(dims, keepdim=True) ** 2, count + 1
+    mean_square = squares / (spec.divisor or count)
     root = {
         "inside": lambda: (mean_square + eps).sqrt(),
         "outside": lambda: mean_square.sqrt() + eps,

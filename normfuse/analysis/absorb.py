@@ -36,6 +36,7 @@ __all__ = [
     "absorb",
     "linear_parts",
     "redirected",
+    "transposed",
 ]
 
 Maps = tuple[ChannelMap, ...]
@@ -103,6 +104,11 @@ def redirected(plan: Plan) -> list[Node]:
 def linear_parts(maps: Maps) -> Maps:
     """The maps without their shifts."""
     return tuple(m.linear_part() for m in maps)
+
+
+def transposed(maps: Maps) -> Maps:
+    """What the columns of a weight take that reads the maps of a value."""
+    return tuple(m.transposed() for m in reversed(maps))
 
 
 def _is_linear(maps: Maps) -> bool:

@@ -45,6 +45,9 @@ class Standardise(ChannelMap):
     def linear_part(self) -> Standardise:
         return replace(self, mean=None, shift=None)
 
+    def transposed(self) -> Standardise:
+        return self.linear_part()
+
     def narrow(self, start: int, length: int) -> Standardise:
         return replace(self, window=within(self.window, start, length))
 

@@ -45,13 +45,24 @@ class Trait(IntEnum):
 
 
 class ChannelMap(ABC):
-    """A map on one axis: a linear one, and a shift where ``is_linear`` is False."""
+    """A map ``R^n -> R^m`` on one axis: a linear one, and a shift where ``is_linear`` is False."""
 
-    trait: Trait
+    @property
+    @abstractmethod
+    def trait(self) -> Trait:
+        """The least permissive structure that the map has."""
 
     @property
     def is_linear(self) -> bool:
         return True
+
+    def width(self, channels: int) -> int:
+        """The number of channels that the map makes of so many."""
+        return channels
+
+    @abstractmethod
+    def transposed(self) -> ChannelMap:
+        """``M'`` for ``M x + t``: what the columns of a weight that reads ``M x`` take, from R^m to R^n."""
 
     @property
     def sources(self) -> tuple[Node, ...]:
@@ -68,7 +79,7 @@ class ChannelMap(ABC):
 
     @abstractmethod
     def emit(self, graph: Graph, value: Node, axis: int) -> Node:
-        """Put the map along ``axis`` of ``value`` into a graph; shape and dtype stay."""
+        """Put the map along ``axis`` of ``value``; the dtype and all sizes but that one stay."""
 
     def admitted_by(self, needs: Trait) -> bool:
         """Whether an operator that asks for ``needs`` lets this map pass."""
@@ -83,6 +94,9 @@ class Centre(ChannelMap):
     """
 
     trait = Trait.LINEAR
+
+    def transposed(self) -> Centre:
+        return self
 
     def emit(self, graph: Graph, value: Node, axis: int) -> Node:
         dtype = dtype_of(value)
@@ -103,6 +117,9 @@ class Diagonal(ChannelMap):
     def sources(self) -> tuple[Node, ...]:
         return (self.scale,) if isinstance(self.scale, Node) else ()
 
+    def transposed(self) -> Diagonal:
+        return self
+
     def narrow(self, start: int, length: int) -> Diagonal:
         return replace(self, window=within(self.window, start, length))
 
@@ -120,11 +137,20 @@ class Within(ChannelMap):
     inner: ChannelMap
     start: int
     length: int
-    trait = Trait.DIAGONAL
+
+    @property
+    def trait(self) -> Trait:
+        return self.inner.trait
 
     @property
     def is_linear(self) -> bool:
         return self.inner.is_linear
+
+    def width(self, channels: int) -> int:
+        return channels - self.length + self.inner.width(self.length)
+
+    def transposed(self) -> Within:
+        return replace(self, inner=self.inner.transposed(), length=self.inner.width(self.length))
 
     @property
     def sources(self) -> tuple[Node, ...]:

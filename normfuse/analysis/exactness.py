@@ -8,6 +8,7 @@ it is not.
 
 from __future__ import annotations
 
+from normfuse.analysis.contraction import CONTRACTIONS
 from normfuse.analysis.flow import Blocks
 from normfuse.analysis.operator_table import flow
 from normfuse.analysis.stream import Stream, Value, spread_rawness
@@ -18,13 +19,8 @@ from normfuse.report import Refusal
 
 __all__ = ["exact_operand", "keep_exact"]
 
-#: Operators that compute, and round what they computed to the dtype of their result.
+#: Operators that compute, and round what they computed to the dtype of their result, besides contractions.
 _ROUND = (
-    aten.linear.default, aten.addmm.default, aten.mm.default, aten.bmm.default, aten.matmul.default,
-    aten.einsum.default, aten._grouped_mm.default, aten.convolution.default,
-    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
-    aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding,
-    aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input,
     aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar,
     aten.mean.dim, aten.sum.dim_IntList,
 )  # fmt: skip
@@ -68,7 +64,7 @@ def _is_exact(value: Value, stream: Stream) -> bool:
     seen, stack = {value}, [value]
     while stack:
         current = stack.pop()
-        if is_call(current[0], *_ROUND):
+        if current[0].target in CONTRACTIONS or is_call(current[0], *_ROUND):
             continue
         carried = stream.carries.get(current)
         if carried is None:

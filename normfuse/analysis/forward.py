@@ -1,21 +1,22 @@
 """Push maps from a value up into the weights that read it.
 
-    W (M x + t) + b = (W M) x + (b + W t)
+    W (M x + t) + b = (W M) x + (b + W t),    W M = (M' W')'
 
-The mirror of :mod:`normfuse.analysis.absorb`: every reader must take the map, since the value is about
-to be replaced by ``x``. Nothing is changed here.
+Along the axis that it contracts, a weight takes the transposes of the maps, the outermost first. The
+mirror of :mod:`normfuse.analysis.absorb`: every reader must take the map, since the value is about to be
+replaced by ``x``. Nothing is changed here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
-from normfuse.analysis.absorb import Leaf, Maps, linear_parts
-from normfuse.analysis.channel_map import Diagonal
+from normfuse.analysis.absorb import Leaf, Maps, transposed
+from normfuse.analysis.channel_map import Diagonal, Trait
+from normfuse.analysis.contraction import Reading, reading
 from normfuse.analysis.flow import Carries, Shift
 from normfuse.analysis.operator_table import carried_axis, flow
 from normfuse.analysis.ranges import SPLITS, narrowed, pieces_of, widened
@@ -23,17 +24,20 @@ from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.location import described
-from normfuse.ir.sizes import rank_of, shape_of, widened_by
+from normfuse.ir.sizes import shape_of, widened_by
 from normfuse.report import Refusal
 
-__all__ = ["READERS", "Read", "push"]
+__all__ = ["Pushed", "Read", "Value", "push"]
+
+Value = tuple[Node, int]
 
 
 @dataclass(frozen=True)
 class Read:
     """``node`` contracts the channels with its operand ``weight``, along ``leaf.axis`` of it.
 
-    Its operand ``bias`` takes the shift of the maps, where they have one.
+    ``leaf`` has what the weight takes, the transposes of the linear parts of ``maps``. The operand ``bias``
+    takes what the weight makes of the shift, where the maps have one, as ``reading`` says.
     """
 
     node: Node
@@ -41,56 +45,74 @@ class Read:
     leaf: Leaf
     maps: Maps
     bias: str
+    reading: Reading
 
     @property
     def has_shift(self) -> bool:
         return not all(m.is_linear for m in self.maps)
 
+    @property
+    def channels(self) -> int:
+        """The number of channels that the maps read."""
+        count: int = (shape_of(self.leaf.node) or ())[self.leaf.axis] * self.leaf.groups
+        for mapping in self.leaf.maps:
+            count = mapping.width(count)
+        return count
+
 
 @dataclass(frozen=True)
-class _Contraction:
-    """Which operand is contracted along which axis, and why a shift cannot follow, if so."""
+class Pushed:
+    """``reads`` take the maps.
 
-    weight: str
-    axis: int
-    bias: str
-    groups: int = 1
-    no_shift: Refusal | None = None
+    Attributes:
+        carried: the values on the way to them, with the axis on which each carries maps, in execution order;
+            where the maps change the number of channels, so do these.
+    """
 
-
-_Row = Callable[[Node, dict[str, Any], Node, int], _Contraction | None]
-READERS: dict[object, _Row] = {}
+    reads: list[Read]
+    carried: list[Value]
 
 
-def _reader(*targets: object) -> Callable[[_Row], _Row]:
-    def register(function: _Row) -> _Row:
-        READERS.update(dict.fromkeys(targets, function))
-        return function
-
-    return register
-
-
-def push(value: Node, axis: int, maps: Maps, weights: WeightValues) -> list[Read] | Refusal:
+def push(value: Node, axis: int, maps: Maps, weights: WeightValues) -> Pushed | Refusal:
     """How every reader of ``value`` comes to read ``x`` instead, where ``value`` is ``maps`` of ``x``."""
-    found = _push(value, axis, maps, weights)
-    if isinstance(found, Refusal):
-        return found
-    readers = [read.node for read in found]
+    found = Pushed([], [])
+    refusal = _push(value, axis, maps, weights, found)
+    if refusal is not None:
+        return refusal
+    readers = [read.node for read in found.reads]
     again = next((node for node in readers if readers.count(node) > 1), None)
+    found.carried.sort(key=lambda carried: carried[0])
     return found if again is None else _read_again(again)
 
 
-def _push(value: Node, axis: int, maps: Maps, weights: WeightValues) -> list[Read] | Refusal:
-    found: list[Read] = []
-    for user in value_readers(value):
-        made = _into(user, value, axis, maps, weights)
-        if isinstance(made, Refusal):
-            return made
-        found += made
-    return found
+def _push(value: Node, axis: int, maps: Maps, weights: WeightValues, found: Pushed) -> Refusal | None:
+    """Add what reads a value to what was found, up to the first reader that cannot take the maps."""
+    refusals = (_into(user, value, axis, maps, weights, found) for user in value_readers(value))
+    return next((refusal for refusal in refusals if refusal is not None), None)
 
 
-def _into(user: Node, value: Node, axis: int, maps: Maps, weights: WeightValues) -> list[Read] | Refusal:
+def _into(
+    user: Node, value: Node, axis: int, maps: Maps, weights: WeightValues, found: Pushed
+) -> Refusal | None:
+    refusal = _refuse_reader(user, value, maps, weights)
+    if refusal is not None:
+        return refusal
+    contraction = reading(user, value, axis) if _reads_once(user, value) else None
+    if contraction is not None:
+        read = _absorbed(user, contraction, maps, weights)
+        if isinstance(read, Refusal):
+            return read
+        found.reads.append(read)
+        return None
+    regrouped = _regrouped(user, value, axis, maps)
+    if regrouped is not None:
+        found.carried.extend(dict.fromkeys([(user, axis), *((part, axis) for part, _ in regrouped)]))
+        refusals = (_push(part, axis, moved, weights, found) for part, moved in regrouped)
+        return next((refusal for refusal in refusals if refusal is not None), None)
+    return _carried(user, value, axis, maps, weights, found)
+
+
+def _refuse_reader(user: Node, value: Node, maps: Maps, weights: WeightValues) -> Refusal | None:
     if user.op == "output":
         message = f"the normalized values are returned, from {described(value)}"
         return Refusal("norm_is_output", message, value.name)
@@ -98,31 +120,36 @@ def _into(user: Node, value: Node, axis: int, maps: Maps, weights: WeightValues)
         message = f"{described(user)} keeps gradients from the norm's own weights"
         return Refusal("grad_mode", message, user.name)
     if widened_by(user) < 0:
-        return Refusal(
-            "narrow_values",
-            f"{described(user)} would round the values before they are normalized",
-            user.name,
-        )
-    contraction = _contraction(user, value, axis)
-    if contraction is not None:
-        return _absorbed(user, contraction, maps, weights)
-    regrouped = _regrouped(user, value, axis, maps)
-    if regrouped is not None:
-        return _push_all(regrouped, axis, weights)
+        message = f"{described(user)} would round the values before they are normalized"
+        return Refusal("narrow_values", message, user.name)
+    return None
+
+
+def _carried(
+    user: Node, value: Node, axis: int, maps: Maps, weights: WeightValues, found: Pushed
+) -> Refusal | None:
+    """On through an operator that computes something else of each position, the channels apart."""
     out = carried_axis(user, value, axis, maps)
-    found = flow(user, out) if out is not None else None
-    if out is None or not isinstance(found, Carries) or len(found.operands) > 1:
+    carries = flow(user, out) if out is not None else None
+    if out is None or not isinstance(carries, Carries) or len(carries.operands) > 1:
         return _nonlinear(user)
-    if all(m.is_linear for m in maps) or found.shift is Shift.EVERYWHERE:
-        return _push(user, out, maps, weights)
-    if found.factor:
-        return _push(user, out, (Diagonal(1 / found.factor), *maps, Diagonal(found.factor)), weights)
-    message = f"{described(user)} does not carry the shift on to what reads it"
-    return Refusal("shift_blocked", message, user.name)
+    if not all(m.is_linear for m in maps) and carries.shift is not Shift.EVERYWHERE:
+        if not carries.factor:
+            message = f"{described(user)} does not carry the shift on to what reads it"
+            return Refusal("shift_blocked", message, user.name)
+        maps = (Diagonal(1 / carries.factor), *maps, Diagonal(carries.factor))
+    found.carried.append((user, out))
+    return _push(user, out, maps, weights, found)
+
+
+def _reads_once(user: Node, value: Node) -> bool:
+    return [leaf for leaf in tree_leaves((user.args, user.kwargs)) if leaf is value] == [value]
 
 
 def _regrouped(user: Node, value: Node, axis: int, maps: Maps) -> list[tuple[Node, Maps]] | None:
     """Where the channels go when they are split or joined, and with which maps."""
+    if not all(m.admitted_by(Trait.DIAGONAL) for m in maps):
+        return None
     if is_call(user, *SPLITS):
         parts = [(part, pieces_of(part, axis)) for part in user.users]
         if not all(found for _, found in parts):
@@ -135,16 +162,6 @@ def _regrouped(user: Node, value: Node, axis: int, maps: Maps) -> list[tuple[Nod
     joins = is_call(user, aten.cat.default, aten.concat.default)
     moved = widened if joins else narrowed
     return [(user, moved(maps, piece.outer if joins else piece.inner, piece.length))]
-
-
-def _push_all(values: list[tuple[Node, Maps]], axis: int, weights: WeightValues) -> list[Read] | Refusal:
-    found: list[Read] = []
-    for value, maps in values:
-        made = _push(value, axis, maps, weights)
-        if isinstance(made, Refusal):
-            return made
-        found += made
-    return found
 
 
 def _nonlinear(user: Node) -> Refusal:
@@ -163,17 +180,10 @@ def _read_again(node: Node) -> Refusal:
     )  # fmt: skip
 
 
-def _contraction(user: Node, value: Node, axis: int) -> _Contraction | None:
-    row = READERS.get(user.target)
-    reads = [a for a in (*user.args, *user.kwargs.values()) if a is value]
-    return row(user, bind(user), value, axis) if row is not None and len(reads) == 1 else None
-
-
-def _absorbed(user: Node, found: _Contraction, maps: Maps, weights: WeightValues) -> list[Read] | Refusal:
-    bound = bind(user)
-    weight, bias = bound[found.weight], bound.get(found.bias)
+def _absorbed(user: Node, found: Reading, maps: Maps, weights: WeightValues) -> Read | Refusal:
     if found.no_shift is not None and not all(m.is_linear for m in maps):
         return found.no_shift
+    weight, bias = found.weight.node, bind(user).get(found.bias)
     for node in (n for n in (weight, bias) if isinstance(n, Node)):
         if node not in weights:
             message = f"the weight of {described(user)} depends on data"
@@ -184,73 +194,8 @@ def _absorbed(user: Node, found: _Contraction, maps: Maps, weights: WeightValues
         if not all(isinstance(size, int) for size in shape_of(node) or ()):
             message = f"the size of {described(node)} is not a fixed number"
             return Refusal("weight_shape", message, node.name)
-    leaf = Leaf(weight, found.axis, linear_parts(maps), found.groups)
-    return [Read(user, found.weight, leaf, maps, found.bias)]
-
-
-@_reader(aten.linear.default)
-def _linear(node: Node, bound: dict[str, Any], value: Node, axis: int) -> _Contraction | None:
-    reads_channels = bound["input"] is value and axis == rank_of(value) - 1 and rank_of(bound["weight"]) == 2
-    return _Contraction("weight", 1, "bias") if reads_channels else None
-
-
-@_reader(aten.addmm.default)
-def _addmm(node: Node, bound: dict[str, Any], value: Node, axis: int) -> _Contraction | None:
-    if bound["mat1"] is not value or axis != 1:
-        return None
-    plain = bound["alpha"] == 1 and bound["beta"] == 1 and rank_of(bound["self"]) == 1
-    return _Contraction("mat2", 0, "self", no_shift=None if plain else _no_bias(node))
-
-
-@_reader(aten.mm.default, aten.matmul.default)
-def _matmul(node: Node, bound: dict[str, Any], value: Node, axis: int) -> _Contraction | None:
-    weight = "mat2" if "mat2" in bound else "other"
-    if bound["self"] is not value or axis != rank_of(value) - 1 or rank_of(bound[weight]) != 2:
-        return None
-    return _Contraction(weight, 0, "", no_shift=_no_bias(node))
-
-
-@_reader(
-    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
-    aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding,
-)  # fmt: skip
-def _conv(node: Node, bound: dict[str, Any], value: Node, axis: int) -> _Contraction | None:
-    """With zeros around the input, what the shift adds differs between the border and the inside."""
-    if bound["input"] is not value or axis != rank_of(value) - (rank_of(bound["weight"]) - 1):
-        return None
-    refusal = _zero_padding(node) if _pads(bound) else None
-    return _Contraction("weight", 1, "bias", bound["groups"], refusal)
-
-
-@_reader(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
-def _conv_transpose(node: Node, bound: dict[str, Any], value: Node, axis: int) -> _Contraction | None:
-    """Outputs differ in how many inputs they see, so a shift of the inputs is no bias."""
-    if bound["input"] is not value or axis != rank_of(value) - (rank_of(bound["weight"]) - 1):
-        return None
-    return _Contraction("weight", 0, "bias", no_shift=_zero_padding(node))
-
-
-@_reader(aten.convolution.default)
-def _convolution(node: Node, bound: dict[str, Any], value: Node, axis: int) -> _Contraction | None:
-    return (_conv_transpose if bound["transposed"] else _conv)(node, bound, value, axis)
-
-
-def _pads(bound: dict[str, Any]) -> bool:
-    padding = bound["padding"]
-    if isinstance(padding, str):
-        kernel = (shape_of(bound["weight"]) or ())[2:]
-        return padding != "valid" and any(size != 1 for size in kernel)
-    return any(not isinstance(p, int) or p != 0 for p in padding)
-
-
-def _zero_padding(node: Node) -> Refusal:
-    return Refusal(
-        "zero_padding",
-        f"{described(node)} pads the normalized values with zeros, to which the shift would be added as well",
-        node.name, "pad with padding_mode='reflect', 'replicate' or 'circular', or put the norm after it",
-    )  # fmt: skip
-
-
-def _no_bias(node: Node) -> Refusal:
-    message = f"{described(node)} has no bias of its own that could take the shift"
-    return Refusal("no_bias", message, node.name)
+    if not all(m.admitted_by(found.needs) for m in maps):
+        message = f"{described(user)} is grouped, and none of its groups sees all channels"
+        return Refusal("grouped_weight", message, user.name)
+    leaf = Leaf(weight, found.axis, transposed(maps), found.groups)
+    return Read(user, found.weight.name, leaf, maps, found.bias, found)

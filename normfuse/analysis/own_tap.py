@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch.fx import Graph, Node
 
 from normfuse.analysis.channel_map import ChannelMap, Trait, dtype_of
+from normfuse.errors import InvariantError
 from normfuse.ir.calls import aten
 from normfuse.ir.dtypes import opmath
 from normfuse.ir.emit import call, cast
@@ -32,6 +33,9 @@ class OwnTap(ChannelMap):
     @property
     def sources(self) -> tuple[Node, ...]:
         return tuple(source for mapping in self.maps for source in mapping.sources)
+
+    def transposed(self) -> OwnTap:
+        raise InvariantError("OwnTap changes a weight's first axis and has no other side")
 
     def emit(self, graph: Graph, value: Node, axis: int) -> Node:
         dtype = dtype_of(value)

@@ -67,9 +67,11 @@ _NOTES: dict[Callable[..., Flow], _Note] = {
     rows_layout._part: _Note("one part of a split"),
     rows_linear._linear: _Note("weight and bias, which may be new", *(ABSORBS,) * 4),
     rows_linear._addmm: _Note("weight and bias", ABSORBS, ABSORBS, ABSORBS, ABSORBS),
-    rows_linear._matmul: _Note("one operand; it has no bias", ABSORBS, ABSORBS, BLOCKS, "absorbs a scale"),
-    rows_linear._grouped: _Note("the matrices of all experts", ABSORBS, ABSORBS, BLOCKS, BLOCKS),
-    rows_linear._einsum: _Note("the one operand with the channels' letter", ABSORBS, ABSORBS, BLOCKS, BLOCKS),
+    rows_linear._matmul: _Note("either operand; it has no bias", ABSORBS, ABSORBS, BLOCKS, "absorbs a scale"),
+    rows_linear._grouped: _Note("the matrices of all experts", ABSORBS, ABSORBS, BLOCKS, "absorbs a scale"),
+    rows_linear._einsum: _Note(
+        "the one operand with the channels' letter", ABSORBS, ABSORBS, BLOCKS, "absorbs a scale"
+    ),
     rows_linear._conv: _Note(
         "weight and bias; grouped, no centring; a reader that pads with zeros takes no shift",
         ABSORBS, ABSORBS, ABSORBS, ABSORBS,

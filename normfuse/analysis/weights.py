@@ -163,6 +163,28 @@ class WeightValues:
         readers = {user for i in self._inputs.values() if _memory(i) == own for user in i.node.users}
         return len(readers) > 1
 
+    def readers_of(self, node: Node) -> set[Node]:
+        """All operators on data that read a weight value, or whatever else is made of the same memory."""
+        stack = [i.node for i in self._inputs.values() if _memory(i) in self._memories(node)]
+        seen, found = set(stack), set[Node]()
+        while stack:
+            for user in stack.pop().users:
+                if user not in self._known:
+                    found.add(user)
+                elif user not in seen:
+                    seen.add(user)
+                    stack.append(user)
+        return found
+
+    def _memories(self, node: Node) -> set[int | None]:
+        """The memory of all that a weight value is made of."""
+        seen, stack = {node}, [node]
+        while stack:
+            fresh = [n for n in stack.pop().all_input_nodes if n not in seen]
+            seen.update(fresh)
+            stack.extend(fresh)
+        return {_memory(self._inputs[n]) for n in seen if n in self._inputs}
+
 
 def _impure(node: Node) -> Refusal:
     target = node.target

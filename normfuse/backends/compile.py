@@ -27,6 +27,7 @@ from normfuse.errors import NormfuseError, UncapturableError, cause
 from normfuse.folding import Asked, Folded, Premise, Slot, Slots, can_watch
 from normfuse.ir.program import Program, Role
 from normfuse.options import Options, split_options
+from normfuse.passes.catalogue import check_rules
 from normfuse.passes.lift_constants import lift_constants
 from normfuse.passes.pipeline import check_expectation, run_pipeline
 from normfuse.report import Report
@@ -72,6 +73,7 @@ def compile_graph(
 def _checked(mode: str | None, given: Mapping[str, Any] | None) -> tuple[Options, dict[str, Any]]:
     ours, inductors = split_options(given)
     options = Options.checked(ours, inductors)
+    check_rules(options)
     return options, check_inductor(options, mode)
 
 

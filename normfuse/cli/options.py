@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from normfuse.rule_names import RULE_NAMES
+
 __all__ = [
     "DEBUG", "DTYPE", "JSON", "ONLY", "QUIET", "SKIP", "SOURCE", "TARGET",
     "Dtype", "Rule", "Target", "Verify", "as_list", "chosen",
@@ -40,12 +42,7 @@ class Verify(str, Enum):
     THOROUGH = "thorough"
 
 
-class Rule(str, Enum):
-    """As in :mod:`normfuse.options`."""
-
-    FOLD_AFFINE = "fold_affine"
-    FOLD_CONSTANTS = "fold_constants"
-    RECENTRE = "recentre"
+Rule = Enum("Rule", {name.upper(): name for name in RULE_NAMES}, type=str)  # type: ignore[misc]
 
 
 class Dtype(str, Enum):

@@ -52,13 +52,29 @@ def bind(node: Node) -> dict[str, Any]:
 
 
 def set_arguments(node: Node, values: Mapping[str, Any]) -> None:
-    """Give arguments of an operator call new values, by their schema names."""
+    """Give arguments of an operator call new values, by their schema names.
+
+    An entry of a list is named by its number as well, as in ``tensors.1``.
+    """
     assert isinstance(node.target, OpOverload)
     positional = [a for a in node.target._schema.arguments if not a.kwarg_only]
-    bound = bind(node) | dict(values)
+    bound = bind(node)
+    values = _with_whole_lists(bound, values)
+    bound |= values
     last = max(len(node.args), *(i + 1 for i, a in enumerate(positional) if a.name in values))
     node.args = tuple(bound[a.name] for a in positional[:last])
     node.kwargs = {k: v for k, v in node.kwargs.items() if k not in [a.name for a in positional[:last]]}
+
+
+def _with_whole_lists(bound: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for name, value in values.items():
+        argument, _, entry = name.partition(".")
+        if entry:
+            made.setdefault(argument, list(bound[argument]))[int(entry)] = value
+        else:
+            made[argument] = value
+    return made
 
 
 def mutated_arguments(node: Node) -> list[Node]:

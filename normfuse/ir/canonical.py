@@ -2,9 +2,11 @@
 
     y = cast(cast(x * rsqrt(mean(x**2) + eps)) * scale + shift)
 
-The shift is added before the last rounding. Where the description allows it the core is the
-one operator ``aten.rms_norm``, which every runtime recognises. The result lies in memory as that
-of the original norm did, for a reader that takes views of it.
+A LayerNorm subtracts its mean from ``x`` first. The mean of squares is over what is stored or, in the basis
+"drop_last", over that and the coordinate ``-sum(x)``. The shift is added before the last rounding. Where the
+description allows it the core is the one operator ``aten.rms_norm`` or ``aten.layer_norm``, which every
+runtime recognises. The result lies in memory as that of the original norm did, for a reader that takes views
+of it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from torch.fx import Graph, Node
 
 from normfuse.errors import InvariantError
 from normfuse.ir.calls import aten
+from normfuse.ir.dtypes import opmath
 from normfuse.ir.emit import call, cast
 from normfuse.ir.region import NormRegion, Operands
 from normfuse.ir.sizes import is_row_major, shape_of, static_size, tensor_of
@@ -24,9 +27,16 @@ __all__ = ["canonical_region", "is_expressible"]
 
 def is_expressible(spec: NormSpec) -> bool:
     """Whether a description has a canonical body."""
-    plain = spec.kind == "rms_norm" and spec.statistics == "input" and spec.returns == "value"
-    usual = spec.eps_mode == "inside" and spec.divisor is None and spec.groups == 1
-    return plain and usual and spec.factor_dtype is None
+    plain = _is_known(spec) and spec.statistics == "input" and spec.returns == "value"
+    usual = spec.eps_mode == "inside" and spec.groups == 1 and spec.factor_dtype is None
+    return plain and usual and (spec.divisor is None or spec.basis == "drop_last")
+
+
+def _is_known(spec: NormSpec) -> bool:
+    """A LayerNorm, an RMSNorm, or one in coordinates of the zero-mean space, which are along one axis."""
+    if spec.kind != "crms_norm":
+        return spec.kind in ("layer_norm", "rms_norm") and not spec.basis
+    return spec.basis in ("drop_last", "orthonormal") and len(spec.dims) == 1
 
 
 def canonical_region(spec: NormSpec, operands: Operands, result: torch.Tensor) -> NormRegion:
@@ -45,16 +55,23 @@ def canonical_region(spec: NormSpec, operands: Operands, result: torch.Tensor) -
     if made is not None and is_row_major(result) and not is_row_major(made):
         value = call(graph, aten.contiguous.default, value)
     graph.output(value)
-    return NormRegion(spec, graph, "aten.rms_norm")
+    return NormRegion(spec, graph, _spelling(spec))
+
+
+def _spelling(spec: NormSpec) -> str:
+    if spec.basis == "drop_last":
+        return "crms_norm"
+    return "aten.layer_norm" if spec.centred else "aten.rms_norm"
 
 
 def _body(graph: Graph, spec: NormSpec, inputs: dict[str, Node], row_major: bool) -> Node:
     compute = spec.statistics_dtype or spec.compute_dtype
+    compute = opmath(compute) if spec.basis == "drop_last" else compute
     x = cast(graph, inputs["source"], compute)
     sizes = [static_size(inputs["source"], d) for d in spec.dims]
     scale = inputs.get("scale")
     native = row_major and _is_native(spec, sizes)
-    joins = native and spec.scale_dtype == compute and shape_of(scale) == tuple(sizes)
+    joins = native and not spec.centred and spec.scale_dtype == compute and shape_of(scale) == tuple(sizes)
     if scale is not None and joins:
         scale = cast(graph, scale, compute)
         value = call(graph, aten.rms_norm.default, x, sizes, scale, spec.eps)
@@ -69,16 +86,39 @@ def _body(graph: Graph, spec: NormSpec, inputs: dict[str, Node], row_major: bool
 
 
 def _is_native(spec: NormSpec, sizes: list[int | None]) -> bool:
-    """Whether ``aten.rms_norm`` can express the norm: trailing axes of fixed size, and a number for eps."""
-    return spec.eps is not None and spec.dims == tuple(range(-len(spec.dims), 0)) and None not in sizes
+    """Whether one operator can express the norm: trailing axes of fixed size, and a number for eps."""
+    if spec.basis == "drop_last" or spec.eps is None:
+        return False
+    return spec.dims == tuple(range(-len(spec.dims), 0)) and None not in sizes
 
 
 def _native(graph: Graph, spec: NormSpec, x: Node, sizes: list[int | None]) -> Node:
+    if spec.centred:
+        return call(graph, aten.layer_norm.default, x, sizes, None, None, spec.eps)
     return call(graph, aten.rms_norm.default, x, sizes, None, spec.eps)
 
 
 def _arithmetic(graph: Graph, spec: NormSpec, x: Node, eps: Node | None) -> Node:
     added = eps if spec.eps is None else spec.eps
-    mean = call(graph, aten.mean.dim, call(graph, aten.pow.Tensor_Scalar, x, 2), list(spec.dims), True)
+    if spec.centred:
+        x = call(graph, aten.sub.Tensor, x, call(graph, aten.mean.dim, x, list(spec.dims), True))
+    mean = _mean_square(graph, spec, x)
     rstd = call(graph, aten.rsqrt.default, call(graph, aten.add.Tensor, mean, added))
     return call(graph, aten.mul.Tensor, x, rstd)
+
+
+def _mean_square(graph: Graph, spec: NormSpec, x: Node) -> Node:
+    squares, dims = call(graph, aten.pow.Tensor_Scalar, x, 2), list(spec.dims)
+    if spec.basis != "drop_last":
+        return call(graph, aten.mean.dim, squares, dims, True)
+    stored = call(graph, aten.sum.dim_IntList, squares, dims, True)
+    dropped = call(graph, aten.pow.Tensor_Scalar, call(graph, aten.sum.dim_IntList, x, dims, True), 2)
+    whole = call(graph, aten.add.Tensor, stored, dropped)
+    return call(graph, aten.div.Tensor, whole, spec.divisor or _stored_size(x, spec) + 1)
+
+
+def _stored_size(x: Node, spec: NormSpec) -> int:
+    size = static_size(x, spec.dims[0])
+    if size is None:
+        raise InvariantError(f"the size of axis {spec.dims[0]} of {x.name} is only known when the graph runs")
+    return size

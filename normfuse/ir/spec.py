@@ -2,7 +2,14 @@
 
     y = cast(scale * (x - centred * mean(x)) / root(mean((x - ...)**2) + eps) + shift)
 
-Two norms with equal descriptions and equal operands are the same function.
+A ``crms_norm`` is the RMSNorm of a d-vector without a mean that is stored in d - 1 coordinates z. In the
+basis ``"drop_last"`` the coordinate that is left out is ``-sum(z)``, in ``"orthonormal"`` lengths are kept:
+
+    y = cast(scale * z / root((sum(z**2) + sum(z)**2) / d + eps) + shift)          drop_last
+    y = cast(scale * z / root(mean(z**2) + eps) + shift)                           orthonormal
+
+(Jiang et al. 2023, arXiv 2305.14858). Two norms with equal descriptions and equal operands are the same
+function.
 """
 
 from __future__ import annotations
@@ -40,7 +47,8 @@ class NormSpec:
         dims: normalized dimensions, counted from the end, sorted, e.g. ``(-1,)``.
         eps: added to the mean square; None when it is an operand of the graph.
         eps_mode: ``"inside"`` the root, ``"outside"`` of it, or ``"clamp"``.
-        divisor: what the sum of squares is divided by; None for the number of elements.
+        divisor: what the sum of squares is divided by; None for the number of elements, which includes
+            the one that the basis ``"drop_last"`` does not store.
         statistics: ``"input"``, ``"stored"`` in buffers, or ``"computed"`` elsewhere in the graph.
         groups: number of groups that share no statistics along the normalized dimension.
         source_dtype: dtype of the normalized input.
@@ -59,6 +67,7 @@ class NormSpec:
             multiplies with a linear image of the input.
         stored: further operands: ``"mean"``, ``"variance"``, and ``"skip"``, the factor with which the
             input itself is added to the result.
+        basis: of a ``crms_norm``, the coordinates of its input: ``"drop_last"`` or ``"orthonormal"``.
     """
 
     kind: str
@@ -81,6 +90,7 @@ class NormSpec:
     factor_dtype: torch.dtype | None = None
     returns: str = "value"
     stored: tuple[str, ...] = ()
+    basis: str = ""
 
     @property
     def centred(self) -> bool:
@@ -89,7 +99,14 @@ class NormSpec:
 
     def as_kind(self, kind: str) -> NormSpec:
         """The same norm with another kind of centring."""
-        return replace(self, kind=kind)
+        return replace(self, kind=kind, basis="")
+
+    def in_basis(self, basis: str) -> NormSpec:
+        """The ``crms_norm`` that reads what this norm read in d - 1 coordinates of the zero-mean space.
+
+        ``eps`` stays: in the basis ``"orthonormal"``, ``eps * d / (d - 1)`` is to be put into its place.
+        """
+        return replace(self, kind="crms_norm", basis=basis)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for reports; dtypes as ``"float32"``."""

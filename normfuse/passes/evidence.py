@@ -14,15 +14,23 @@ from normfuse.analysis.forward import Read
 from normfuse.analysis.stream import Stream, Value, norm_axis
 from normfuse.ir.calls import bind
 from normfuse.ir.program import Input
-from normfuse.passes.catalogue import CATALOGUE
+from normfuse.passes.rule import Claim
 from normfuse.passes.work import Work
 
-__all__ = ["Certificate", "certificate", "evidence", "folded_before", "folded_behind", "folded_beside"]
+__all__ = [
+    "Certificate",
+    "certificate",
+    "evidence",
+    "folded_before",
+    "folded_behind",
+    "folded_beside",
+    "folded_into_readers",
+]
 
 Certificate = dict[str, Any]
 
 
-def evidence(norm: Node, stream: Stream, decision: Decision, work: Work) -> Certificate:
+def evidence(rule: Claim, norm: Node, stream: Stream, decision: Decision, work: Work) -> Certificate:
     """Why a LayerNorm became an RMSNorm."""
     start = norm_axis(norm)
     cone = [] if start is None else _cone(start, stream, decision)
@@ -30,39 +38,45 @@ def evidence(norm: Node, stream: Stream, decision: Decision, work: Work) -> Cert
     writers = [v[0].name for v in cone if v in decision.plans or v == decision.cut]
     readers = sorted({n.name for v in cone if v not in stream.raw for n in stream.norms.get(v, ())})
     weights = [node for plan in plans for node in _roots(plan)]
-    made = certificate("recentre", (writers, readers), weights, work)
+    made = certificate(rule, (writers, readers), weights, work)
     return made | {"centred_explicitly": [] if decision.cut not in cone else [decision.cut[0].name]}
 
 
-def folded_before(norm: Node, plan: Plan, work: Work) -> Certificate:
+def folded_before(rule: Claim, norm: Node, plan: Plan, work: Work) -> Certificate:
     """Why the weights that write what a norm reads may do what it did."""
     discharged = (_operands(norm), _rebuilt(plan))
-    return certificate("fold_affine", discharged, _roots(plan), work, "before")
+    return certificate(rule, discharged, _roots(plan), work, "before")
 
 
-def folded_behind(norm: Node, reads: Sequence[Read], work: Work) -> Certificate:
+def folded_behind(rule: Claim, norm: Node, reads: Sequence[Read], work: Work) -> Certificate:
     """Why the weights that read what a norm gives may do what it did."""
     held = [*norm.all_input_nodes[1:], *(node for read in reads for node in _weights_of(read))]
     discharged = (_operands(norm), [read.node.name for read in reads])
-    return certificate("fold_affine", discharged, held, work, "behind")
+    return certificate(rule, discharged, held, work, "behind")
 
 
-def folded_beside(norm: Node, found: Beside, work: Work) -> Certificate:
+def folded_beside(rule: Claim, norm: Node, found: Beside, work: Work) -> Certificate:
     """Why the weight beside a norm may do what it did."""
     scales = [source for mapping in found.maps for source in mapping.sources]
     held = [*norm.all_input_nodes[1:], *scales, *found.reader.all_input_nodes[1:]]
-    return certificate("fold_affine", (_operands(norm), [found.reader.name]), held, work, "beside")
+    return certificate(rule, (_operands(norm), [found.reader.name]), held, work, "beside")
+
+
+def folded_into_readers(rule: Claim, norm: Node, reads: Sequence[Read], work: Work) -> Certificate:
+    """Why the weights that read a norm may take its weight and bias."""
+    held = [*norm.all_input_nodes[1:], *(node for read in reads for node in _weights_of(read))]
+    names = [read.node.name for read in reads]
+    return certificate(rule, (_operands(norm), names), held, work)
 
 
 def certificate(
-    name: str, discharged: Sequence[list[str]], held: Iterable[Node], work: Work, form: str = ""
+    rule: Claim, discharged: Sequence[list[str]], held: Iterable[Node], work: Work, form: str = ""
 ) -> Certificate:
     """The beginning of a certificate; measured errors and hashes of weights are added by who has them.
 
     ``discharged`` are the nodes for each condition of the rule but the last, which is about the stored
     weights that the nodes ``held`` are made of; ``form`` is the one of the rule's forms that was used.
     """
-    rule = CATALOGUE[name]
     known = work.program.weights
     weights = sorted({stored for node in held for stored in _stored(node, known)})
     return {

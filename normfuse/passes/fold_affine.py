@@ -20,7 +20,7 @@ from torch.fx import Node
 from normfuse.analysis.absorb import Leaf, Plan, absorb, linear_parts, redirected
 from normfuse.analysis.affine_map import Standardise
 from normfuse.analysis.beside import Beside, beside
-from normfuse.analysis.forward import Read, push
+from normfuse.analysis.forward import Pushed, Read, push
 from normfuse.analysis.own_tap import OwnTap
 from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues, divided_refusal
@@ -36,6 +36,7 @@ from normfuse.passes.evidence import Certificate, folded_before, folded_behind, 
 from normfuse.passes.large_taps import leaves_of, refusal_of_large_tap
 from normfuse.passes.place import Placement
 from normfuse.passes.premises import rest_on_precision, rest_on_range, small_shift
+from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.settle_shifts import note_shift, note_shifts
 from normfuse.passes.stored_values import (
     refusal_of_cancellation,
@@ -45,11 +46,9 @@ from normfuse.passes.stored_values import (
     watch_statistics,
 )
 from normfuse.passes.work import Work
-from normfuse.report import Refusal
+from normfuse.report import Refusal, Site
 
-__all__ = ["NAME", "fold_affine", "is_stored"]
-
-NAME = "fold_affine"
+__all__ = ["FOLD_AFFINE", "fold_affine", "is_stored"]
 
 #: Reasons that lie in what a norm reads; where its readers have a more particular one, that is named.
 _INHERENT = ("stream_enters_graph", "nonlinear_writer", "post_norm", "raw_reader")
@@ -65,8 +64,7 @@ def fold_affine(work: Work) -> None:
     """Fold every norm with stored statistics that weights can take; record a reason for each that stays."""
     gm = work.program.gm
     fold = _Fold(work, WeightValues(work.program, Effects(gm.graph)))
-    sites = work.sites.items()
-    pending = [node for node, site in sites if is_stored(norm_of(node)) and site.action != "reverted"]
+    pending = [node for node in work.sites if is_stored(norm_of(node)) and work.may(node, FOLD_AFFINE.name)]
     while pending:
         left = [node for node in pending if not fold.run(node)]
         if len(left) == len(pending):
@@ -88,9 +86,9 @@ class _Fold:
         site.refusal = None
         done = self._fold(node)
         if isinstance(done, Refusal):
-            site.refuse(done)
+            site.refuse(done, FOLD_AFFINE.name)
             return False
-        site.fold(done)
+        site.fold(FOLD_AFFINE.name, done)
         del self._work.sites[node]
         self._weights.admit(self._placement.made)
         return True
@@ -113,7 +111,7 @@ class _Fold:
         if not isinstance(before, Refusal):
             return self._before(node, operands.source, before)
         sibling = beside(node, operands.source, axis, self._weights)
-        behind = push(node, axis, maps, self._weights) if sibling is None else []
+        behind = push(node, axis, maps, self._weights) if sibling is None else Pushed([], [])
         if isinstance(behind, Refusal):
             return _both(before, behind)
         refusal = refusal_of_cancellation(node, operands, region.spec.eps, self._work.program)
@@ -121,10 +119,10 @@ class _Fold:
             return refusal
         if sibling is not None:
             return self._beside(node, sibling, maps[0])
-        return self._behind(node, operands.source, behind)
+        return self._behind(node, operands.source, behind.reads)
 
     def _before(self, node: Node, source: Node, plan: Plan) -> Certificate | Refusal:
-        proof = folded_before(node, plan, self._work)
+        proof = folded_before(FOLD_AFFINE, node, plan, self._work)
         refusal = self._refuse_taps(node, leaves_of(plan))
         refusal = refusal or self._refuse_made(node, self._placement.weights(plan, node))
         if refusal is not None:
@@ -150,7 +148,7 @@ class _Fold:
         rest_on_precision(self._work.program, node, region.operands(node), region.spec.eps or 0.0)
 
     def _beside(self, node: Node, found: Beside, mapping: Standardise) -> Certificate | Refusal:
-        proof = folded_beside(node, found, self._work)
+        proof = folded_beside(FOLD_AFFINE, node, found, self._work)
         tap = OwnTap(linear_parts((mapping, *found.maps)), found.groups)
         refusal = self._refuse_taps(node, [Leaf(found.weight, 0, (tap,))])
         if refusal is not None:
@@ -178,7 +176,7 @@ class _Fold:
                 stack.extend(n for n in value.all_input_nodes if n not in seen and n not in self._weights)
 
     def _behind(self, node: Node, source: Node, reads: list[Read]) -> Certificate | Refusal:
-        proof = folded_behind(node, reads, self._work)
+        proof = folded_behind(FOLD_AFFINE, node, reads, self._work)
         changed = [self._placement.behind(read) for read in reads]
         refusal = self._refuse_made(node, [made for one in changed for made in one.values()])
         if refusal is not None:
@@ -271,3 +269,27 @@ def _both(before: Refusal, behind: Refusal) -> Refusal:
         first.node,
         first.remedy,
     )
+
+
+def _waits(site: Site) -> bool:
+    return site.kind != "weight_standardization" and site.spec["statistics"] != "input"
+
+
+FOLD_AFFINE = Rule(
+    "fold_affine",
+    Numerics.REASSOCIATED,
+    "A(x) = D (x - mean) + shift is affine,  D = diag(scale / sqrt(variance + eps) + skip) per channel",
+    "Ioffe, Szegedy 2015, arXiv 1502.03167, algorithm 2; Ding et al. 2021, arXiv 2101.03697, section 3.3",
+    (
+        "stored statistics: what the norm scales and shifts by is made of weights alone",
+        "reached in full: every value between the norm and these operators is theirs alone",
+        "changed weights: each takes D, and a bias the shift, in its own copy",
+    ),
+    {
+        "before": "A(W a + b) = (D W) a + A(b)",
+        "behind": "W A(x) + b = (W D) x + (b + W A(0))",
+        "beside": "A(x) + W x + b = (D + W) x + (b + A(0))",
+    },
+    run=fold_affine,
+    waits=_waits,
+)

@@ -16,12 +16,11 @@ from normfuse.ir.location import described
 from normfuse.ir.region import norm_of
 from normfuse.passes.evidence import certificate
 from normfuse.passes.lower import inline
+from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.work import Work
-from normfuse.report import Refusal
+from normfuse.report import Refusal, Site
 
-__all__ = ["NAME", "fold_constants"]
-
-NAME = "fold_constants"
+__all__ = ["FOLD_CONSTANTS", "fold_constants"]
 
 
 def fold_constants(work: Work) -> None:
@@ -31,7 +30,7 @@ def fold_constants(work: Work) -> None:
         made += found  # what reads a norm of weights is a weight from now on
     for node, site in work.sites.items():
         if site.kind == "weight_standardization":
-            site.refuse(_moving_refusal(node))
+            site.refuse(_moving_refusal(node), FOLD_CONSTANTS.name)
     if made:
         _mark(made, WeightValues(work.program, Effects(graph)))
 
@@ -41,17 +40,17 @@ def _inlined(work: Work, weights: WeightValues) -> list[Node]:
     made: list[Node] = []
     for node, site in list(work.sites.items()):
         region = norm_of(node)
-        if region is None or site.action == "reverted":
+        if region is None or not work.may(node, FOLD_CONSTANTS.name):
             continue
         if not all(operand in weights for operand in node.all_input_nodes):
             continue
         refusal = weights.refusal(node) or _grad_refusal(work, node)
         if refusal is not None:
-            site.refuse(refusal)
+            site.refuse(refusal, FOLD_CONSTANTS.name)
             continue
         read = list(node.all_input_nodes)
         names = [operand.name for operand in read]
-        site.fold(certificate(NAME, (names, names), read, work))
+        site.fold(FOLD_CONSTANTS.name, certificate(FOLD_CONSTANTS, (names, names), read, work))
         del work.sites[node]
         made += inline(work.program.gm, node, region)
     return made
@@ -78,3 +77,22 @@ def _mark(made: list[Node], weights: WeightValues) -> None:
         if node in weights and FOLD not in node.meta:
             node.meta[FOLD] = True
             stack.extend(node.users)
+
+
+def _waits(site: Site) -> bool:
+    return site.kind == "weight_standardization"
+
+
+FOLD_CONSTANTS = Rule(
+    "fold_constants",
+    Numerics.ROUNDING,
+    "conv(x, standardise(W)) = conv(x, V),  V = standardise(W)",
+    "Qiao et al. 2019, arXiv 1903.10520, equation 2",
+    (
+        "a constant: all that the norm reads is made of weights",
+        "computed once: nothing writes to the weights, and no gradients are recorded",
+        "changed weights: each is read through the result, in a copy",
+    ),
+    run=fold_constants,
+    waits=_waits,
+)

@@ -1,16 +1,15 @@
 """The pipeline: every stage, in order, on one screen.
 
-    capture -> positional -> functionalize -> canonicalize -> lift -> fold_constants -> fold_affine
-            -> recentre -> settle_shifts -> [hoist] -> lower
+    capture -> positional -> functionalize -> canonicalize -> lift -> rule after rule -> settle_shifts
+            -> [hoist] -> lower
 
-The program is a runnable graph after each stage.
+The rules stand in :mod:`normfuse.rule_names`. The program is a runnable graph after each stage.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
 
 from normfuse.analysis.time_share import time_of
 from normfuse.errors import ExpectationError
@@ -21,21 +20,17 @@ from normfuse.ir.kinds import known_kinds
 from normfuse.ir.program import Program
 from normfuse.options import Options, unknown_name
 from normfuse.passes.canonicalize import canonicalize
-from normfuse.passes.fold_affine import NAME as FOLD_AFFINE
-from normfuse.passes.fold_affine import fold_affine
-from normfuse.passes.fold_constants import NAME as FOLD_CONSTANTS
-from normfuse.passes.fold_constants import fold_constants
+from normfuse.passes.catalogue import RULES
 from normfuse.passes.functionalize import functionalize
 from normfuse.passes.hoist import hoist
 from normfuse.passes.lift import lift
 from normfuse.passes.lower import lower
 from normfuse.passes.observer import Observer
 from normfuse.passes.positional import positional
-from normfuse.passes.recentre import NAME as RECENTRE
-from normfuse.passes.recentre import recentre
+from normfuse.passes.rule import Rule
 from normfuse.passes.settle_shifts import settle_shifts
 from normfuse.passes.work import Work
-from normfuse.report import Refusal, Report, Site
+from normfuse.report import Refusal, Report
 
 __all__ = ["check_expectation", "run_pipeline"]
 
@@ -56,9 +51,8 @@ def run_pipeline(
     _estimate(work)
     if observer is not None:
         observer.lifted(work)
-    _run(work, FOLD_CONSTANTS, fold_constants)
-    _run(work, FOLD_AFFINE, fold_affine)
-    _run(work, RECENTRE, recentre, _no_conversion(work))
+    for rule in RULES:
+        _run(work, rule)
     settle_shifts(work)
     folded = hoist(program)
     if observer is not None:
@@ -83,30 +77,24 @@ def _estimate(work: Work) -> None:
         site.time = times[node] or 0.0
 
 
-def _run(work: Work, name: str, rule: Callable[[Work], None], refusal: Refusal | None = None) -> None:
-    """One rule, or the reason for every norm of its kinds why it does not run."""
-    if refusal is None and not work.options.runs(name):
-        refusal = Refusal("not_asked", f"the rule {name} is switched off by only or skip")
+def _run(work: Work, rule: Rule) -> None:
+    """One rule, or the reason why it does not run for every norm that waits for it."""
+    refusal = _why_not(work, rule)
     if refusal is None:
-        rule(work)
+        rule.run(work)
         return
     for site in work.report.sites:
-        if site.action == "kept" and site.refusal is None and _rule_of(site) == name:
-            site.refuse(refusal)
+        if rule.waits(site):
+            site.refuse(refusal, rule.name)
 
 
-def _rule_of(site: Site) -> str:
-    """The rule that a norm waits for."""
-    if site.kind == "weight_standardization":
-        return FOLD_CONSTANTS
-    return RECENTRE if site.spec["statistics"] == "input" else FOLD_AFFINE
-
-
-def _no_conversion(work: Work) -> Refusal | None:
-    """Why no norm is converted at all, if so."""
-    if work.options.target == "layer_norm":
-        return Refusal("not_asked", "with the target layer_norm, norms are only recognised")
-    return None
+def _why_not(work: Work, rule: Rule) -> Refusal | None:
+    target = work.options.target
+    if not rule.serves(target):
+        return Refusal("not_asked", f"the rule {rule.name} does not run with the target {target}")
+    if not work.options.runs(rule.name):
+        return Refusal("not_asked", f"the rule {rule.name} is switched off by only or skip")
+    return rule.idle(work)
 
 
 def check_expectation(report: Report, options: Options) -> None:

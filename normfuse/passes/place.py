@@ -146,10 +146,9 @@ class Placement:
         sources = {leaf.node, *_sources(read.maps), *([bias] if isinstance(bias, Node) else [])}
         with self._inserting(sources, read.node):
             wide = opmath(dtype_of(leaf.node))
-            width = (shape_of(leaf.node) or ())[leaf.axis] * leaf.groups
-            shift = self._of_zero(read.maps, width, wide)
+            shift = self._of_zero(read.maps, read.channels, wide)
             weight = cast(self._graph, leaf.node, wide)
-            made = times_shift(self._graph, weight, shift, leaf.axis, leaf.groups)
+            made = times_shift(self._graph, weight, shift, read.reading)
             if isinstance(bias, Node):
                 made = call(self._graph, aten.add.Tensor, made, bias)
             made = cast(self._graph, made, dtype_of(leaf.node))

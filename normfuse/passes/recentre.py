@@ -22,14 +22,13 @@ from normfuse.ir.canonical import canonical_region, is_expressible
 from normfuse.ir.effects import Effects
 from normfuse.ir.region import norms_in
 from normfuse.ir.spec import NormSpec
-from normfuse.passes.evidence import evidence
+from normfuse.passes.evidence import Certificate, evidence
 from normfuse.passes.place import Placement, Substitution
+from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.work import Work
-from normfuse.report import Refusal
+from normfuse.report import Refusal, Site
 
-__all__ = ["NAME", "recentre"]
-
-NAME = "recentre"
+__all__ = ["RECENTRE", "recentre"]
 
 _ASK = 'ask for it with policy="convert"'
 
@@ -43,7 +42,11 @@ def recentre(work: Work) -> None:
     weights.admit(n for n in gm.graph.nodes if FOLD in n.meta)
     converts = work.options.converts(work.program.grad_enabled)
     order = {node: i for i, node in enumerate(gm.graph.nodes)}
-    settled = {node for node, site in work.sites.items() if site.refusal is not None}
+    settled = {
+        node
+        for node, site in work.sites.items()
+        if site.refusal is not None or not work.may(node, RECENTRE.name)
+    }
     seen: set[Value] = set()
     found: list[tuple[Stream, Decision]] = []
     for node in work.sites:
@@ -60,14 +63,16 @@ def recentre(work: Work) -> None:
             _keep_what_does_not_pay(decision, weights)
         found.append((stream, decision))
     proofs = {
-        n: evidence(n, stream, decision, work) for stream, decision in found for n in decision.converted
+        n: evidence(RECENTRE, n, stream, decision, work)
+        for stream, decision in found
+        for n in decision.converted
     }
     placement = Placement(gm.graph)
     placement.substitute([p for _, decision in found for p in _substitutions(decision)])
     for stream, decision in found:
         _apply(work, stream, decision, placement)
     for node, proof in proofs.items():
-        work.sites[node].certificate = proof
+        _convert(work, node, proof)
 
 
 def _substitutions(decision: Decision) -> list[Substitution]:
@@ -82,13 +87,15 @@ def _refuse_in_advance(work: Work) -> None:
     for node, region in norms_in(work.program.gm):
         refusal = _no_candidate(node, region.spec)
         if refusal is not None:
-            work.sites[node].refuse(refusal)
+            work.sites[node].refuse(refusal, RECENTRE.name)
 
 
 def _no_candidate(node: Node, spec: NormSpec) -> Refusal | None:
     """Why a norm cannot become an RMSNorm whatever writes its input, if so."""
     if spec.kind == "rms_norm":
         return Refusal("already_rms_norm", "an RMSNorm has no mean to remove", node.name)
+    if spec.kind == "crms_norm":
+        return Refusal("already_crms_norm", "a CRMSNorm reads values whose mean is removed", node.name)
     if spec.kind == "l2_norm":
         return Refusal("no_mean", "an L2 norm has no mean to remove", node.name)
     if spec.kind != "layer_norm":
@@ -137,10 +144,8 @@ def _keep_what_does_not_pay(decision: Decision, weights: WeightValues) -> None:
 def _apply(work: Work, stream: Stream, decision: Decision, placement: Placement) -> None:
     if decision.cut is not None:
         _centre_explicitly(work, stream, decision, placement)
-    for node in decision.converted:
-        _convert(work, node)
     for node, refusal in decision.refusals.items():
-        work.sites[node].refuse(refusal)
+        work.sites[node].refuse(refusal, RECENTRE.name)
 
 
 def _centre_explicitly(work: Work, stream: Stream, decision: Decision, placement: Placement) -> None:
@@ -155,11 +160,32 @@ def _centre_explicitly(work: Work, stream: Stream, decision: Decision, placement
     work.report.centrings += 1
 
 
-def _convert(work: Work, node: Node) -> None:
+def _convert(work: Work, node: Node, proof: Certificate) -> None:
     gm = work.program.gm
     region = gm.get_submodule(str(node.target))
     spec = region.spec.as_kind("rms_norm")  # type: ignore[operator, union-attr]
     operands = region.operands(node)  # type: ignore[operator]
     gm.add_submodule(str(node.target), canonical_region(spec, operands, node.meta["val"]))
     node.args = replace(operands, sizes=()).as_args()
-    work.sites[node].convert(spec)
+    work.sites[node].convert(spec, RECENTRE.name, proof)
+
+
+def _waits(site: Site) -> bool:
+    return site.kind != "weight_standardization" and site.spec["statistics"] == "input"
+
+
+RECENTRE = Rule(
+    "recentre",
+    Numerics.REASSOCIATED,
+    "LN_eps(sum_k W_k a_k + b_k) = RMS_eps(sum_k (C W_k) a_k + C b_k),  C = I - 11'/d",
+    "Jiang et al. 2023, arXiv 2305.14858, section 3",
+    (
+        "written by weights: every value of the stream that the norm reads is linear in weights, "
+        "zero, or centred explicitly",
+        "indifferent readers: nothing that reads such a value wants its mean",
+        "changed weights: each takes the maps C and diag(s), in its own copy",
+    ),
+    run=recentre,
+    waits=_waits,
+    targets=("rms_norm",),
+)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from torch.fx import Graph, Node
 
 from normfuse.analysis.absorb import Leaf
+from normfuse.analysis.contraction import Reading
 from normfuse.ir.calls import aten
 from normfuse.ir.emit import call
-from normfuse.ir.sizes import shape_of, tensor_of
+from normfuse.ir.sizes import is_row_major, shape_of, tensor_of
 
 __all__ = ["as_it_lay", "as_runs", "laid_like", "times_shift"]
 
@@ -38,28 +39,31 @@ def as_it_lay(graph: Graph, weight: Node, leaf: Leaf) -> Node:
 
 
 def laid_like(graph: Graph, made: Node, weight: Node) -> Node:
-    """A value with the strides of a weight, by which convolutions choose those of their results."""
+    """A value that lies in memory as a weight does, by which convolutions choose how their results lie."""
     found, wanted = tensor_of(made), tensor_of(weight)
     if found is None or wanted is None or found.stride() == wanted.stride():
         return made
     strides = wanted.stride()
     order = sorted(range(wanted.dim()), key=lambda axis: -strides[axis])
+    if found.shape != wanted.shape and is_row_major(found.permute(order)):
+        return made
     inverse = [order.index(axis) for axis in range(wanted.dim())]
     made = call(graph, aten.permute.default, made, order)
     made = call(graph, aten.contiguous.default, made)
     return call(graph, aten.permute.default, made, inverse)
 
 
-def times_shift(graph: Graph, weight: Node, shift: Node, axis: int, groups: int) -> Node:
-    """``W t`` for a weight that is contracted along ``axis`` (0 or 1), summed over its positions."""
-    rank = len(shape_of(weight) or ())
-    if rank > 2:
-        weight = call(graph, aten.sum.dim_IntList, weight, list(range(2, rank)))
-    if axis == 0:
-        weight = call(graph, aten.transpose.int, weight, 0, 1)
-    out, inner = shape_of(weight) or ()
-    runs = call(graph, aten.reshape.default, weight, [groups, out // groups, inner])
-    made = call(
-        graph, aten.matmul.default, runs, call(graph, aten.reshape.default, shift, [groups, inner, 1])
-    )
-    return call(graph, aten.reshape.default, made, [out])
+def times_shift(graph: Graph, weight: Node, shift: Node, read: Reading) -> Node:
+    """``W t`` for a weight in the dtype of the shift, in the sizes that a bias has."""
+    if read.summed:
+        weight = call(graph, aten.sum.dim_IntList, weight, list(read.summed))
+    left = [axis for axis in range(len(read.weight.letters)) if axis not in read.summed]
+    order = [left.index(axis) for axis in (*read.kept, read.axis)]
+    if order != sorted(order):
+        weight = call(graph, aten.permute.default, weight, order)
+    if read.groups > 1:
+        out, inner = shape_of(weight) or ()
+        weight = call(graph, aten.reshape.default, weight, [read.groups, out // read.groups, inner])
+        shift = call(graph, aten.reshape.default, shift, [read.groups, inner, 1])
+    made = call(graph, aten.matmul.default, weight, shift)
+    return call(graph, aten.reshape.default, made, list(read.shape))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
+from normfuse.analysis.channel_map import ChannelMap
 from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.report import Report, Site
@@ -21,6 +22,9 @@ class Work:
     streams: norms of one number may depend on the same changed weights. ``precise`` asks for the most exact
     of several forms at any price; ``shifts_in_biases`` counts where that would make a difference.
     ``written`` maps nodes that have the value of a norm, since weights before them took it, to its record.
+    ``restored`` says of a norm whose readers took a part of it how its value comes back: by maps, innermost
+    first, along an axis of what the node returns now.
+    ``forbidden`` are pairs of the ``id`` of a site and the name of a rule that must leave it as it is.
     """
 
     program: Program
@@ -31,11 +35,23 @@ class Work:
     precise: bool = False
     shifts_in_biases: int = 0
     written: dict[Node, Site] = field(default_factory=dict)
+    restored: dict[Node, tuple[int, tuple[ChannelMap, ...]]] = field(default_factory=dict)
+    forbidden: set[tuple[int, str]] = field(default_factory=set)
 
     def record(self, node: Node, site: Site) -> None:
         self.sites[node] = site
         self.report.sites.append(site)
 
+    def forbid(self, site: Site, rule: str) -> None:
+        """Ask a rule to leave one norm as it is."""
+        self.forbidden.add((id(site), rule))
+
+    def may(self, node: Node, rule: str) -> bool:
+        """Whether a rule may change the norm at ``node``."""
+        return (id(self.sites[node]), rule) not in self.forbidden
+
     def moved(self, old: Node, new: Node) -> None:
         """Tell that the norm at ``old`` is now at ``new``."""
         self.sites[new] = self.sites.pop(old)
+        if old in self.restored:
+            self.restored[new] = self.restored.pop(old)

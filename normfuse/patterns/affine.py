@@ -140,13 +140,12 @@ def factor(norm: Candidate, reader: Node) -> Candidate | None:
     spec = norm.spec
     post = spec.post_factor * (1 / known if divides else known)
     is_core = not (spec.has_scale or spec.has_shift) and spec.out_dtype == spec.compute_dtype
-    if not is_core or spec.eps is None or spec.kind not in ("rms_norm", "l2_norm", "layer_norm"):
+    if not is_core or spec.eps is None or spec.kind not in ("rms_norm", "l2_norm", "crms_norm", "layer_norm"):
         return changed(norm.grown(reader, post_factor=post), closed=True)
     sizes = [static_size(norm.root, d) for d in spec.dims]
-    made = Constants(spec.divisor, spec.eps, spec.eps_mode, post).canonical(
-        None if None in sizes else math.prod(s for s in sizes if s)
-    )
-    kind = spec.kind if spec.centred else made.kind
+    elements = None if None in sizes else math.prod(s for s in sizes if s) + (spec.basis == "drop_last")
+    made = Constants(spec.divisor, spec.eps, spec.eps_mode, post).canonical(elements)
+    kind = spec.kind if spec.centred or spec.basis else made.kind
     return norm.grown(
         reader, kind=kind, divisor=made.whole_divisor, eps=made.eps, post_factor=made.post_factor,
         eps_mode=made.eps_mode,

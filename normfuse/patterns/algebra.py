@@ -49,9 +49,11 @@ def number(value: object) -> float | None:
 
 
 def count(fact: Fact) -> int | None:
-    """How many elements share one statistic, where that is a plain number."""
+    """How many elements share one statistic, with one that is not stored, where that is a plain number."""
     sizes = [static_size(fact.source, d) for d in fact.dims]
-    return None if shape_of(fact.source) is None or None in sizes else math.prod(s for s in sizes if s)
+    if shape_of(fact.source) is None or None in sizes:
+        return None
+    return math.prod(s for s in sizes if s) + (fact.basis == "drop_last")
 
 
 def power(fact: Fact, exponent: float | Fraction) -> Fact | None:

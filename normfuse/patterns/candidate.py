@@ -21,7 +21,8 @@ class Candidate:
     """A recognised norm that ends at ``root``.
 
     ``closed`` says that its result was rounded after the affine part, so nothing more belongs to it.
-    A ``refusal`` says why the norm is recorded but not lifted.
+    A ``refusal`` says why the norm is recorded but not lifted. ``stored`` is what the source was made of,
+    where it is that and behind it minus its sum.
     """
 
     spec: NormSpec
@@ -29,6 +30,7 @@ class Candidate:
     operands: Operands
     closed: bool = False
     refusal: Refusal | None = None
+    stored: Node | None = None
 
     def grown(self, root: Node, operands: Operands | None = None, **changes: object) -> Candidate:
         """The same norm with one more operator absorbed."""

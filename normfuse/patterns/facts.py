@@ -50,6 +50,7 @@ class Fact:
         factor * (sqrt(S / divisor) + eps) ** (2 exponent)          eps_mode "outside"
         factor * max(sqrt(S / divisor), eps) ** (2 exponent)        eps_mode "clamp"
 
+    In the ``basis`` "drop_last" S is ``sum(x**2) + sum(x)**2``, over one element more than the source has.
     A MEAN is ``factor * sum / divisor``. NORMED is the source times such a statistic; SCALED is the
     source times the weight ``scale``, FACTOR a linear image of the source times the statistic ``root``,
     so that the norm is the factor alone, and MASKED the source or square ``root`` where a mask allows it.
@@ -63,6 +64,7 @@ class Fact:
         statistics_dtype: dtype of the sums where one operator makes them in more precision.
         factor_dtype: dtype to which a finished statistic was rounded.
         missing: the dims of a statistic that its shape does not have.
+        stored: what the source was made of, where it is that and behind it minus its sum.
         flaw: why a norm made of this is recorded but not lifted.
     """
 
@@ -84,6 +86,8 @@ class Fact:
     sign: int = 1
     root: Node | None = None
     flaw: str = ""
+    basis: str = ""
+    stored: Node | None = None
 
     def reduced(self, stage: Stage, dims: tuple[int, ...], **changes: Any) -> Fact | None:
         """A statistic over ``dims``; a centred source has statistics over its own dims only."""

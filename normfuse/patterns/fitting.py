@@ -9,6 +9,7 @@ from normfuse.ir.changed import changed
 from normfuse.ir.dtypes import WIDER
 from normfuse.ir.sizes import same, shape_of
 from normfuse.patterns.algebra import HALF, dtype_of
+from normfuse.patterns.dropped import of_stored
 from normfuse.patterns.facts import Fact, Stage
 from normfuse.patterns.operands import spans
 
@@ -45,7 +46,10 @@ def same_precision(node: Node, subject: Fact, statistic: Fact) -> bool:
 
 def normed(node: Node, subject: Fact | None, statistic: Fact | None) -> Fact | None:
     """``subject`` times the inverse root of its own statistic, at full precision."""
-    if subject is None or statistic is None or subject.subject != statistic.subject:
+    if subject is None or statistic is None:
+        return None
+    statistic = of_stored(statistic, subject)
+    if subject.subject != statistic.subject:
         return None
     if statistic.exponent != -HALF or (subject.centred and subject.dims != statistic.dims):
         return None

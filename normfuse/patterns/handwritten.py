@@ -46,7 +46,7 @@ def _candidate(node: Node, fact: Fact) -> Candidate | None:
     eps = constants.eps
     is_factor = fact.stage is Stage.FACTOR
     spec = NormSpec(
-        kind="layer_norm" if fact.centred else constants.kind,
+        kind=_kind(fact, constants),
         dims=fact.dims,
         eps=eps if isinstance(eps, float) else None,
         source_dtype=source.dtype,
@@ -62,7 +62,14 @@ def _candidate(node: Node, fact: Fact) -> Candidate | None:
         factor_dtype=fact.factor_dtype,
         statistics_dtype=fact.statistics_dtype,
         returns="factor" if is_factor else "value",
+        basis=fact.basis,
     )
     operands = Operands(fact.source, eps if isinstance(eps, Node) else None, fact.scale, fact.shift)
     flaw = fact.flaw or flaw_of(shape_of(fact.source), fact.dims)
-    return Candidate(spec, node, operands, is_factor, refusal(flaw, node) if flaw else None)
+    return Candidate(spec, node, operands, is_factor, refusal(flaw, node) if flaw else None, fact.stored)
+
+
+def _kind(fact: Fact, constants: Constants) -> str:
+    if fact.centred:
+        return "layer_norm"
+    return "crms_norm" if fact.basis else constants.kind

@@ -116,6 +116,7 @@ def _native(kind: str, root: Node, bound: dict[str, Any], facts: Facts, eps: Any
         spec=spec,
         operands=changed(made.operands, source=begin),
         refusal=refusal(flaw, root) if flaw else None,
+        stored=fact.stored,
     )
 
 

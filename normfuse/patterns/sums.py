@@ -16,7 +16,7 @@ from normfuse.patterns import offsets
 from normfuse.patterns.algebra import HALF, divided_by_count, power, stays
 from normfuse.patterns.facts import Fact, Facts, Stage, transfer
 from normfuse.patterns.fitting import aligned, keeps_shape, normed
-from normfuse.patterns.moments import product_of_means, squared_mean, variance_by_moments
+from normfuse.patterns.moments import product_of_means, squared_mean, variance_by_moments, with_dropped
 from normfuse.patterns.operands import is_stored, spans
 from normfuse.patterns.roots import plus_eps
 from normfuse.patterns.signs import signed
@@ -52,6 +52,7 @@ def _joined(node: Node, one: _Term, other: _Term, facts: Facts) -> Fact | None:
         return None
     if its_sign == 1:
         made = plus_eps(node, value, added, facts)
+        made = made or with_dropped(node, value, squared_mean(added, facts), facts)
     else:
         made = _centred(node, value, added, facts)
         made = made or variance_by_moments(node, value, squared_mean(added, facts), facts)
@@ -82,11 +83,10 @@ def product_added(node: Node, facts: Facts) -> Fact | None:
     if bound["value"] not in (1, -1):
         return None
     (left, one), (right, other) = signed(bound["tensor1"]), signed(bound["tensor2"])
-    if bound["value"] * one * other == -1:
-        squared = product_of_means(left, right, facts)
-        made = variance_by_moments(node, bound["self"], squared, facts)
-        if made is not None:
-            return made
+    by_moments = variance_by_moments if bound["value"] * one * other == -1 else with_dropped
+    made = by_moments(node, bound["self"], product_of_means(left, right, facts), facts)
+    if made is not None:
+        return made
     added = offsets.product(node, bound["tensor1"], bound["tensor2"], facts)
     if added is not None:
         return _with_part(node, bound["self"], offsets.with_sign(added, bound["value"]), facts)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from normfuse.verify.measure import OUTPUT, Verdict
-from normfuse.verify.watch import Watch
+from normfuse.verify.watch import Pair, Watch
 
 __all__ = ["GENTLE_ROUNDS", "first_that_fails", "guilty_sites"]
 
 GENTLE_ROUNDS = 4
-"""So many sites are given up one at a time; after them all that are over budget."""
+"""So many rewrites are given up one at a time; after them one of every site over budget."""
 
 
 def guilty_sites(watch: Watch, verdict: Verdict, gentle: bool) -> set[int]:
-    """The sites that their own values tell; none where only outputs, or norms left alone, are over budget.
+    """The sites that their own values tell; none where only outputs, or norms left alone, are over budget,
+    or where one that changed before them shows no value of its own.
 
     ``gentle`` asks for one at a time. A norm that was left alone and is over budget has weights that others
     changed: its stream is guilty.
@@ -26,14 +27,16 @@ def guilty_sites(watch: Watch, verdict: Verdict, gentle: bool) -> set[int]:
         stream = watch.group(innocent[0])
         if stream:
             return stream
+    if gentle and blamed and any(i < blamed[0] and i not in watch.left for i in changed):
+        return set()
     return set(blamed[:1] if gentle else blamed)
 
 
-def first_that_fails(changed: Sequence[int], fails: Callable[[Sequence[int]], bool]) -> int:
-    """The first site, in execution order, with which a rewrite of all up to it is over budget.
+def first_that_fails(changed: Sequence[Pair], fails: Callable[[Sequence[Pair]], bool]) -> Pair:
+    """The first rewrite, in execution order, with which all up to it are over budget.
 
-    ``fails`` tries a rewrite of the given sites alone; that of all of them is known to fail. By bisection:
-    as many tries as the number of sites has binary digits.
+    ``fails`` tries the given ones alone; all of them together are known to fail. By bisection: as many
+    tries as their number has binary digits.
     """
     low, high = 0, len(changed)
     while high - low > 1:

@@ -39,13 +39,12 @@ def complete_certificates(report: Report, program: Program, folded: Sequence[Fol
     before = {i.name: i.value for i in weights.values()}
     known: dict[str, str] = {}
     for site in report.sites:
-        if site.certificate is None:
-            continue
-        for weight in site.certificate["weights"]:
-            name = weight["name"]
-            known.setdefault(name, digest(before[name]))
-            weight |= {"before": known[name], "after": sorted(after.get(name, []))}
-        site.certificate |= {"errors": dict(site.errors), "versions": _versions()}
+        for _, certificate in site.rewrites:
+            for weight in certificate["weights"]:
+                name = weight["name"]
+                known.setdefault(name, digest(before[name]))
+                weight |= {"before": known[name], "after": sorted(after.get(name, []))}
+            certificate |= {"errors": dict(site.errors), "versions": _versions()}
 
 
 def _versions() -> dict[str, str]:

@@ -127,7 +127,7 @@ def _judge(
     for (index, place), leaf in judged_twice(values, again, judge_one, given.hostile).items():
         if index == OUTPUT:
             verdict.note_output(place, leaf)
-        if leaf.judged and index not in watch.vetoed:
+        if leaf.judged and not watch.gave_up(index):
             errors = watch.errors if index == OUTPUT else watch.sites[index].errors
             errors[given.name] = max(errors.get(given.name, 0.0), min(leaf.error_ratio, sys.float_info.max))
         if not leaf.ok:

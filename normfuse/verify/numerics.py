@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normfuse.passes.catalogue import Numerics
+from normfuse.passes.rule import Numerics
 from normfuse.verify.compare import comparable, is_finite, same_finiteness
 from normfuse.verify.dtypes import is_real_number
 from normfuse.verify.equivalence import LeafError

@@ -2,7 +2,8 @@
 
     rewrite -> run the original, the rewritten program and the float64 oracle side by side
             -> rewrite into the most exact forms that there are
-            -> forbid the sites over budget -> rewrite again, until no site is over budget
+            -> forbid the last rule that changed each site over budget
+            -> rewrite again, until no site is over budget
 
 Each program returns the values of its norms beside its outputs, also those that weights before them write
 now, so the first value that is over budget names the site to blame. Where none does, the guilty one is found
@@ -20,6 +21,7 @@ from normfuse.errors import VerificationError
 from normfuse.folding import Folded
 from normfuse.ir.program import Program
 from normfuse.options import Options
+from normfuse.passes.catalogue import RULES
 from normfuse.passes.pipeline import run_pipeline
 from normfuse.report import Refusal, Report
 from normfuse.torch_compat import outside_tracing
@@ -29,7 +31,7 @@ from normfuse.verify.measure import Fault, Verdict, measure_on
 from normfuse.verify.numerics import same_bits
 from normfuse.verify.original import Original
 from normfuse.verify.probe import Probe
-from normfuse.verify.watch import Veto, Watch
+from normfuse.verify.watch import Pair, Veto, Watch
 
 __all__ = ["Progress", "rewrite_verified"]
 
@@ -49,9 +51,10 @@ def rewrite_verified(
 
     ``inputs`` are real values for all placeholders, in order; they and the random state stay as they are.
     ``sets`` are the inputs to run it on instead, and ``progress`` is told what is run next. Returns the
-    rewritten copy. Sites over budget stay as they were, with the action ``reverted``, the refusal
-    ``over_budget`` and their figures in ``errors``. Where the program has no float64 oracle it is rewritten
-    unverified, and a note in the report says why.
+    rewritten copy. A site over budget loses its rewrites, the last one first, until it is within; its
+    ``refusals`` have an ``over_budget`` for each of these rules. One that lost all of them stays as it was,
+    with the action ``reverted``, that refusal, and its figures in ``errors``. Where the program has no
+    float64 oracle it is rewritten unverified, and a note in the report says why.
     """
     chosen = sets_of_graph(program, inputs, options.verify == "thorough") if sets is None else list(sets)
     return _Rewriting(program, options, chosen, progress).run()
@@ -85,7 +88,7 @@ class _Rewriting:
     progress: Progress
     precise: bool = False
     original: Original | None = None
-    vetoed: dict[int, Veto] = field(default_factory=dict)
+    vetoed: dict[Pair, Veto] = field(default_factory=dict)
 
     def run(self) -> _Result:
         while True:
@@ -99,7 +102,7 @@ class _Rewriting:
             if done is not None:
                 return done
 
-    def _attempt(self, vetoed: Mapping[int, Veto]) -> _Attempt:
+    def _attempt(self, vetoed: Mapping[Pair, Veto]) -> _Attempt:
         watch, made = Watch(vetoed), self.program.copied()
         report, folded = run_pipeline(made, self.options, watch, precise=self.precise)
         return _Attempt(made, report, folded, watch)
@@ -157,33 +160,36 @@ class _Rewriting:
         return verdict
 
     def _give_up(self, watch: Watch, verdict: Verdict) -> None:
-        """Leave some sites alone next time; what is forbidden grows with every call."""
-        changed, gentle = watch.changed, len(self.vetoed) < GENTLE_ROUNDS
-        chosen = guilty_sites(watch, verdict, gentle)
+        """Keep some rules from some sites next time; what is forbidden grows with every call."""
+        gentle = len(self.vetoed) < GENTLE_ROUNDS
+        chosen = {watch.last(index) for index in guilty_sites(watch, verdict, gentle)}
         if not chosen:
-            chosen = {self._found_by_trial(changed, verdict)} if gentle else set(changed)
+            found = [self._found_by_trial(watch, verdict)] if gentle else map(watch.last, watch.changed)
+            chosen = set(found)
         culprit = verdict.faults[verdict.guilty[0]]
-        for index in chosen:
+        for index, rule in chosen:
             refusal = _refusal(verdict.faults.get(index, culprit))
-            self.vetoed[index] = (refusal, watch.sites[index].errors)
+            self.vetoed[index, rule] = (refusal, watch.sites[index].errors)
 
-    def _found_by_trial(self, changed: Sequence[int], verdict: Verdict) -> int:
-        def fails(allowed: Sequence[int]) -> bool:
-            others = {i: (_TRIED, dict[str, float]()) for i in changed if i not in allowed}
-            watch = self._attempt(self.vetoed | others).watch
-            return bool(self._measured(watch, verdict.sets).faults)
+    def _found_by_trial(self, watch: Watch, verdict: Verdict) -> Pair:
+        every = [(index, rule.name) for index in range(len(watch.sites)) for rule in RULES]
 
-        return first_that_fails(changed, fails)
+        def fails(allowed: Sequence[Pair]) -> bool:
+            others = {pair: (_TRIED, dict[str, float]()) for pair in every if pair not in allowed}
+            tried = self._attempt(self.vetoed | others).watch
+            return bool(self._measured(tried, verdict.sets).faults)
+
+        return first_that_fails(watch.pairs, fails)
 
     def _untouched(self, made: _Attempt, refusal: Refusal) -> _Result:
         """The program as it came, where what was made of it cannot be trusted."""
         for index, site in enumerate(made.watch.sites):
-            site.revert(self.vetoed.get(index, (refusal,))[0])
+            site.revert(next((veto for (i, _), (veto, _) in self.vetoed.items() if i == index), refusal))
         return self._as_it_came(made.report)
 
     def _as_it_came(self, report: Report) -> _Result:
         for site in report.sites:
-            site.certificate = None
+            site.rewrites.clear()
         report.folded = report.centrings = 0
         return self.program.copied(), report, []
 

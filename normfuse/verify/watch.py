@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -13,15 +14,18 @@ from normfuse.passes.work import Work
 from normfuse.report import Refusal, Site
 from normfuse.verify.probe import Probe
 
-__all__ = ["Veto", "Watch"]
+__all__ = ["Pair", "Veto", "Watch"]
+
+Pair = tuple[int, str]
+"""The number of a site, and a rule that changed it or must not."""
 
 Veto = tuple[Refusal, dict[str, float]]
-"""Why a site stays, and the errors that it had when it was changed."""
+"""Why a rule is kept from a site, and the errors that the site had when it was changed."""
 
 
 @dataclass
 class Watch:
-    """An observer of the pipeline that forbids the sites in ``vetoed``.
+    """An observer of the pipeline that forbids what is in ``vetoed``.
 
     ``weights`` says which inputs are some. ``errors`` are those of the outputs, by the inputs that they were
     measured on. ``after`` returns the outputs of the rewritten program and then the values of the sites whose
@@ -29,7 +33,7 @@ class Watch:
     took a norm into their weights.
     """
 
-    vetoed: Mapping[int, Veto]
+    vetoed: Mapping[Pair, Veto]
     work: Work | None = None
     before: Probe | None = None
     after: Probe | None = None
@@ -43,27 +47,50 @@ class Watch:
         self.work, self.before = work, Probe.of(work.program, list(work.sites))
         self.weights = [i.is_weight for i in work.program.inputs]
         self.sites = list(work.sites.values())
-        for index, (refusal, errors) in self.vetoed.items():
-            self.sites[index].revert(refusal)
-            self.sites[index].errors = dict(errors)
+        for index, rule in self.vetoed:
+            work.forbid(self.sites[index], rule)
 
     def rewritten(self, work: Work, folded: Sequence[Folded]) -> None:
+        self._tell_vetoes()
         values = {node: i.value for node, i in work.program.weights.items()}
         self.folded = [one.recipe.compute([values[s] for s in one.sources]) for one in folded]
         numbers = {id(site): index for index, site in enumerate(self.sites)}
-        nodes = {numbers[id(site)]: node for node, site in {**work.sites, **_written(work)}.items()}
+        values_of = {**work.sites, **_written(work)}
+        nodes = {numbers[id(site)]: node for node, site in values_of.items()}
         self.left = sorted(nodes)
-        self.after = Probe.of(work.program, [nodes[index] for index in self.left])
+        with _whole(work) as values:
+            self.after = Probe.of(work.program, [values.get(n, n) for n in (nodes[i] for i in self.left)])
 
     @property
     def changed(self) -> list[int]:
         """The sites that are not as they were, in execution order."""
-        return [i for i, site in enumerate(self.sites) if site.action not in ("kept", "reverted")]
+        return [i for i, site in enumerate(self.sites) if site.rewrites]
 
     @property
-    def disregarded(self) -> list[int]:
-        """The sites that were changed although that was forbidden."""
-        return [i for i in self.vetoed if self.sites[i].action != "reverted"]
+    def pairs(self) -> list[Pair]:
+        """What was done, in execution order of the sites, for each in the order of the rules."""
+        return [(i, rule) for i, site in enumerate(self.sites) for rule in site.rules]
+
+    @property
+    def disregarded(self) -> list[Pair]:
+        """What was done although it was forbidden."""
+        return [pair for pair in self.pairs if pair in self.vetoed]
+
+    def last(self, index: int) -> Pair:
+        """The last that was done to a changed site."""
+        return index, self.sites[index].rules[-1]
+
+    def gave_up(self, index: int) -> bool:
+        """Whether nothing is left of what was done to a site, whose errors are those of that time."""
+        return index >= 0 and self.sites[index].action == "reverted"
+
+    def _tell_vetoes(self) -> None:
+        for (index, rule), (refusal, errors) in self.vetoed.items():
+            site = self.sites[index]
+            site.refusals[rule] = refusal
+            if not site.rewrites:
+                site.revert(refusal)
+                site.errors = dict(errors)
 
     def group(self, index: int) -> set[int]:
         """The changed sites of the same stream."""
@@ -75,7 +102,23 @@ class Watch:
             if one is site and node in self.work.streams
         }
         alike = {i for i, stream in streams.items() if stream == streams.get(index)}
-        return {i for i in alike if self.sites[i].action == "converted"}
+        return {i for i in alike if self.sites[i].rewrites}
+
+
+@contextmanager
+def _whole(work: Work) -> Iterator[dict[Node, Node]]:
+    """For each norm of which readers took a part, a value for a while that is what the norm returned once."""
+    graph, made = work.program.gm.graph, dict[Node, Node]()
+    known = set(graph.nodes)
+    for node, (axis, maps) in work.restored.items():
+        with graph.inserting_before(node.next):
+            value = node
+            for one in maps:
+                value = one.emit(graph, value, axis)
+        made[node] = value
+    yield made
+    for node in reversed([n for n in graph.nodes if n not in known]):
+        graph.erase_node(node)
 
 
 def _written(work: Work) -> dict[Node, Site]:

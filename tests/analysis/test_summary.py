@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from normfuse.analysis.channel_map import Trait
+from normfuse.analysis.contraction import CONTRACTIONS
 from normfuse.analysis.flow import Blocks, Carries, Scales, Shift
-from normfuse.analysis.forward import READERS
 from normfuse.analysis.operator_table import ROWS, flow
 from normfuse.analysis.ranges import RANGES
 from normfuse.analysis.summary import _NOTES, markdown
@@ -63,7 +63,7 @@ def test_notes_say_what_the_rows_do(row) -> None:
 def test_every_row_has_a_note_and_every_reader_says_so() -> None:
     rows = {row for target, row in ROWS.items() if row.__name__ != "_zeros"}
     assert rows == set(_NOTES)
-    reading = {ROWS[target] for target in READERS}
+    reading = {ROWS[target] for target in CONTRACTIONS}
     assert reading == {row for row, note in _NOTES.items() if note.reads.startswith("absorbs")}
     assert {ROWS[t] for t in RANGES} <= set(_NOTES)
 

@@ -75,7 +75,7 @@ def test_the_report_sums_up_what_changed() -> None:
     assert report.changed_share == 3 * 2 * 4 * 4 * 16 / report.time
     assert str(report).splitlines()[-1].startswith("about ")
     assert report.to_dict()["changed_share_of_time"] == report.changed_share
-    kept = normfuse.rewrite(prenorm(dtype=torch.float32), (torch.zeros(4, 8),), target="layer_norm").report
+    kept = normfuse.rewrite(prenorm(dtype=torch.float32), (torch.zeros(4, 8),), only=[]).report
     assert str(kept).splitlines()[-1] == "nothing to gain in speed here (estimated from sizes)"
 
 

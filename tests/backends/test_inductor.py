@@ -37,8 +37,8 @@ def test_folded_weights_are_static_inputs(monkeypatch: pytest.MonkeyPatch) -> No
     with torch.no_grad():
         torch.compile(prenorm(), backend=normfuse.normfuse_backend)(example())
     ((count, static),) = seen
-    assert normfuse.last_report().folded == 6
-    assert set(range(count - 6, count)) <= set(static)
+    assert normfuse.last_report().folded == 12
+    assert set(range(count - 12, count)) <= set(static)
     assert len(static) == count - 1, "all but the one input of the caller"
 
 

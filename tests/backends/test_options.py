@@ -58,7 +58,12 @@ def test_mode_alone_and_with_options() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"normfuse__target": "layer_norm"}, {"normfuse__skip": ["recentre"]}, {"normfuse__only": []}]
+    "options",
+    [
+        {"normfuse__target": "layer_norm", "normfuse__skip": ["fold_scale"]},
+        {"normfuse__skip": ["recentre", "fold_scale"]},
+        {"normfuse__only": []},
+    ],
 )
 def test_recognition_only(options: dict[str, object]) -> None:
     model = prenorm()

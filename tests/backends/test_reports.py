@@ -203,5 +203,5 @@ def test_a_rewritten_program_prints_as_its_report() -> None:
     assert str(made) == str(made.report)
     assert (
         repr(made)
-        == "<Rewritten: found 3 layer_norm; now 3 rms_norm; 6 weights folded, 0 explicit centrings>"
+        == "<Rewritten: found 3 layer_norm; now 3 rms_norm; 12 weights folded, 0 explicit centrings>"
     )

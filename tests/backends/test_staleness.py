@@ -155,7 +155,7 @@ def test_shapes_share_one_copy() -> None:
     folded = len(folded_tensors())
     counted.difference(example(7))
     assert counted.graphs == 2
-    assert len(folded_tensors()) == folded == 6
+    assert len(folded_tensors()) == folded == 12
 
 
 def test_folded_weights_go_with_the_model() -> None:

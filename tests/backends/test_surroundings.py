@@ -168,8 +168,8 @@ def test_every_model_that_a_compiled_function_was_called_with_is_let_go() -> Non
     with torch.no_grad():
         for model in models:
             call(model, X)
-    assert normfuse.last_report().folded == 4
-    assert len(living()) == before + 3 * 4
+    assert normfuse.last_report().folded == 6
+    assert len(living()) == before + 3 * 6
     sources = [weakref.ref(p) for model in models for p in model.parameters()]
     del model, models
     gc.collect()

@@ -23,13 +23,14 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from normfuse.errors import VerificationError
 from normfuse.ir import Input, Program, Role
-from normfuse.options import RULES, Options
+from normfuse.options import Options
 from normfuse.passes.canonicalize import canonicalize
 from normfuse.passes.functionalize import functionalize
 from normfuse.passes.lift import lift
 from normfuse.passes.pipeline import run_pipeline
 from normfuse.passes.work import Work
 from normfuse.report import Report
+from normfuse.rule_names import RULE_NAMES
 from normfuse.verify import run_wide, widen
 from normfuse.verify.compare import comparable, relative_error, same_finiteness
 from normfuse.verify.judge import BUDGET, DOUBLE_BOUND, HOPELESS, SPREAD
@@ -40,7 +41,7 @@ from tests.fuzz.recipe import Recipe
 
 __all__ = ["FIRES", "check"]
 
-FIRES = ("functionalize", "canonicalize", "lift", "centre explicitly", "hoist", *RULES)
+FIRES = ("functionalize", "canonicalize", "lift", "centre explicitly", "hoist", *RULE_NAMES)
 """What has to happen in the networks, often enough for their outcome to say something about it."""
 
 DRAWS = 9
@@ -278,8 +279,8 @@ def _rules_commute(program: Program, case: Case, thorough: bool) -> None:
     """
     wanted = evaluate(program.gm, case.given, case.weights, len(case.arguments))
     ways = [
-        *permutations((rule,) for rule in RULES),
-        *((pair,) for pair in combinations(RULES, len(RULES) - 1)),
+        *permutations((rule,) for rule in RULE_NAMES),
+        *((pair,) for pair in combinations(RULE_NAMES, len(RULE_NAMES) - 1)),
     ]
     for order in ways if thorough else [ways[case.recipe.seed // 5 % len(ways)]]:
         current, folded = program, list[Tensor]()
@@ -354,7 +355,7 @@ def _fired(report: Report, folded: int) -> Counter[str]:
     names |= {f"refused {site.refusal.code}" for site in report.sites if site.refusal is not None}
     changed = any(site.action != "kept" for site in report.sites)
     names |= {"converted"} if changed else set()
-    names |= {site.certificate["rule"] for site in report.sites if site.certificate is not None}
+    names |= {rule for site in report.sites for rule in site.rules}
     names |= {"centre explicitly"} if report.centrings else set()
     names |= {"hoist"} if folded else set()
     return Counter(names)

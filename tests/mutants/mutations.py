@@ -17,17 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import normfuse
+from normfuse.rule_names import RULE_NAMES
 
 __all__ = ["MODULES", "ROW_MODULES", "Mutant", "functions_of", "mutants", "row_functions"]
 
 PACKAGE = Path(normfuse.__file__).parent
 ROW_MODULES = ("rows_elementwise", "rows_layout", "rows_linear", "rows_reduce")
 MODULES = (
-    *(f"analysis.{name}" for name in ROW_MODULES), "analysis.operator_table", "analysis.absorb",
-    "analysis.forward", "analysis.beside", "analysis.stream", "analysis.exactness", "analysis.ranges",
-    "analysis.centring", "analysis.weights",
-    "passes.canonicalize", "passes.functionalize", "passes.lift", "passes.recentre", "passes.fold_affine",
-    "passes.fold_constants", "passes.settle_shifts", "passes.stored_values", "passes.premises",
+    *(f"analysis.{name}" for name in ROW_MODULES), "analysis.operator_table", "analysis.contraction",
+    "analysis.absorb", "analysis.forward", "analysis.beside", "analysis.stream", "analysis.exactness",
+    "analysis.ranges", "analysis.centring", "analysis.weights",
+    "passes.canonicalize", "passes.functionalize", "passes.lift", *(f"passes.{rule}" for rule in RULE_NAMES),
+    "passes.settle_shifts", "passes.stored_values", "passes.premises",
     "folding.precision", "folding.premise", "folding.conditions", "ir.effects", "analysis.readers",
 )  # fmt: skip
 """Where the rules and the table decide, and what they all ask of a graph."""
@@ -70,7 +71,7 @@ def row_functions(tree: ast.Module) -> list[ast.FunctionDef]:
 
 
 def _is_row(decorator: ast.expr) -> bool:
-    return isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "row"
+    return isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") in ("row", "contracts")
 
 
 def _sites(tree: ast.Module) -> Iterator[_Site]:
@@ -138,12 +139,23 @@ def _shallow(node: ast.AST) -> ast.AST:
     return ast.copy_location(type(node)(**fields), node) if hasattr(node, "lineno") else type(node)(**fields)
 
 
+def _turn_letters(function: ast.FunctionDef) -> None:
+    """Let a contraction's result have its axes in another order."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Return) and node.value is not None:
+            text = f"(lambda c: c and replace(c, out=c.out[1:] + c.out[:1]))({ast.unparse(node.value)})"
+            node.value = ast.parse(text, mode="eval").body
+
+
 def _other_axis(module: str, tree: ast.Module, function: ast.FunctionDef) -> Mutant:
     text = ast.unparse(tree)
     copy = ast.parse(text)
     (twin,) = [f for f in functions_of(copy) if f.name == function.name]
     first = 1 if isinstance(twin.body[0], ast.Expr) and len(twin.body) > 1 else 0
-    twin.body.insert(first, ast.parse("axis = max(axis - 1, 0)").body[0])
+    if any(argument.arg == "axis" for argument in twin.args.args):
+        twin.body.insert(first, ast.parse("axis = max(axis - 1, 0)").body[0])
+    else:
+        _turn_letters(twin)
     return Mutant(
         module, f"{function.name} answers for another axis", ast.unparse(ast.fix_missing_locations(copy))
     )

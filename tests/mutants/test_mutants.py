@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 
 from normfuse.analysis.operator_table import ROWS
-from normfuse.options import RULES
+from normfuse.rule_names import RULE_NAMES
 from tests.mutants.mutations import MODULES, PACKAGE, ROW_MODULES, mutants, row_functions
 from tests.mutants.runner import explained, is_killed
 
@@ -24,7 +24,7 @@ def source(module):
 
 def without_mutants(found):
     """Rules and rows that nothing would be tried on."""
-    missing = {f"passes.{rule}" for rule in RULES} - {module for module, made in found.items() if made}
+    missing = {f"passes.{rule}" for rule in RULE_NAMES} - {module for module, made in found.items() if made}
     for name in ROW_MODULES:
         module = f"analysis.{name}"
         named = {mutant.name.split()[0] for mutant in found.get(module, ())}

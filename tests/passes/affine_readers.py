@@ -379,7 +379,7 @@ def matmul_as_second_factor(s, x):
     return s.w @ s.norm(x)
 
 
-@case("stream_enters_graph", norm=bn1(6), w=param(6, 6, 6), args=SQUARE)
+@case("no_bias", norm=bn1(6), w=param(6, 6, 6), args=SQUARE)
 def matmul_with_a_stack(s, x):
     return s.norm(x) @ s.w
 

@@ -308,7 +308,7 @@ def addmm_with_a_scalar(s, x):
     return s.ln(torch.addmm(s.b, x[0], s.lin.weight.t()))
 
 
-@attack(0, "nonlinear_writer", extras=lambda: {"w": param(D, 5, D)})
+@attack(1, extras=lambda: {"w": param(D, 5, D)})
 def baddbmm(s, x):
     return s.ln(torch.baddbmm(s.ln2.bias, x, s.w, beta=2))
 

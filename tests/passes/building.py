@@ -164,7 +164,7 @@ def outcome(report: Report) -> tuple[int, set[str]]:
     A rule that had to be undone is a failure: verification must not hide it.
     """
     layer_norms = [s for s in report.sites if s.kind == "layer_norm"]
-    kept = [s for s in layer_norms if s.action == "kept"]
+    kept = [s for s in layer_norms if s.becomes == s.kind]
     assert "reverted" not in {s.action for s in report.sites}
     assert all(s.refusal is not None and s.refusal.message for s in kept)
     return len(layer_norms) - len(kept), {s.refusal.code for s in kept if s.refusal is not None}

@@ -120,9 +120,16 @@ def test_the_policy_says_whether_a_centring_may_be_added(policy: str, centrings:
     assert report.after == ({"rms_norm": 2} if centrings else {"layer_norm": 2})
 
 
+class CRMSNorm(nn.Module):
+    def forward(self, x):
+        square = (x.square().sum(-1, keepdim=True) + x.sum(-1, keepdim=True).square()) / (x.shape[-1] + 1)
+        return x * torch.rsqrt(square + 1e-5)
+
+
 REASONS = {
     "several_axes": nn.LayerNorm((3, 8)),
     "already_rms_norm": nn.RMSNorm(8),
+    "already_crms_norm": CRMSNorm(),
     "no_rule": nn.GroupNorm(1, 3),
     "nonlinear_writer": nn.BatchNorm1d(3),
 }

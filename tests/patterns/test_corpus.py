@@ -16,15 +16,20 @@ from bench.corpus.table import COLUMNS, summary, write
 from bench.corpus.truth import called_norms, native_norms, roots
 from normfuse.ir import norms_in
 from normfuse.ir.region import NormRegion
-from tests.patterns import spellings
+from tests.patterns import dropped_coordinates, spellings
 from tests.patterns.capturing import lifted, program_of
 from tests.patterns.test_recognition import operands
 
+SPELLINGS = {
+    **spellings.RMS_SPELLINGS,
+    **spellings.LAYER_SPELLINGS,
+    **{f"crms, {name}": function for name, function in dropped_coordinates.SPELLINGS.items()},
+}
 
-@pytest.mark.parametrize("name", sorted({**spellings.RMS_SPELLINGS, **spellings.LAYER_SPELLINGS}))
+
+@pytest.mark.parametrize("name", sorted(SPELLINGS))
 def test_the_truth_sees_every_spelling(name: str) -> None:
-    function = {**spellings.RMS_SPELLINGS, **spellings.LAYER_SPELLINGS}[name]
-    graph = program_of(function, operands(torch.float32), 2).gm.graph
+    graph = program_of(SPELLINGS[name], operands(torch.float32), 2).gm.graph
     assert native_norms(graph) or roots(graph)
 
 
@@ -41,7 +46,15 @@ def test_a_miss_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"eps": 0.5}, {"divisor": 1}, {"kind": "layer_norm"}, {"post_factor": 2.0}, {"dims": (-2,)}]
+    "change",
+    [
+        {"eps": 0.5},
+        {"divisor": 1},
+        {"kind": "layer_norm"},
+        {"post_factor": 2.0},
+        {"dims": (-2,)},
+        {"basis": "drop_last"},
+    ],
 )
 def test_a_wrong_description_is_seen(change: dict[str, object]) -> None:
     ((node, region),) = norms_in(lifted(spellings.llama, operands(torch.float32)).program.gm)

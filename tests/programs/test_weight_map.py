@@ -103,7 +103,9 @@ def test_what_changed_is_said_in_words(changes):
     how = {one.name: one.how for one in changes.changed}
     assert how["embed.bias"] == "sub(embed.bias, mean(embed.bias, [0], True))"
     assert set(how) == {
-        f"{m}.{p}" for m in ("embed", "blocks.0.down", "blocks.1.down") for p in ("weight", "bias")
+        f"{m}.{p}"
+        for m in ("embed", "blocks.0.up", "blocks.0.down", "blocks.1.up", "blocks.1.down", "head")
+        for p in ("weight", "bias")
     }
 
 

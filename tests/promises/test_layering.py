@@ -13,7 +13,17 @@ import normfuse
 
 PACKAGE = Path(normfuse.__file__).parent
 
-BASE = {"arguments", "errors", "files", "torch_compat", "report", "report_table", "options", "warn"}
+BASE = {
+    "arguments",
+    "errors",
+    "files",
+    "torch_compat",
+    "report",
+    "report_table",
+    "options",
+    "rule_names",
+    "warn",
+}
 #: What each part may import besides itself and the base.
 MAY_IMPORT = {
     "ir": set(),

@@ -60,6 +60,24 @@ def rms_norm(h: Matrix, added: Expr = eps) -> list[Expr]:
     return scaled(h, added)
 
 
+def crms_norm(z: Matrix, added: Expr = eps) -> list[Expr]:
+    """The norm of a vector without a mean from all of its coordinates but the last, ``-sum(z)``."""
+    square = sympy.expand((sum(e**2 for e in z) + sum(z) ** 2) / (z.rows + 1))
+    return [e / sympy.sqrt(square + added) for e in z]
+
+
+def zero_mean(z: Matrix) -> Matrix:
+    """The vector without a mean that starts like this."""
+    return Matrix.vstack(z, Matrix([-sum(z)]))
+
+
+def zero_mean_basis(d: int) -> Matrix:
+    """The Householder reflection of ``1 / sqrt(d) - e_d`` without its last column: U'U = I, UU' = C."""
+    v = sympy.ones(d, 1) / sympy.sqrt(d) - sympy.eye(d)[:, d - 1]
+    reflection = sympy.eye(d) - 2 * v * v.T / v.dot(v)
+    return reflection[:, :-1].applyfunc(sympy.radsimp)
+
+
 def pairs(left: list[Expr] | Matrix, right: list[Expr] | Matrix) -> Pairs:
     return list(zip(list(left), list(right), strict=True))
 
@@ -110,6 +128,46 @@ def what_is_left_alone_does_not_notice(d: int) -> Pairs:
     """A LayerNorm that stays reads centred values as it read the others: LN(C h) = LN(h)."""
     h = symbols("h", d)
     return pairs(layer_norm(centre(d) * h), layer_norm(h))
+
+
+@proof("recentre")
+def readers_need_not_see_the_last_coordinate(d: int) -> Pairs:
+    """W x = (W[:, :-1] - W[:, -1:]) x[:-1],    x without a mean"""
+    w, z = symbols("W", 2, d), symbols("z", d - 1)
+    less = w[:, :-1] - w[:, -1:] * sympy.ones(1, d - 1)
+    return pairs((w * zero_mean(z)).expand(), (less * z).expand())
+
+
+@proof("recentre")
+def an_orthonormal_basis_keeps_the_norm(d: int) -> Pairs:
+    """U' RMS_eps(x) = g RMS_eps'(U' x),    x without a mean, g = sqrt(d / (d - 1)), eps' = eps d / (d - 1)"""
+    u, x = zero_mean_basis(d), zero_mean(symbols("z", d - 1))
+    ratio = Rational(d, d - 1)
+    inside = rms_norm((u.T * x).applyfunc(sympy.expand), eps * ratio)
+    found = pairs(u.T * u, sympy.eye(d - 1)) + pairs(u * u.T, centre(d))
+    found = [(sympy.radsimp(left), right) for left, right in found]
+    return found + pairs(u.T * Matrix(rms_norm(x)), [sympy.sqrt(ratio) * e for e in inside])
+
+
+@proof("fold_scale")
+def readers_take_weight_and_bias(d: int) -> Pairs:
+    """W (gamma N(h) + beta) + c = (W diag(gamma)) N(h) + (c + W beta), N with a mean or without"""
+    w, c, h = symbols("W", 2, d), symbols("c", 2), symbols("h", d)
+    gamma, beta = symbols("gamma", d), symbols("beta", d)
+    found: Pairs = []
+    for norm in (layer_norm, rms_norm):
+        core = Matrix(norm(h))
+        left = w * (gamma.multiply_elementwise(core) + beta) + c
+        found += pairs(left, (w * sympy.diag(*gamma)) * core + (c + w * beta))
+    return found
+
+
+@proof("lift")
+def the_last_coordinate_follows_from_the_others(d: int) -> Pairs:
+    """RMS(cat(z, -sum(z)))[:-1] = z / root((sum(z**2) + sum(z)**2) / d + eps), and so with the sum itself."""
+    z = symbols("z", d - 1)
+    plus = Matrix.vstack(z, Matrix([sum(z)]))
+    return pairs(rms_norm(zero_mean(z))[:-1], crms_norm(z)) + pairs(rms_norm(plus)[:-1], crms_norm(z))
 
 
 @proof("lift")

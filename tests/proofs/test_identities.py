@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import pytest
 import sympy
+from sympy import Matrix
 
-from normfuse.options import RULES
-from normfuse.passes.catalogue import CATALOGUE, Numerics, Rule
+from normfuse.passes.catalogue import CATALOGUE, RULES
+from normfuse.passes.rule import Claim, Numerics
 from tests.proofs import identities
-from tests.proofs.identities import PROOFS, centre, eps, holds, layer_norm, pairs, rms_norm, symbols
+from tests.proofs.identities import (
+    PROOFS,
+    centre,
+    crms_norm,
+    eps,
+    holds,
+    layer_norm,
+    pairs,
+    rms_norm,
+    symbols,
+    zero_mean,
+    zero_mean_basis,
+)
 from tests.proofs.stored import Stored, conv, conv_transpose, standardised
 
 ALL = [pytest.param(f, id=f"{rule}-{f.__name__}") for rule, found in PROOFS.items() for f in found]
-H = symbols("h", 3)
+H, Z = symbols("h", 3), symbols("z", 2)
+U, GAIN = zero_mean_basis(3), sympy.Rational(3, 2)
+W, X, A, B = symbols("W", 2, 2), symbols("x", 2, 3), symbols("a", 2), symbols("b", 2)
 
 
 def unproven():
@@ -37,13 +52,13 @@ def test_the_identity_holds(width, function):
 
 def test_every_rule_that_changes_numbers_has_a_proof(monkeypatch):
     assert unproven() == set()
-    monkeypatch.setitem(CATALOGUE, "guess", Rule("guess", Numerics.ROUNDING, "x = y"))
+    monkeypatch.setitem(CATALOGUE, "guess", Claim("guess", Numerics.ROUNDING, "x = y"))
     assert unproven() == {"guess"}
 
 
 def test_every_proof_is_about_a_rule_and_every_rule_is_one_that_can_be_switched_off():
     assert set(PROOFS) <= set(CATALOGUE)
-    assert set(RULES) <= set(CATALOGUE)
+    assert {rule.name for rule in RULES} <= set(PROOFS)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +71,20 @@ def test_every_proof_is_about_a_rule_and_every_rule_is_one_that_can_be_switched_
         [(sum(e**2 for e in H) / 3 - sum(H) ** 2, sum((e - sum(H) / 3) ** 2 for e in H) / 3)],
         [(sum(e**2 for e in H) + sum(H) ** 2 / 3, sum((e - sum(H) / 3) ** 2 for e in H))],
         pairs(centre(3) * sympy.diag(*symbols("s", 3)), sympy.diag(*symbols("s", 3)) * centre(3)),
+        pairs(rms_norm(zero_mean(Z))[:-1], rms_norm(Z)),
+        pairs(rms_norm(zero_mean(Z))[:-1], crms_norm(Z, eps * sympy.Rational(3, 2))),
+        pairs(rms_norm(Matrix([sum(Z), *Z]))[:-1], crms_norm(Z)),
+        pairs(U.T * Matrix(rms_norm(zero_mean(Z))), rms_norm(U.T * zero_mean(Z), eps * GAIN)),
+        pairs(
+            U.T * Matrix(rms_norm(zero_mean(Z))),
+            [sympy.sqrt(GAIN) * e for e in rms_norm(U.T * zero_mean(Z))],
+        ),
+        pairs(W * zero_mean(Z[:1, :]), W[:, :-1] * Z[:1, :]),
+        pairs(
+            W * (A.multiply_elementwise(Matrix(rms_norm(B))) + B),
+            W * sympy.diag(*A) * Matrix(rms_norm(B)) + B,
+        ),
+        pairs(W * A.multiply_elementwise(Matrix(rms_norm(B))), sympy.diag(*A) * W * Matrix(rms_norm(B))),
         [],
     ],
     ids=[
@@ -66,6 +95,14 @@ def test_every_proof_is_about_a_rule_and_every_rule_is_one_that_can_be_switched_
         "sum for mean",
         "moments added",
         "factor moved past C",
+        "last coordinate forgotten",
+        "eps of d - 1 where nothing is rotated",
+        "the sum in front",
+        "no gain",
+        "eps kept in an orthonormal basis",
+        "last column forgotten",
+        "bias of a norm not multiplied",
+        "weight of a norm on the rows",
         "nothing",
     ],
 )
@@ -74,7 +111,6 @@ def test_what_is_false_is_not_proven(wrong):
 
 
 NORM, SKIP = Stored(2), Stored(2, skip=True)
-W, X, A, B = symbols("W", 2, 2), symbols("x", 2, 3), symbols("a", 2), symbols("b", 2)
 TAPS = [symbols(f"W{k}", 2, 2) for k in range(3)]
 
 
@@ -170,10 +206,12 @@ def test_the_definitions_are_those_of_torch():
     import torch.nn.functional as F
 
     values = torch.tensor([0.3, -1.2, 2.5], dtype=torch.float64)
-    numbers = {s: float(v) for s, v in zip(list(H), values, strict=True)} | {eps: 1e-2}
+    numbers = {s: float(v) for s, v in zip([*H, *Z], [*values, *values[:2]], strict=True)} | {eps: 1e-2}
+    whole = torch.cat([values[:2], -values[:2].sum(0, keepdim=True)])
     for ours, theirs in (
         (layer_norm(H), F.layer_norm(values, (3,), eps=1e-2)),
         (rms_norm(H), F.rms_norm(values, (3,), eps=1e-2)),
+        (crms_norm(Z), F.rms_norm(whole, (3,), eps=1e-2)[:2]),
     ):
         found = torch.tensor([float(e.subs(numbers)) for e in ours], dtype=torch.float64)
         torch.testing.assert_close(found, theirs, rtol=1e-14, atol=1e-14)

@@ -42,9 +42,11 @@ def situation(
 def cell(report: Report) -> str:
     """What became of the norms, in words that do not change with their number."""
     parts = []
-    for action in ("converted", "folded"):
-        if done := sum(site.action == action for site in report.sites):
-            parts.append(f"works, {done} of {len(report.sites)} {action}")
+    of = len(report.sites)
+    if done := sum(site.action == "converted" for site in report.sites):
+        parts.append(f"works, {done} of {of} converted")
+    if done := sum(site.action == "folded" and not site.becomes for site in report.sites):
+        parts.append(f"works, {done} of {of} folded")
     codes = Counter(s.refusal.code for s in report.sites if s.refusal is not None)
     if codes:
         parts.append("refused: " + ", ".join(f"`{code}`" for code in sorted(codes)))

@@ -157,8 +157,7 @@ def test_what_is_given_up_and_changed_all_the_same_ends_with_the_original(chain,
 
     def forgetful(self: Watch, work: Work) -> None:
         lifted(self, work)
-        for site in self.sites:
-            site.action, site.refusal = "kept", None
+        work.forbidden.clear()
 
     monkeypatch.setattr(Watch, "lifted", forgetful)
     made = rewritten_with(torch.zeros_like, "convs.2", chain)

@@ -63,9 +63,9 @@ def explain(
 
 def _report(text: str, dtype: str | None, options: dict[str, object]) -> Report:
     from normfuse.backends.explain import explain_with
-    from normfuse.options import Options
+    from normfuse.rewriting import checked_options
     from normfuse.sources import load_source
 
-    checked = Options.checked(options, prefix="")
+    checked = checked_options(options)
     source = load_source(text).with_dtype(dtype)
     return explain_with(checked, source.model, source.args, source.kwargs)

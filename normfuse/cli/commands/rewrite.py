@@ -133,10 +133,10 @@ def _loaded(text: str, dtype: str | None, dynamic: bool, options: dict[str, Any]
 
     from normfuse.capture.exported import open_sizes
     from normfuse.errors import InputError
-    from normfuse.options import Options
+    from normfuse.rewriting import checked_options
     from normfuse.sources import load_source
 
-    Options.checked(options, prefix="")
+    checked_options(options)
     source = load_source(text).with_dtype(dtype)
     if not dynamic:
         return source
