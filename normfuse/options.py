@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
+
 from normfuse.errors import OptionError
 from normfuse.ir.kinds import kinds_may_be_taught, known_kinds
 from normfuse.rule_names import RULE_NAMES
@@ -16,7 +18,8 @@ __all__ = ["PREFIX", "Options", "split_options", "unknown_name"]
 PREFIX = "normfuse."
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "target": ("rms_norm", "layer_norm"),
+    "target": ("rms_norm", "crms_norm", "layer_norm"),
+    "crms_basis": ("drop_last", "orthonormal"),
     "policy": ("convert", "pays"),
     "inner": ("inductor", "eager", "aot_eager"),
     "verify": ("off", "output", "sites", "thorough"),
@@ -24,9 +27,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "memory": ("copy",),
 }
 #: Names and values that are settled and mean nothing yet.
-_NOT_YET = ("crms_basis", "freeze", "lower", "rotation")
+_NOT_YET = ("freeze", "lower")
 _NOT_YET_VALUES = {
-    "target": ("crms_norm",),
     "allow": ("approximate",),
     "memory": ("in_place",),
 }
@@ -37,7 +39,10 @@ class Options:
     """Checked options.
 
     Attributes:
-        target: ``"rms_norm"`` converts, ``"layer_norm"`` recognises and leaves every norm as it is.
+        target: what a LayerNorm becomes where that is proven: ``"rms_norm"``; ``"crms_norm"``, an RMSNorm
+            whose input is stored in one coordinate less; ``"layer_norm"`` leaves it one.
+        crms_basis: with the target ``"crms_norm"``, the coordinates: ``"drop_last"`` (the default) leaves
+            out the last, ``"orthonormal"`` keeps lengths, so that the norm is a plain RMSNorm.
         policy: ``"convert"`` makes every proven conversion that adds no operation, plus one
             centring at a stream's head; ``"pays"`` makes none that needs a centring, and where gradients
             are recorded only those that save more memory traffic than the changed weights cause.
@@ -50,10 +55,12 @@ class Options:
             ``"sites"`` compares every norm, on hostile inputs too, and reverts those over budget;
             ``"thorough"`` does so on every kind of hostile inputs.
         only, skip: rules by name.
+        rotation: an orthogonal matrix in float64 to turn the stream by; for :func:`normfuse.rewrite`.
         allow, memory: one choice each for now: exact rules, and copies beside the originals.
     """
 
     target: str = "rms_norm"
+    crms_basis: str | None = None
     policy: str | None = None
     expect: Mapping[str, int] | None = None
     mode: str | None = None
@@ -63,6 +70,7 @@ class Options:
     skip: tuple[str, ...] = ()
     allow: str = "exact"
     memory: str = "copy"
+    rotation: torch.Tensor | None = field(default=None, compare=False)
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -87,6 +95,9 @@ class Options:
                 values[name] = _rules(name, values[name])
         values["skip"] = values.get("skip") or ()
         _check_together(values.get("only"), values["skip"], prefix)
+        _check_basis(values, prefix)
+        if values.get("rotation") is not None:
+            values["rotation"] = _rotation(values, prefix)
         if values.get("expect") is not None:
             values["expect"] = _expectation(values["expect"])
         return cls(**values, inductor=dict(inductor or {}))
@@ -123,7 +134,11 @@ def _check_choice(name: str, value: Any) -> None:
     choices = _CHOICES.get(name)
     if isinstance(value, str) and value in _NOT_YET_VALUES.get(name, ()):
         raise OptionError(f"{PREFIX}{name}={value!r} is not there yet; leave it out")
-    if choices is not None and value not in choices and not (name == "policy" and value is None):
+    if (
+        choices is not None
+        and value not in choices
+        and not (name in ("policy", "crms_basis") and value is None)
+    ):
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(map(repr, choices))}"
         raise OptionError(f"{PREFIX}{name} does not take {value!r}; {hint}")
@@ -145,6 +160,38 @@ def _check_together(only: tuple[str, ...] | None, skip: tuple[str, ...], prefix:
     for rule in only or ():
         if rule in skip:
             raise OptionError(f"{prefix}only and {prefix}skip both name {rule}; leave it in one of them")
+
+
+def _check_basis(values: Mapping[str, Any], prefix: str) -> None:
+    """Refuse a basis without what is to be stored in it, and the other way round."""
+    target = values.get("target", "rms_norm")
+    if values.get("crms_basis") is not None and target != "crms_norm":
+        raise OptionError(f"{prefix}crms_basis goes with {prefix}target='crms_norm', not with {target!r}")
+    if target == "crms_norm" and "compress" in values["skip"]:
+        raise OptionError(f"{prefix}skip leaves out compress, which {prefix}target='crms_norm' asks for")
+
+
+def _rotation(values: Mapping[str, Any], prefix: str) -> torch.Tensor:
+    """The matrix in float64, where it is orthogonal and something asks for it."""
+    given, only = values["rotation"], values["only"] if values.get("only") is not None else ("rotate",)
+    if prefix == PREFIX:
+        raise OptionError(f"{prefix}rotation is for normfuse.rewrite, which stores the rotated weights")
+    if values.get("target", "rms_norm") != "rms_norm":
+        raise OptionError(f"{prefix}rotation goes with {prefix}target='rms_norm', not {values['target']!r}")
+    if "rotate" in values["skip"] or "rotate" not in only:
+        raise OptionError(f"{prefix}only or {prefix}skip leaves out rotate, which {prefix}rotation asks for")
+    if not isinstance(given, torch.Tensor) or given.dim() != 2 or given.shape[0] != given.shape[1]:
+        shape = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+        raise OptionError(f"{prefix}rotation takes a square matrix, not {shape}")
+    matrix = given.detach().to(torch.float64)
+    off = (matrix @ matrix.T - torch.eye(len(matrix), dtype=torch.float64, device=matrix.device)).abs().max()
+    # What factorizations in float64 leave, and none in float32 (Higham 2002, section 19.3).
+    if not off <= 16 * len(matrix) * torch.finfo(torch.float64).eps:
+        raise OptionError(
+            f"{prefix}rotation is not orthogonal: its rows are off by {float(off):.2g}; "
+            "use torch.linalg.qr of a matrix in float64"
+        )
+    return matrix
 
 
 def _expectation(value: Any) -> dict[str, int]:

@@ -27,6 +27,7 @@ from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.passes.catalogue import check_rules
 from normfuse.passes.pipeline import check_expectation, run_pipeline
+from normfuse.passes.rotate import give_rotation
 from normfuse.pt2 import load_program, save_program
 from normfuse.report import Report
 from normfuse.report_table import headline
@@ -158,6 +159,8 @@ def _rewritten(
 ) -> tuple[Program, Report, list[Folded]]:
     """The pipeline, verified site by site where that was asked for and inputs are at hand."""
     program = program_of(exported)
+    if options.rotation is not None:
+        give_rotation(program, options.rotation)
     if not options.by_sites:
         return program, *run_pipeline(program, options)
     from normfuse.verify.certificates import complete_certificates

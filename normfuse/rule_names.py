@@ -13,4 +13,6 @@ RULE_NAMES = (
     "fold_affine",
     "recentre",
     "fold_scale",
+    "compress",
+    "rotate",
 )

@@ -22,7 +22,7 @@ from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues, divided_refusal
 from normfuse.ir.calls import aten
 from normfuse.ir.location import described
-from normfuse.ir.sizes import bytes_added, lies_alike, rank_of, shape_of, tensor_of
+from normfuse.ir.sizes import bytes_added, lies_alike, rank_of, shape_of, static_size, tensor_of
 from normfuse.report import Refusal
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "absorb",
     "linear_parts",
     "redirected",
+    "refuse_widened",
     "transposed",
 ]
 
@@ -67,18 +68,23 @@ class Constant:
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """The same operator with some operands replaced, and with a bias where it had none."""
+    """The same operator with some operands replaced, and with a bias where it had none.
+
+    ``resized`` is the axis and the size that the maps give it, where they change the number of channels.
+    """
 
     node: Node
     operands: tuple[tuple[Node, Plan], ...]
     bias: tuple[str, Constant] | None = None
+    resized: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The value needs no change: it is zero along the axis."""
+    """The value needs no change but that of its size: it is zero along the axis."""
 
     node: Node
+    resized: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ def _absorb_operands(node: Node, axis: int, maps: Maps, weights: WeightValues) -
             return _absorb_pieces(node, pieces, axis, maps, weights)
         return weights.varies(node) or found.refusal
     if isinstance(found, Vanishes):
-        return Kept(node) if _is_linear(maps) else _no_shift(node)
+        return Kept(node, _resized(node, axis, maps)) if _is_linear(maps) else _no_shift(node)
     if isinstance(found, Scales):
         return _absorb_scale(node, found, maps, weights)
     if not all(m.admitted_by(found.needs) for m in maps):
@@ -168,7 +174,18 @@ def _absorb_operands(node: Node, axis: int, maps: Maps, weights: WeightValues) -
         return _table_refusal(node, found, weights)
     if found.factor is not None and not _is_linear(maps):
         return _absorb_factor(node, found, found.factor, maps, weights)
-    return _rebuild(node, found, maps, weights)
+    return _rebuild(node, axis, found, maps, weights)
+
+
+def _resized(node: Node, axis: int, maps: Maps) -> tuple[int, int] | None:
+    """The axis, and the size that the maps give it, where that is another one."""
+    before = static_size(node, axis)
+    if before is None:
+        return None
+    width = before
+    for mapping in maps:
+        width = mapping.width(width)
+    return None if width == before else (axis, width)
 
 
 def _absorb_pieces(
@@ -184,7 +201,7 @@ def _absorb_pieces(
     for piece in pieces:
         if piece.operand not in weights and len(value_readers(piece.operand)) > 1:
             return _read_elsewhere(piece.operand)
-        plan = _widened(node, piece.operand) or absorb(
+        plan = refuse_widened(node, piece.operand) or absorb(
             piece.operand, axis, narrowed(maps, piece.outer, piece.length), weights
         )
         if isinstance(plan, Refusal):
@@ -228,7 +245,7 @@ def _no_shift(node: Node) -> Refusal:
     return Refusal("shift_blocked", message, node.name)
 
 
-def _rebuild(node: Node, found: Carries, maps: Maps, weights: WeightValues) -> Plan | Refusal:
+def _rebuild(node: Node, axis: int, found: Carries, maps: Maps, weights: WeightValues) -> Plan | Refusal:
     changing = next((n for n in node.all_input_nodes if weights.is_written(n)), None)
     if changing is not None:
         message = f"the graph writes in place to {described(changing)}, which {described(node)} reads"
@@ -238,7 +255,9 @@ def _rebuild(node: Node, found: Carries, maps: Maps, weights: WeightValues) -> P
         return _no_shift(node)
     plans = _plan_operands(node, found, maps if everywhere else linear_parts(maps), weights)
     if isinstance(plans, Refusal) or everywhere:
-        return plans if isinstance(plans, Refusal) else Rebuilt(node, tuple(plans.items()))
+        if isinstance(plans, Refusal):
+            return plans
+        return Rebuilt(node, tuple(plans.items()), resized=_resized(node, axis, maps))
     return _add_once(node, found, plans, maps, weights)
 
 
@@ -250,20 +269,20 @@ def _plan_operands(
         if operand not in weights and len(value_readers(operand)) > 1:
             return weights.varies(operand) or _read_elsewhere(operand)
         groups = found.groups if position == 0 else 1
-        plan = _widened(node, operand) or _absorb_runs(operand, axis, maps, groups, weights)
+        plan = refuse_widened(node, operand) or _absorb_runs(operand, axis, maps, groups, weights)
         if isinstance(plan, Refusal):
             return plan
         plans[operand] = plan
     return plans
 
 
-def _widened(node: Node, operand: Node) -> Refusal | None:
+def refuse_widened(node: Node, operand: Node) -> Refusal | None:
     """Weights in the operand's dtype would round what is exact to the width of the result."""
     if bytes_added(node, operand) <= 0:
         return None
     return Refusal(
         "narrow_values",
-        f"{described(node)} casts exact values to a wider dtype, and a changed weight would round them "
+        f"{described(node)} takes exact values to a wider dtype, and a changed weight would round them "
         "to the narrow one", node.name,
         "keep what the norm reads in the dtype that it computes in",
     )  # fmt: skip

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from normfuse.analysis.absorb import Plan, absorb
+from normfuse.analysis.absorb import Maps, Plan, absorb, refuse_widened
 from normfuse.analysis.channel_map import Centre
 from normfuse.analysis.exactness import exact_operand, keep_exact
 from normfuse.analysis.flow import Blocks, Scales, Vanishes
@@ -92,17 +92,18 @@ def decide(
     order: dict[Node, int],
     may_centre: bool,
     settled: Container[Node] = (),
+    maps: Maps = CENTRE,
 ) -> Decision:
     """Convert every norm of the stream that weights alone, or weights and one centring, make possible.
 
     One centring is added only where at least two norms lose theirs. Nothing is done for the norms in
-    ``settled``, which stay as they are.
+    ``settled``, which stay as they are. ``maps`` are what takes the place of centring, for another change.
     """
     decision, dirt = Decision(), _Dirt()
     keep_exact(stream)
     members = sorted((m for m in stream.members if m not in stream.raw), key=lambda v: (order[v[0]], v[1]))
     for value in members:
-        _judge(value, stream, weights, decision, dirt)
+        _judge(value, stream, weights, decision, dirt, maps)
     readable = [(v, n) for v in members for n in stream.norms.get(v, ()) if n not in settled]
     decision.cut = (
         _best_cut([v for v, _ in readable if v in dirt.parent], dirt, stream, order) if may_centre else None
@@ -118,12 +119,14 @@ def decide(
     return decision
 
 
-def _judge(value: Value, stream: Stream, weights: WeightValues, decision: Decision, dirt: _Dirt) -> None:
+def _judge(
+    value: Value, stream: Stream, weights: WeightValues, decision: Decision, dirt: _Dirt, maps: Maps
+) -> None:
     """Clean, dirty by its own operator, or dirty by its operands."""
     if value not in stream.carries:
-        _judge_origin(value, weights, decision, dirt)
+        _judge_origin(value, weights, decision, dirt, maps)
         return
-    refusal = exact_operand(value, stream) or _absorb_into_weights(value, stream, weights, decision)
+    refusal = exact_operand(value, stream) or _absorb_into_weights(value, stream, weights, decision, maps)
     if refusal is not None:
         dirt.source(value, refusal)
         return
@@ -144,13 +147,13 @@ def _why_raw(value: Value, stream: Stream) -> Refusal:
 
 
 def _absorb_into_weights(
-    value: Value, stream: Stream, weights: WeightValues, decision: Decision
+    value: Value, stream: Stream, weights: WeightValues, decision: Decision, maps: Maps
 ) -> Refusal | None:
     """Plan the weight operands of a carrying operator; the refusal when one of them cannot change."""
     carried = stream.carries[value]
     if not any(o[0] in weights for o in carried.operands) and not carried.needs:
         return None
-    whole = absorb_value(value, carried.operands, weights)
+    whole = absorb_value(value, carried.operands, weights, maps)
     if isinstance(whole, Refusal):
         return whole
     decision.plans[value] = whole
@@ -158,26 +161,26 @@ def _absorb_into_weights(
 
 
 def absorb_value(
-    value: Value, operands: tuple[Value, ...], weights: WeightValues
+    value: Value, operands: tuple[Value, ...], weights: WeightValues, maps: Maps
 ) -> list[tuple[Node, Plan]] | Refusal:
     """Plans for the operands of a value that are computed from weights."""
     found = flow(*value)
     table = bool(getattr(found, "table", False))
     if table or bool(getattr(found, "needs", 0)):
-        plan = absorb(value[0], value[1], CENTRE, weights)
+        plan = absorb(value[0], value[1], maps, weights)
         if isinstance(plan, Refusal):
             return plan
     plans: list[tuple[Node, Plan]] = []
     for operand, axis in operands:
         if operand in weights:
-            plan = absorb(operand, axis, CENTRE, weights)
+            plan = refuse_widened(value[0], operand) or absorb(operand, axis, maps, weights)
             if isinstance(plan, Refusal):
                 return plan
             plans.append((operand, plan))
     return plans
 
 
-def _judge_origin(value: Value, weights: WeightValues, decision: Decision, dirt: _Dirt) -> None:
+def _judge_origin(value: Value, weights: WeightValues, decision: Decision, dirt: _Dirt, maps: Maps) -> None:
     found = flow(*value)
     if isinstance(found, Vanishes):
         return
@@ -185,7 +188,7 @@ def _judge_origin(value: Value, weights: WeightValues, decision: Decision, dirt:
         dirt.source(value, weights.varies(value[0]) or found.refusal)
         return
     assert isinstance(found, Scales)
-    plan = absorb(value[0], value[1], CENTRE, weights)
+    plan = absorb(value[0], value[1], maps, weights)
     if isinstance(plan, Refusal):
         dirt.source(value, plan)
     else:

@@ -64,7 +64,7 @@ def _is_exact(value: Value, stream: Stream) -> bool:
     seen, stack = {value}, [value]
     while stack:
         current = stack.pop()
-        if current[0].target in CONTRACTIONS or is_call(current[0], *_ROUND):
+        if current[0].target in CONTRACTIONS or is_call(current[0], *_ROUND) or widened_by(current[0]) < 0:
             continue
         carried = stream.carries.get(current)
         if carried is None:
@@ -81,7 +81,7 @@ def _refusal(value: Value) -> Refusal:
         return found.refusal
     return Refusal(
         "narrow_values",
-        f"{described(node)} holds exact values, which centring would round to their narrow dtype",
+        f"{described(node)} holds exact values, which a changed weight would round to their narrow dtype",
         node.name,
         "keep what the norm reads in the dtype that it computes in",
     )  # fmt: skip

@@ -10,6 +10,7 @@ backward to where values are written and forward to where they are read. A value
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch.fx import Node
@@ -21,13 +22,14 @@ from normfuse.analysis.readers import reads_only_type
 from normfuse.analysis.rows_layout import LAYOUT
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten, is_call
+from normfuse.ir.canonical import is_expressible
 from normfuse.ir.effects import Effects
 from normfuse.ir.location import described
-from normfuse.ir.region import UNLIFTED, norm_of
+from normfuse.ir.region import UNLIFTED, NormRegion, norm_of
 from normfuse.ir.sizes import rank_of, shape_of
 from normfuse.report import Refusal
 
-__all__ = ["Stream", "Value", "explore", "norm_axis", "spread_rawness"]
+__all__ = ["Stream", "Value", "explore", "norm_axis", "rms_axis", "spread_rawness"]
 
 Value = tuple[Node, int]
 
@@ -39,7 +41,7 @@ class Stream:
     Attributes:
         carries: values whose operator carries the map, with the operands that are in the stream
             (``values``) or computed from weights (``weights``).
-        norms: LayerNorms that read a value along its channel axis.
+        norms: norms that read a value along its channel axis, and do not mind the change.
         raw: values whose mean is wanted by somebody, with the reason.
         mutated: values in memory that the graph writes to, which are raw as well.
     """
@@ -55,7 +57,19 @@ class Stream:
 def norm_axis(node: Node) -> Value | None:
     """The value and axis that a LayerNorm over one axis normalizes; None for any other node."""
     region = norm_of(node)
-    if region is None or not region.spec.centred or len(region.spec.dims) != 1:
+    return None if region is None or not region.spec.centred else _read_along(node, region)
+
+
+def rms_axis(node: Node) -> Value | None:
+    """The value and axis that a plain RMSNorm over one axis normalizes; None for any other node."""
+    region = norm_of(node)
+    if region is None or region.spec.kind != "rms_norm" or not is_expressible(region.spec):
+        return None
+    return _read_along(node, region)
+
+
+def _read_along(node: Node, region: NormRegion) -> Value | None:
+    if len(region.spec.dims) != 1:
         return None
     source = region.operands(node).source
     shape = shape_of(source)
@@ -64,8 +78,13 @@ def norm_axis(node: Node) -> Value | None:
     return source, len(shape) + region.spec.dims[0]
 
 
-def explore(start: Value, weights: WeightValues, effects: Effects) -> Stream:
-    """The whole stream that contains ``start``."""
+def explore(
+    start: Value, weights: WeightValues, effects: Effects, reads: Callable[[Node], Value | None] = norm_axis
+) -> Stream:
+    """The whole stream that contains ``start``.
+
+    ``reads`` says of a norm which value it reads, where it does not mind the change; None for all else.
+    """
     stream, queue, seen = Stream(), [start], {start}
     while queue:
         value = queue.pop()
@@ -73,7 +92,7 @@ def explore(start: Value, weights: WeightValues, effects: Effects) -> Stream:
         if effects.is_written(value[0]):
             stream.raw[value] = _mutated(value[0])
             stream.mutated.add(value)
-        for neighbour in (*_backward(value, stream, weights), *_forward(value, stream)):
+        for neighbour in (*_backward(value, stream, weights), *_forward(value, stream, reads)):
             if neighbour not in seen:
                 seen.add(neighbour)
                 queue.append(neighbour)
@@ -91,11 +110,11 @@ def _backward(value: Value, stream: Stream, weights: WeightValues) -> tuple[Valu
     return inside
 
 
-def _forward(value: Value, stream: Stream) -> list[Value]:
+def _forward(value: Value, stream: Stream, reads: Callable[[Node], Value | None]) -> list[Value]:
     node, axis = value
     reached: list[Value] = []
     for user in node.users:
-        if norm_axis(user) == value:
+        if reads(user) == value:
             stream.norms.setdefault(value, []).append(user)
         elif not reads_only_type(user, node):
             out = carried_axis(user, node, axis, (Centre(),))
@@ -137,7 +156,7 @@ def _raw_reader(user: Node, node: Node) -> Refusal:
     if norm_of(user) is not None:
         return Refusal(
             "raw_reader",
-            f"{described(user)} reads the values too, and centring would change its result",
+            f"{described(user)} reads the values too, and would give another result",
             user.name,
         )
     return Refusal(

@@ -156,12 +156,9 @@ class WeightValues:
         return self.program.grad_enabled and any(self.records_gradients(s) for m in maps for s in m.sources)
 
     def is_shared(self, node: Node) -> bool:
-        """Whether the memory of a weight is read by more than one operator, under any name."""
-        own = _memory(self._inputs.get(node))
-        if own is None:
-            return True
-        readers = {user for i in self._inputs.values() if _memory(i) == own for user in i.node.users}
-        return len(readers) > 1
+        """Whether what a weight value is made of is read by more than one operator, under any name."""
+        memories = self._memories(node)
+        return not memories or None in memories or len(self.readers_of(node)) > 1
 
     def readers_of(self, node: Node) -> set[Node]:
         """All operators on data that read a weight value, or whatever else is made of the same memory."""

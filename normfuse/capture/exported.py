@@ -167,6 +167,7 @@ def with_folded_weights(
     _own_what_is_written(program, state, constants)
     specs = list(exported.graph_signature.input_specs)
     names = [_install(one, program, specs, state, constants) for one in folded]
+    _settle_added(program, specs, state)
     kept = _weights_first(specs)
     _order_placeholders(program, kept)
     signature = ExportGraphSignature(kept, _renamed_outputs(exported, program))
@@ -185,6 +186,18 @@ def with_folded_weights(
     )
     keep_guards(exported, made)
     return made, names
+
+
+def _settle_added(program: Program, specs: list[InputSpec], state: dict[str, Any]) -> None:
+    """Inputs that the program was given before it was rewritten stay where something reads them."""
+    known = {getattr(spec.arg, "name", "") for spec in specs}
+    for one in [i for i in program.inputs if i.is_weight and i.node.name not in known]:
+        if not one.node.users:
+            program.gm.graph.erase_node(one.node)
+            continue
+        name = _free_name(one.name, {*state, *(spec.target for spec in specs if spec.target)})
+        state[name] = torch.nn.Parameter(one.value, requires_grad=False)
+        specs.append(InputSpec(InputKind.PARAMETER, TensorArgument(one.node.name), name))
 
 
 def _own_what_is_written(program: Program, *held: dict[str, Any]) -> None:
@@ -259,6 +272,7 @@ def _install(
     tensor = torch.nn.Parameter(one.recipe.compute(values), requires_grad=False)
     host = _replaceable(one, program, state)
     if host is not None:
+        host.node.meta["val"] = one.node.meta["val"]
         one.node.replace_all_uses_with(host.node)
         program.gm.graph.erase_node(one.node)
         state[host.name] = tensor if host.role is Role.PARAMETER else tensor.data
@@ -272,16 +286,25 @@ def _install(
 
 
 def _replaceable(one: Folded, program: Program, state: Mapping[str, Any]) -> Input | None:
-    """The stored source whose place the folded weight can take: same shape and dtype, read by no one else."""
-    for source in one.sources:
-        found = program.weights[source]
-        shares = [i for i in program.inputs if i.is_weight and _shares_memory(i.value, found.value)]
-        unread = not any(i.node.users for i in shares)
-        fits = found.value.shape == one.node.meta["val"].shape and found.value.dtype == one.recipe.dtype
-        stored = found.role in (Role.PARAMETER, Role.BUFFER) and found.name in state
-        if unread and fits and len(shares) == 1 and stored:
-            return found
-    return None
+    """The stored source whose place the folded weight can take, which no one else reads.
+
+    One of the same shape, or else one of which the folded weight has fewer rows or columns.
+    """
+    free = [s for s in one.sources if _is_free(program.weights[s], program, state, one.recipe.dtype)]
+    wanted = one.node.meta["val"].shape
+    same = (s for s in free if program.weights[s].value.shape == wanted)
+    found = next(same, next((s for s in free if _is_part(wanted, program.weights[s].value.shape)), None))
+    return None if found is None else program.weights[found]
+
+
+def _is_free(found: Input, program: Program, state: Mapping[str, Any], dtype: torch.dtype) -> bool:
+    shares = [i for i in program.inputs if i.is_weight and _shares_memory(i.value, found.value)]
+    stored = found.role in (Role.PARAMETER, Role.BUFFER) and found.name in state
+    return stored and found.value.dtype == dtype and len(shares) == 1 and not found.node.users
+
+
+def _is_part(made: Sequence[int], whole: Sequence[int]) -> bool:
+    return len(made) == len(whole) and all(a in (b, b - 1) for a, b in zip(made, whole, strict=True))
 
 
 def _shares_memory(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -11,8 +11,8 @@ import typer
 from normfuse.rule_names import RULE_NAMES
 
 __all__ = [
-    "DEBUG", "DTYPE", "JSON", "ONLY", "QUIET", "SKIP", "SOURCE", "TARGET",
-    "Dtype", "Rule", "Target", "Verify", "as_list", "chosen",
+    "CRMS_BASIS", "DEBUG", "DTYPE", "JSON", "ONLY", "QUIET", "SKIP", "SOURCE", "TARGET",
+    "CrmsBasis", "Dtype", "Rule", "Target", "Verify", "as_list", "chosen",
 ]  # fmt: skip
 
 SOURCE = Annotated[
@@ -30,7 +30,15 @@ class Target(str, Enum):
     """As in :mod:`normfuse.options`, which is not imported before a command runs."""
 
     RMS_NORM = "rms_norm"
+    CRMS_NORM = "crms_norm"
     LAYER_NORM = "layer_norm"
+
+
+class CrmsBasis(str, Enum):
+    """As in :mod:`normfuse.options`."""
+
+    DROP_LAST = "drop_last"
+    ORTHONORMAL = "orthonormal"
 
 
 class Verify(str, Enum):
@@ -55,7 +63,19 @@ class Dtype(str, Enum):
 
 
 TARGET = Annotated[
-    Target, typer.Option(help="What LayerNorms should become; layer_norm only recognises them.")
+    Target,
+    typer.Option(
+        help="What LayerNorms should become; crms_norm stores what they read in one coordinate less, "
+        "layer_norm leaves them as they are."
+    ),
+]
+CRMS_BASIS = Annotated[
+    CrmsBasis | None,
+    typer.Option(
+        help="With --target crms_norm: drop_last leaves out the last coordinate, orthonormal keeps lengths. "
+        "Without it: drop_last.",
+        show_default=False,
+    ),
 ]
 ONLY = Annotated[list[Rule] | None, typer.Option(help="Apply this rule and no other; repeatable.")]
 SKIP = Annotated[list[Rule] | None, typer.Option(help="Leave this rule out; repeatable.")]

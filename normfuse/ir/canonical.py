@@ -22,7 +22,7 @@ from normfuse.ir.region import NormRegion, Operands
 from normfuse.ir.sizes import is_row_major, shape_of, static_size, tensor_of
 from normfuse.ir.spec import NormSpec
 
-__all__ = ["canonical_region", "is_expressible"]
+__all__ = ["canonical_region", "is_expressible", "scaled", "shifted"]
 
 
 def is_expressible(spec: NormSpec) -> bool:
@@ -77,10 +77,20 @@ def _body(graph: Graph, spec: NormSpec, inputs: dict[str, Node], row_major: bool
         value = call(graph, aten.rms_norm.default, x, sizes, scale, spec.eps)
     else:
         value = _native(graph, spec, x, sizes) if native else _arithmetic(graph, spec, x, inputs.get("eps"))
-        value = cast(graph, value, spec.scale_dtype)
-        value = value if scale is None else call(graph, aten.mul.Tensor, value, scale)
-    if "shift" in inputs:
-        value = call(graph, aten.add.Tensor, value, inputs["shift"])
+        value = scaled(graph, spec, value, scale)
+    return shifted(graph, spec, value, inputs.get("shift"))
+
+
+def scaled(graph: Graph, spec: NormSpec, value: Node, scale: Node | None) -> Node:
+    """What follows the core of a norm, up to its weight."""
+    value = cast(graph, value, spec.scale_dtype)
+    return value if scale is None else call(graph, aten.mul.Tensor, value, scale)
+
+
+def shifted(graph: Graph, spec: NormSpec, value: Node, shift: Node | None) -> Node:
+    """What follows the weight of a norm."""
+    if shift is not None:
+        value = call(graph, aten.add.Tensor, value, shift)
     value = cast(graph, value, spec.out_dtype)
     return value if spec.post_factor == 1 else call(graph, aten.mul.Tensor, value, spec.post_factor)
 

@@ -71,7 +71,7 @@ class Program:
     weights for which the graph returns what they hold at the next call. ``premises`` are the facts about
     weights (:class:`normfuse.folding.Premise`) that the rewrite rests on; ``doubted`` are those that other
     weights, with which the same graph was called, did not meet. ``inner`` are copies of the graphs that
-    operators of this one run.
+    operators of this one run. ``rotation`` is the input that holds a matrix to turn the stream by.
     """
 
     gm: GraphModule
@@ -84,6 +84,7 @@ class Program:
     premises: list[Any] = field(default_factory=list)
     doubted: frozenset[tuple[str, str]] = frozenset()
     inner: list[Inner] = field(default_factory=list)
+    rotation: Node | None = None
 
     def copied(self) -> Program:
         """The same program over a graph of its own; tensors, fake values and submodules are shared."""
@@ -95,7 +96,10 @@ class Program:
         gm = graph_module(self.gm, graph)
         gm.meta = dict(self.gm.meta)
         inputs = [replace(i, node=nodes[i.node]) for i in self.inputs]
-        return replace(self, gm=gm, inputs=inputs, notes=list(self.notes), premises=list(self.premises))
+        return replace(
+            self, gm=gm, inputs=inputs, notes=list(self.notes), premises=list(self.premises),
+            rotation=None if self.rotation is None else nodes[self.rotation],
+        )  # fmt: skip
 
     def __post_init__(self) -> None:
         for one in self.inputs:

@@ -11,7 +11,7 @@ from normfuse.analysis.absorb import Kept, Leaf, Plan, Rebuilt, Redirected
 from normfuse.analysis.beside import Beside
 from normfuse.analysis.centring import Decision
 from normfuse.analysis.forward import Read
-from normfuse.analysis.stream import Stream, Value, norm_axis
+from normfuse.analysis.stream import Stream, Value
 from normfuse.ir.calls import bind
 from normfuse.ir.program import Input
 from normfuse.passes.rule import Claim
@@ -31,9 +31,9 @@ Certificate = dict[str, Any]
 
 
 def evidence(rule: Claim, norm: Node, stream: Stream, decision: Decision, work: Work) -> Certificate:
-    """Why a LayerNorm became an RMSNorm."""
-    start = norm_axis(norm)
-    cone = [] if start is None else _cone(start, stream, decision)
+    """Why a norm may read a stream that weights changed."""
+    start = next(value for value, norms in stream.norms.items() if norm in norms)
+    cone = _cone(start, stream, decision)
     plans = [plan for value in cone for _, plan in decision.plans.get(value, ())]
     writers = [v[0].name for v in cone if v in decision.plans or v == decision.cut]
     readers = sorted({n.name for v in cone if v not in stream.raw for n in stream.norms.get(v, ())})

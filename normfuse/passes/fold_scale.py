@@ -9,6 +9,7 @@ was. Numerics class: reassociated.
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass, replace
 
 from torch.fx import Node
@@ -32,15 +33,23 @@ from normfuse.passes.premises import rest_on_range
 from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.settle_shifts import note_shift
 from normfuse.passes.stored_values import refusal_of_overflow, refusal_of_values
-from normfuse.passes.work import Work
+from normfuse.passes.work import Restored, Work
 from normfuse.report import Refusal, Site
 
-__all__ = ["FOLD_SCALE", "affine_of", "fold_scale", "without_affine"]
+__all__ = [
+    "FOLD_SCALE",
+    "Move",
+    "affine_of",
+    "fold_scale",
+    "refuse_operands",
+    "settle_ownership",
+    "without_affine",
+]
 
 
 @dataclass(frozen=True)
-class _Move:
-    """How the affine of one norm reaches its readers."""
+class Move:
+    """How what follows the core of one norm reaches its readers."""
 
     axis: int
     maps: Maps
@@ -57,10 +66,10 @@ def fold_scale(work: Work) -> None:
         for node in work.sites
         if _has_affine(norm_of(node)) and work.may(node, FOLD_SCALE.name)
     }
-    _settle_ownership(found, weights)
+    settle_ownership(found, weights)
     placement = Placement(graph)
     for node, move in found.items():
-        done = _apply(node, move, work, placement) if isinstance(move, _Move) else move
+        done = _apply(node, move, work, placement) if isinstance(move, Move) else move
         if done is not None:
             work.sites[node].refuse(done, FOLD_SCALE.name)
 
@@ -82,17 +91,17 @@ def without_affine(spec: NormSpec) -> NormSpec:
     return replace(spec, has_scale=False, has_shift=False, weight_offset=0.0, post_factor=1.0, affine_dims=())
 
 
-def _planned(node: Node, work: Work, weights: WeightValues) -> _Move | Refusal:
+def _planned(node: Node, work: Work, weights: WeightValues) -> Move | Refusal:
     region = norm_of(node)
     assert region is not None
     spec, operands = region.spec, region.operands(node)
-    refusal = _refuse_form(node, spec, operands) or _refuse_operands(node, operands, work, weights)
+    refusal = _refuse_form(node, spec, operands) or refuse_operands(node, operands, work, weights)
     if refusal is not None:
         return refusal
     axis = rank_of(node) + spec.dims[0]
     maps = affine_of(spec, operands)
     pushed = push(node, axis, maps, weights)
-    return pushed if isinstance(pushed, Refusal) else _Move(axis, maps, pushed.reads)
+    return pushed if isinstance(pushed, Refusal) else Move(axis, maps, pushed.reads)
 
 
 def _refuse_form(node: Node, spec: NormSpec, operands: Operands) -> Refusal | None:
@@ -105,7 +114,7 @@ def _refuse_form(node: Node, spec: NormSpec, operands: Operands) -> Refusal | No
     return None
 
 
-def _refuse_operands(node: Node, operands: Operands, work: Work, weights: WeightValues) -> Refusal | None:
+def refuse_operands(node: Node, operands: Operands, work: Work, weights: WeightValues) -> Refusal | None:
     width = (shape_of(node) or ())[norm_axis_of(node)]
     for operand in (operands.scale, operands.shift):
         if operand is None:
@@ -133,22 +142,22 @@ def norm_axis_of(node: Node) -> int:
     return rank_of(node) + region.spec.dims[0]
 
 
-def _settle_ownership(found: dict[Node, _Move | Refusal], weights: WeightValues) -> None:
+def settle_ownership(found: MutableMapping[Node, Move | Refusal], weights: WeightValues) -> None:
     """Refuse norms whose readers' weights are also read in another way, until none is left."""
     changed = True
     while changed:
         changed = False
         maps = {
             read.node: (read.leaf.maps, read.maps)
-            for move in found.values() if isinstance(move, _Move) for read in move.reads
+            for move in found.values() if isinstance(move, Move) for read in move.reads
         }  # fmt: skip
         for node, move in found.items():
-            refusal = _not_owned(move, maps, weights) if isinstance(move, _Move) else None
+            refusal = _not_owned(move, maps, weights) if isinstance(move, Move) else None
             if refusal is not None:
                 found[node], changed = refusal, True
 
 
-def _not_owned(move: _Move, maps: dict[Node, tuple[Maps, Maps]], weights: WeightValues) -> Refusal | None:
+def _not_owned(move: Move, maps: dict[Node, tuple[Maps, Maps]], weights: WeightValues) -> Refusal | None:
     for read in move.reads:
         for other in weights.readers_of(read.leaf.node):
             if maps.get(other) != maps[read.node]:
@@ -160,7 +169,7 @@ def _not_owned(move: _Move, maps: dict[Node, tuple[Maps, Maps]], weights: Weight
     return None
 
 
-def _apply(node: Node, move: _Move, work: Work, placement: Placement) -> Refusal | None:
+def _apply(node: Node, move: Move, work: Work, placement: Placement) -> Refusal | None:
     proof = folded_into_readers(FOLD_SCALE, node, move.reads, work)
     changed = [placement.behind(read) for read in move.reads]
     made = [value for one in changed for value in one.values()]
@@ -179,7 +188,7 @@ def _apply(node: Node, move: _Move, work: Work, placement: Placement) -> Refusal
     bare = replace(operands, scale=None, shift=None, sizes=())
     work.program.gm.add_submodule(str(node.target), canonical_region(spec, bare, node.meta["val"]))
     node.args = bare.as_args()
-    work.restored[node] = (move.axis, move.maps)
+    work.restored[node] = Restored(node, move.axis, move.maps)
     work.sites[node].fold(FOLD_SCALE.name, proof, left=spec)
     return None
 

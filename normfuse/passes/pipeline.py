@@ -83,8 +83,9 @@ def _run(work: Work, rule: Rule) -> None:
     if refusal is None:
         rule.run(work)
         return
+    served = rule.serves(work.options.target)
     for site in work.report.sites:
-        if rule.waits(site):
+        if rule.waits(site) and (served or not site.rewrites):
             site.refuse(refusal, rule.name)
 
 

@@ -17,6 +17,7 @@ from normfuse.analysis.channel_map import ChannelMap, Diagonal, dtype_of
 from normfuse.analysis.forward import Read
 from normfuse.analysis.own_tap import OwnTap
 from normfuse.analysis.readers import value_readers
+from normfuse.analysis.resize import resize
 from normfuse.errors import InvariantError
 from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import aten, bind, set_arguments
@@ -70,12 +71,23 @@ class Placement:
             made = mapping.emit(self._graph, node, axis)
         for reader in existing:
             reader.replace_input_with(node, made)
+        self.mark_sources(made, {node})
         return made
+
+    def mark_sources(self, made: Node, values: set[Node]) -> None:
+        """Mark what a map of ``values`` computes of its sources alone."""
+        if made in values or made.op == "placeholder":
+            return
+        if _depends_on(made, values):
+            for operand in made.all_input_nodes:
+                self.mark_sources(operand, values)
+        else:
+            made.meta[FOLD] = True
 
     def make(self, plan: Plan, before: Node) -> Node:
         """The planned value: a folded weight, or operators anew where they stand, ahead of ``before``."""
         if isinstance(plan, Kept):
-            return plan.node
+            return self._kept(plan)
         if isinstance(plan, Leaf):
             return self.fold(plan, before)
         if isinstance(plan, Constant):
@@ -112,9 +124,20 @@ class Placement:
         made.meta = dict(plan.node.meta)
         if bias is not None:
             set_arguments(made, {bias[0]: bias[1]})
+        if plan.resized is not None:
+            resize(made, *plan.resized)
         readers = set(value_readers(plan.node))
         for user in [u for u in plan.node.users if u not in readers]:
             user.replace_input_with(plan.node, made)
+        return made
+
+    def _kept(self, plan: Kept) -> Node:
+        if plan.resized is None:
+            return plan.node
+        with self._graph.inserting_before(plan.node):
+            made = self._graph.node_copy(plan.node)
+        made.meta = dict(plan.node.meta)
+        resize(made, *plan.resized)
         return made
 
     def fold(self, leaf: Leaf, before: Node) -> Node:
@@ -241,6 +264,10 @@ class Placement:
             self._erased.add(current)
             self._folded = {plan: made for plan, made in self._folded.items() if made is not current}
             stack.extend(inputs)
+
+
+def _depends_on(node: Node, values: set[Node]) -> bool:
+    return node in values or any(_depends_on(operand, values) for operand in node.all_input_nodes)
 
 
 def _sources(maps: Maps) -> list[Node]:

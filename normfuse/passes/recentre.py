@@ -187,5 +187,5 @@ RECENTRE = Rule(
     ),
     run=recentre,
     waits=_waits,
-    targets=("rms_norm",),
+    targets=("rms_norm", "crms_norm"),
 )

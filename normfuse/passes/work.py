@@ -11,7 +11,16 @@ from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.report import Report, Site
 
-__all__ = ["Work"]
+__all__ = ["Restored", "Work"]
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a norm returned once: ``maps``, innermost first, of ``value`` along ``axis``."""
+
+    value: Node
+    axis: int
+    maps: tuple[ChannelMap, ...]
 
 
 @dataclass
@@ -22,8 +31,7 @@ class Work:
     streams: norms of one number may depend on the same changed weights. ``precise`` asks for the most exact
     of several forms at any price; ``shifts_in_biases`` counts where that would make a difference.
     ``written`` maps nodes that have the value of a norm, since weights before them took it, to its record.
-    ``restored`` says of a norm whose readers took a part of it how its value comes back: by maps, innermost
-    first, along an axis of what the node returns now.
+    ``restored`` says of a norm of which readers took a part how its value comes back.
     ``forbidden`` are pairs of the ``id`` of a site and the name of a rule that must leave it as it is.
     """
 
@@ -35,7 +43,7 @@ class Work:
     precise: bool = False
     shifts_in_biases: int = 0
     written: dict[Node, Site] = field(default_factory=dict)
-    restored: dict[Node, tuple[int, tuple[ChannelMap, ...]]] = field(default_factory=dict)
+    restored: dict[Node, Restored] = field(default_factory=dict)
     forbidden: set[tuple[int, str]] = field(default_factory=set)
 
     def record(self, node: Node, site: Site) -> None:

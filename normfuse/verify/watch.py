@@ -110,11 +110,11 @@ def _whole(work: Work) -> Iterator[dict[Node, Node]]:
     """For each norm of which readers took a part, a value for a while that is what the norm returned once."""
     graph, made = work.program.gm.graph, dict[Node, Node]()
     known = set(graph.nodes)
-    for node, (axis, maps) in work.restored.items():
-        with graph.inserting_before(node.next):
-            value = node
-            for one in maps:
-                value = one.emit(graph, value, axis)
+    for node, how in work.restored.items():
+        with graph.inserting_before(how.value.next):
+            value = how.value
+            for one in how.maps:
+                value = one.emit(graph, value, how.axis)
         made[node] = value
     yield made
     for node in reversed([n for n in graph.nodes if n not in known]):

@@ -391,7 +391,7 @@ def test_the_version(capsys):
     ("words", "offered"),
     [
         ("normfuse rewr", ["rewrite"]),
-        ("normfuse rewrite --target ", ["rms_norm", "layer_norm"]),
+        ("normfuse rewrite --target ", ["rms_norm", "crms_norm", "layer_norm"]),
         ("normfuse explain --only fold_", ["fold_constants", "fold_affine", "fold_scale"]),
     ],
 )
@@ -406,6 +406,7 @@ def test_the_shell_completes_commands_and_choices(words, offered):
 
 def test_choices_are_those_of_the_options():
     assert tuple(t.value for t in choices.Target) == _CHOICES["target"]
+    assert tuple(b.value for b in choices.CrmsBasis) == _CHOICES["crms_basis"]
     assert tuple(r.value for r in choices.Rule) == RULE_NAMES
     assert tuple(v.value for v in choices.Verify) == _CHOICES["verify"]
     assert {d.value for d in choices.Dtype} == set(_DTYPES)

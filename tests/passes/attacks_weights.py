@@ -231,9 +231,20 @@ def truth_values_are_added(s, x):
     return s.ln(s.lin(x) + s.n)
 
 
-@attack(1, extras=lambda: {"n": torch.arange(D)})
+@attack(0, "narrow_values", extras=lambda: {"n": torch.arange(D)})
 def integers_are_scaled(s, x):
+    """In float32, in which a third of them is not exact."""
     return s.ln(s.lin(x) + s.n * 0.5) + s.n
+
+
+@attack(1, extras=lambda: {"n": torch.arange(D)})
+def integers_are_scaled_in_a_wide_dtype(s, x):
+    return s.ln(s.lin(x) + s.n.to(x.dtype) * 0.5) + s.n
+
+
+@attack(0, "narrow_values", extras=lambda: {"t": param(D, D)})
+def a_narrow_table_is_added(s, x):
+    return s.ln(s.lin(x) + s.t.bfloat16())
 
 
 @attack(1, extras=lambda: {"q": torch.arange(-15, 15).to(torch.int8).reshape(D, 5)})

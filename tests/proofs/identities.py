@@ -130,7 +130,15 @@ def what_is_left_alone_does_not_notice(d: int) -> Pairs:
     return pairs(layer_norm(centre(d) * h), layer_norm(h))
 
 
-@proof("recentre")
+@proof("compress")
+def the_last_row_and_the_last_coordinate_go(d: int) -> Pairs:
+    """RMS(W a + b) = E CRMS(P W a + P b),    W a + b without a mean"""
+    z, drop = symbols("z", d - 1), sympy.eye(d)[:-1, :]
+    x = zero_mean(z)
+    return pairs(rms_norm(x), zero_mean(Matrix(crms_norm(drop * x))))
+
+
+@proof("compress")
 def readers_need_not_see_the_last_coordinate(d: int) -> Pairs:
     """W x = (W[:, :-1] - W[:, -1:]) x[:-1],    x without a mean"""
     w, z = symbols("W", 2, d), symbols("z", d - 1)
@@ -138,7 +146,7 @@ def readers_need_not_see_the_last_coordinate(d: int) -> Pairs:
     return pairs((w * zero_mean(z)).expand(), (less * z).expand())
 
 
-@proof("recentre")
+@proof("compress")
 def an_orthonormal_basis_keeps_the_norm(d: int) -> Pairs:
     """U' RMS_eps(x) = g RMS_eps'(U' x),    x without a mean, g = sqrt(d / (d - 1)), eps' = eps d / (d - 1)"""
     u, x = zero_mean_basis(d), zero_mean(symbols("z", d - 1))
@@ -160,6 +168,34 @@ def readers_take_weight_and_bias(d: int) -> Pairs:
         left = w * (gamma.multiply_elementwise(core) + beta) + c
         found += pairs(left, (w * sympy.diag(*gamma)) * core + (c + w * beta))
     return found
+
+
+def rotation(d: int) -> Matrix:
+    """Turns by any angles, in the plane of each two neighbouring axes."""
+    q = sympy.eye(d)
+    for i in range(d - 1):
+        t = sympy.Symbol(f"t_{i}", real=True)
+        turn = sympy.eye(d)
+        turn[i : i + 2, i : i + 2] = Matrix([[1 - t**2, -2 * t], [2 * t, 1 - t**2]]) / (1 + t**2)
+        q = turn * q
+    return q
+
+
+@proof("rotate")
+def a_norm_turns_with_its_input(d: int) -> Pairs:
+    """N(Q h) = Q N(h) where Q'Q = I, for a norm of lengths alone"""
+    q, h = rotation(d), symbols("h", d)
+    turned, root = q * h, sympy.Symbol("r", positive=True)
+    lengths = [((turned.T * turned)[0], (h.T * h)[0])]
+    return pairs(q.T * q, sympy.eye(d)) + lengths + pairs(turned / root, q * (h / root))
+
+
+@proof("rotate")
+def weights_turn_on_both_sides(d: int) -> Pairs:
+    """Q (W a + b) = (Q W) a + Q b  and  W (Q' z) = (W Q') z"""
+    q, w, a, b, z = rotation(d), symbols("W", d, 2), symbols("a", 2), symbols("b", d), symbols("z", d)
+    found = pairs((q * (w * a + b)).expand(), ((q * w) * a + q * b).expand())
+    return found + pairs((w.T * (q.T * z)).expand(), ((w.T * q.T) * z).expand())
 
 
 @proof("lift")

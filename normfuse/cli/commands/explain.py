@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from normfuse.cli.options import (
+    CRMS_BASIS,
     DEBUG,
     DTYPE,
     JSON,
@@ -32,6 +33,7 @@ __all__ = ["explain"]
 def explain(
     source: SOURCE,
     target: TARGET = Target.RMS_NORM,
+    crms_basis: CRMS_BASIS = None,
     only: ONLY = None,
     skip: SKIP = None,
     dtype: DTYPE = None,
@@ -49,6 +51,7 @@ def explain(
             say(f"loading {source}")
             options: dict[str, object] = {
                 "target": target.value,
+                "crms_basis": None if crms_basis is None else crms_basis.value,
                 "only": as_list(only),
                 "skip": as_list(skip) or [],
             }

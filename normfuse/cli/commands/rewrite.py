@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from normfuse.cli.options import (
+    CRMS_BASIS,
     DEBUG,
     DTYPE,
     JSON,
@@ -57,6 +58,7 @@ def rewrite(
     source: SOURCE,
     destination: DESTINATION,
     target: TARGET = Target.RMS_NORM,
+    crms_basis: CRMS_BASIS = None,
     only: ONLY = None,
     skip: SKIP = None,
     dtype: DTYPE = None,
@@ -80,8 +82,8 @@ def rewrite(
         asked = None if verify is None else verify.value
         level = asked or "sites"
         options = {
-            "target": target.value, "only": as_list(only), "skip": as_list(skip) or [],
-            "verify": level, "expect": _counts(expect),
+            "target": target.value, "crms_basis": None if crms_basis is None else crms_basis.value,
+            "only": as_list(only), "skip": as_list(skip) or [], "verify": level, "expect": _counts(expect),
         }  # fmt: skip
         with steps(quiet) as say:
             say(f"loading {source}")

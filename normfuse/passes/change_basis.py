@@ -1,0 +1,164 @@
+"""A stream goes over to another basis: weights that write it take a map, and those behind its norms undo it.
+
+Where a reader cannot undo it, that stands behind the norm; where no weight can take the map, it stands once,
+at the stream's head. How a stream may change is settled by :mod:`normfuse.passes.basis`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch.fx import Node
+
+from normfuse.analysis.absorb import Maps
+from normfuse.analysis.centring import decide
+from normfuse.analysis.forward import Pushed, push
+from normfuse.analysis.resize import resize
+from normfuse.analysis.stream import Value, explore
+from normfuse.analysis.weights import WeightValues
+from normfuse.folding.recipe import FOLD
+from normfuse.ir.calls import aten, set_arguments
+from normfuse.ir.canonical import canonical_region, scaled, shifted
+from normfuse.ir.effects import Effects
+from normfuse.ir.emit import call
+from normfuse.ir.region import norm_of
+from normfuse.ir.sizes import is_row_major, static_size
+from normfuse.ir.spec import NormSpec
+from normfuse.passes.basis import Basis, Change, plan
+from normfuse.passes.evidence import Certificate, evidence
+from normfuse.passes.fold_scale import norm_axis_of
+from normfuse.passes.place import Placement, Substitution
+from normfuse.passes.rule import Rule
+from normfuse.passes.settle_shifts import note_shift
+from normfuse.passes.work import Restored, Work
+from normfuse.report import Site
+
+__all__ = ["change_basis"]
+
+
+def change_basis(work: Work, rule: Rule, basis: Basis) -> int:
+    """Change every stream that can be, and record a reason for each norm of the others.
+
+    Returns at how many places a map stands in the graph, since no weight could take it.
+    """
+    graph = work.program.gm.graph
+    changes = _plans(work, rule, basis)
+    proofs = {n: evidence(rule, n, c.stream, c.decision, work) for c in changes for n in c.decision.converted}
+    placement = Placement(graph)
+    placement.substitute([s for change in changes for s in _substitutions(change)])
+    for change in changes:
+        _write(change, basis, placement)
+    weights, places = _weights(work), sum(change.decision.cut is not None for change in changes)
+    for change in changes:
+        for norm, refusal in change.decision.refusals.items():
+            work.sites[norm].refuse(refusal, rule.name)
+        for norm in change.decision.converted:
+            places += not _read(norm, change, work, placement, weights)
+            _record(work.sites[norm], change.cores[norm], rule, proofs[norm])
+    return places
+
+
+def _record(site: Site, core: NormSpec, rule: Rule, proof: Certificate) -> None:
+    if core.kind == site.becomes:
+        site.fold(rule.name, proof, left=core)
+    else:
+        site.convert(core, rule.name, proof)
+
+
+def _weights(work: Work) -> WeightValues:
+    graph = work.program.gm.graph
+    weights = WeightValues(work.program, Effects(graph))
+    weights.admit(n for n in graph.nodes if FOLD in n.meta)
+    return weights
+
+
+def _plans(work: Work, rule: Rule, basis: Basis) -> list[Change]:
+    graph, weights, found = work.program.gm.graph, _weights(work), list[Change]()
+    effects, order = Effects(graph), {node: i for i, node in enumerate(graph.nodes)}
+    settled = {node for node in work.sites if not work.may(node, rule.name)}
+    seen: set[Value] = set()
+    for node in work.sites:
+        value = basis.reads(node)
+        if value is None or value in seen or node in settled:
+            continue
+        stream = explore(value, weights, effects, basis.reads)
+        seen.update(stream.members)
+        decision = decide(stream, weights, order, True, settled, (basis.into,))
+        found.append(plan(stream, decision, basis, work, weights))
+    return found
+
+
+def _substitutions(change: Change) -> list[Substitution]:
+    decision = change.decision
+    return [(v[0], operand, p) for v in decision.centred for operand, p in decision.plans.get(v, ())]
+
+
+def _write(change: Change, basis: Basis, placement: Placement) -> None:
+    """The values of the stream as they are now; what weights do not write is mapped once."""
+    decision, stream = change.decision, change.stream
+    for value in decision.centred:
+        if value == decision.cut:
+            node, axis = value
+            readers = {v[0] for v in decision.centred if value in stream.operands.get(v, ())}
+            if value not in stream.raw:
+                readers.update(stream.norms.get(value, ()))
+            placement.after(node, axis, basis.into, readers)
+        elif value in change.widths and not value[0]._erased:
+            resize(*value, change.widths[value])
+
+
+def _read(norm: Node, change: Change, work: Work, placement: Placement, weights: WeightValues) -> bool:
+    """What is left of a norm; whether what follows it is in the weights that read it, and not behind it."""
+    move = change.moves.get(norm)
+    pushed = None if move is None else push(norm, move.axis, move.maps, weights)
+    if move is None or not isinstance(pushed, Pushed):
+        _write_out(norm, change, work, placement)
+        return False
+    behind = [(read, placement.behind(read)) for read in pushed.reads]
+    _put_core(norm, change.cores[norm], work)
+    if change.widths:
+        for node, axis in pushed.carried:
+            resize(node, axis, static_size(norm, move.axis) or 0)
+    for read, values in behind:
+        set_arguments(read.node, values)
+        if read.has_shift:
+            note_shift(read.node)
+    _restore(work, norm, norm, move.axis, move.maps)
+    return True
+
+
+def _write_out(norm: Node, change: Change, work: Work, placement: Placement) -> None:
+    """The maps, and the norm's own weight and bias, as operators behind its core."""
+    region = norm_of(norm)
+    assert region is not None
+    spec, operands, result = region.spec, region.operands(norm), norm.meta["val"]
+    axis, core, graph = norm_axis_of(norm), change.cores[norm], norm.graph
+    wide = core.statistics_dtype or core.compute_dtype
+    _put_core(norm, replace(core, scale_dtype=wide, out_dtype=wide), work)
+    readers, value = list(norm.users), norm
+    with graph.inserting_before(norm.next):
+        for mapping in change.behind[norm]:
+            value = mapping.emit(graph, value, axis)
+        value = shifted(graph, spec, scaled(graph, spec, value, operands.scale), operands.shift)
+        if is_row_major(result) and not is_row_major(value.meta["val"]):
+            value = call(graph, aten.contiguous.default, value)
+    for reader in readers:
+        reader.replace_input_with(norm, value)
+    placement.mark_sources(value, {norm, *operands.as_args()[1:]})
+    _restore(work, norm, value, axis, ())
+
+
+def _put_core(norm: Node, core: NormSpec, work: Work) -> None:
+    region = norm_of(norm)
+    assert region is not None
+    bare = replace(region.operands(norm), scale=None, shift=None, sizes=())
+    made = canonical_region(core, bare, norm.meta["val"])
+    work.program.gm.add_submodule(str(norm.target), made)
+    norm.args = bare.as_args()
+    (result,) = made.body.output_node().all_input_nodes
+    norm.meta["val"] = result.meta["val"]
+
+
+def _restore(work: Work, norm: Node, value: Node, axis: int, maps: Maps) -> None:
+    before = work.restored.get(norm)
+    work.restored[norm] = Restored(value, axis, (*maps, *(() if before is None else before.maps)))

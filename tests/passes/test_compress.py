@@ -1,0 +1,174 @@
+"""Values without a mean in d - 1 coordinates: the same function, in both bases, under every attack."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import normfuse
+from normfuse.ir.sizes import shape_of
+from tests.passes.building import Collection, D, normal, param, randomised, rewritten
+from tests.passes.test_recentre_attacks import ATTACKS
+
+BASES = ("drop_last", "orthonormal")
+
+#: Norms that lose their mean and keep all coordinates, by attack: in both bases, or in one.
+KEPT = {
+    "layout-one_channel": {"fixed_width"},
+    "norms-output_viewed_in_the_order_of_its_input": {"layout"},
+    "readers-shape_only": {"fixed_width"},
+    "norms-eps_from_a_buffer orthonormal": {"unusual_form"},
+}
+
+
+def kept(report: normfuse.Report) -> set[str]:
+    """Why norms that recentring converts are no CRMSNorms."""
+    left = [s for s in report.sites if "recentre" in s.rules and "compress" not in s.rules]
+    assert all(s.becomes == "rms_norm" and s.refusal == s.refusals["compress"] for s in left)
+    return {s.refusals["compress"].code for s in left}
+
+
+@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize(("attack", "name"), [pytest.param(a.values[0], a.id, id=a.id) for a in ATTACKS])
+def test_what_becomes_an_rms_norm_becomes_a_crms_norm(attack, name, basis):
+    difference, report = rewritten(
+        attack.model(), attack.args(), target="crms_norm", crms_basis=basis, skip=["fold_scale"]
+    )
+    assert difference <= attack.tolerance
+    assert kept(report) == KEPT.get(name, KEPT.get(f"{name} {basis}", set()))
+    assert report.after.get("crms_norm", 0) == sum("compress" in s.rules for s in report.sites)
+
+
+cases = Collection()
+
+
+@cases(2, extras=lambda: {"square": nn.Linear(D, D)})
+def one_layer_reads_and_writes(s, x):
+    """The rows and the columns of one weight change."""
+    h = s.lin(x)
+    return s.ln2(h + s.square(s.ln(h)))
+
+
+@cases(2, extras=lambda: {"square": nn.Linear(D, D), "w": param(3, D, D)})
+def experts_read(s, x):
+    h = s.lin(x)
+    h = h + torch.einsum("eoi,abi->abeo", s.w, s.ln(h)).sum(2)
+    return s.ln2(h) @ s.square.weight
+
+
+@cases(2, extras=lambda: {"square": nn.Linear(D, D)})
+def sizes_are_written_out(s, x):
+    h = s.lin(x).view(6, 6, D).reshape(36, D).view(6, 6, D)
+    return s.square(s.ln(h).view(36, D)), s.square(s.ln2(h).expand(2, 6, 6, D))
+
+
+@cases(2, extras=lambda: {"conv": nn.Conv1d(D, D, 3, padding=1), "write": nn.Conv1d(5, D, 1)})
+def channels_in_front(s, x):
+    h = s.write(x.transpose(1, 2)).transpose(1, 2)
+    return s.conv(s.ln(h).transpose(1, 2)), s.conv(s.ln2(h).transpose(1, 2)).relu()
+
+
+@cases(1)
+def nothing_can_undo_it(s, x):
+    return s.ln(s.lin(x)).relu()
+
+
+@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("name", cases.found)
+@pytest.mark.parametrize("skip", [[], ["fold_scale"]], ids=["folded scales", "own scales"])
+def test_readers_undo_it_or_it_is_undone_behind_the_norm(name, basis, skip):
+    attack = cases.found[name]
+    difference, report = rewritten(
+        attack.model(), attack.args(), target="crms_norm", crms_basis=basis, skip=skip
+    )
+    assert difference <= 1e-12
+    assert report.after.get("crms_norm", 0) == attack.converted
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lin, self.up, self.down, self.out = (
+            nn.Linear(5, 8),
+            nn.Linear(8, 9),
+            nn.Linear(9, 8),
+            nn.Linear(8, 4),
+        )
+        self.ln, self.ln2 = nn.LayerNorm(8), nn.LayerNorm(8, eps=0.5)
+
+    def forward(self, x):
+        h = self.lin(x)
+        h = h + self.down(self.up(self.ln(h)).relu())
+        return self.out(self.ln2(h))
+
+
+def test_writers_lose_a_row_readers_a_column_and_nothing_is_as_wide_as_before():
+    model = randomised(Block())
+    made = normfuse.rewrite(model, (normal(3, 5),), target="crms_norm")
+    state = made.program.state_dict
+    assert {n: tuple(state[n].shape) for n in ("lin.weight", "up.weight", "down.weight", "out.weight")} == {
+        "lin.weight": (7, 5), "up.weight": (9, 7), "down.weight": (7, 9), "out.weight": (4, 7),
+    }  # fmt: skip
+    wide = [n for n in made.program.graph.nodes if n.op != "placeholder" and 8 in (shape_of(n) or ())]
+    assert wide == []
+    centred = model.lin.weight - model.lin.weight.mean(0)
+    torch.testing.assert_close(state["lin.weight"], centred[:-1], rtol=1e-12, atol=1e-12)
+    read = model.up.weight * model.ln.weight
+    torch.testing.assert_close(state["up.weight"], read[:, :-1] - read[:, -1:], rtol=1e-12, atol=1e-12)
+
+
+def test_the_eps_of_an_orthonormal_basis_is_that_of_one_coordinate_less():
+    model = randomised(Block())
+    made = normfuse.rewrite(model, (normal(3, 5),), target="crms_norm", crms_basis="orthonormal")
+    norms = [n for n in made.program.graph.nodes if n.target is torch.ops.aten.rms_norm.default]
+    assert [n.args[1] for n in norms] == [[7], [7]]
+    assert [n.args[3] for n in norms] == pytest.approx([1e-5 * 8 / 7, 0.5 * 8 / 7])
+    with torch.no_grad():
+        x = normal(3, 5)
+        torch.testing.assert_close(made.module()(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("policy", ["pays", "convert"])
+def test_training(basis, policy):
+    model = randomised(Block())
+    options = {
+        "normfuse.inner": "eager", "normfuse.target": "crms_norm", "normfuse.crms_basis": basis,
+        "normfuse.policy": policy,
+    }  # fmt: skip
+    fast = torch.compile(model, backend="normfuse", options=options)
+    x, y = normal(3, 5), normal(3, 4)
+    gradients = []
+    for run in (model, fast):
+        model.zero_grad()
+        F.mse_loss(run(x), y).backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for wanted, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    report = normfuse.last_report(fast)
+    assert report.after == ({"crms_norm": 2} if policy == "convert" else {"layer_norm": 2})
+    assert all(s.refusal is not None for s in report.sites if s.becomes != "crms_norm")
+
+
+def test_the_report_says_what_it_costs():
+    model, x = randomised(Block()), (normal(3, 5),)
+    note = "are stored in 7 coordinates instead of 8"
+    assert any(note in n for n in normfuse.rewrite(model, x, target="crms_norm").report.notes)
+    assert not any(note in n for n in normfuse.rewrite(model, x).report.notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crms_basis": "orthonormal"}, "crms_basis goes with target='crms_norm', not with 'rms_norm'"),
+        ({"target": "layer_norm", "crms_basis": "drop_last"}, "not with 'layer_norm'"),
+        ({"target": "crms_norm", "crms_basis": "ortho"}, "did you mean 'orthonormal'"),
+        ({"target": "crms_norm", "skip": ["compress"]}, "skip leaves out compress, which target='crms_norm'"),
+        ({"only": ["compress"]}, "only asks for compress, which does not run with target='rms_norm'"),
+    ],
+)
+def test_options_that_contradict_each_other(options, message):
+    with pytest.raises(normfuse.OptionError, match=message):
+        normfuse.rewrite(randomised(Block()), (normal(3, 5),), **options)
