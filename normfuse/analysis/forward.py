@@ -181,13 +181,17 @@ def _read_again(node: Node) -> Refusal:
 
 
 def _absorbed(user: Node, found: Reading, maps: Maps, weights: WeightValues) -> Read | Refusal:
-    if found.no_shift is not None and not all(m.is_linear for m in maps):
+    shifts = not all(m.is_linear for m in maps)
+    weight, bias = found.weight.node, bind(user).get(found.bias) if shifts else None
+    if weight not in weights:
+        message = f"the weight of {described(user)} depends on data"
+        return weights.varies(weight) or Refusal("nonlinear_reader", message, user.name)
+    if found.no_shift is not None and shifts:
         return found.no_shift
-    weight, bias = found.weight.node, bind(user).get(found.bias)
+    if isinstance(bias, Node) and bias not in weights:
+        message = f"what {described(user)} adds depends on data, so it cannot take the shift"
+        return weights.varies(bias) or Refusal("no_bias", message, user.name)
     for node in (n for n in (weight, bias) if isinstance(n, Node)):
-        if node not in weights:
-            message = f"the weight of {described(user)} depends on data"
-            return weights.varies(node) or Refusal("nonlinear_reader", message, user.name)
         refusal = weights.refusal(node)
         if refusal is not None:
             return refusal

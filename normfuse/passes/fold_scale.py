@@ -9,14 +9,14 @@ was. Numerics class: reassociated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch.fx import Node
 
 from normfuse.analysis.absorb import Maps
 from normfuse.analysis.affine_map import Standardise
 from normfuse.analysis.channel_map import Diagonal
-from normfuse.analysis.forward import Read, push
+from normfuse.analysis.forward import push
 from normfuse.analysis.weights import WeightValues
 from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import set_arguments
@@ -27,6 +27,7 @@ from normfuse.ir.region import NormRegion, Operands, norm_of
 from normfuse.ir.sizes import rank_of, shape_of
 from normfuse.ir.spec import NormSpec
 from normfuse.passes.evidence import folded_into_readers
+from normfuse.passes.ownership import Move, settle_ownership
 from normfuse.passes.place import Placement
 from normfuse.passes.premises import rest_on_range
 from normfuse.passes.rule import Numerics, Rule
@@ -38,31 +39,42 @@ from normfuse.report import Refusal, Site
 __all__ = ["FOLD_SCALE", "affine_of", "fold_scale", "without_affine"]
 
 
-@dataclass(frozen=True)
-class _Move:
-    """How the affine of one norm reaches its readers."""
-
-    axis: int
-    maps: Maps
-    reads: list[Read]
-
-
 def fold_scale(work: Work) -> None:
     """Move every weight and bias that all readers can take; record a reason for each that stays."""
     graph = work.program.gm.graph
     weights = WeightValues(work.program, Effects(graph))
     weights.admit(n for n in graph.nodes if FOLD in n.meta)
-    found = {
-        node: _planned(node, work, weights)
-        for node in work.sites
-        if _has_affine(norm_of(node)) and work.may(node, FOLD_SCALE.name)
-    }
-    _settle_ownership(found, weights)
-    placement = Placement(graph)
-    for node, move in found.items():
-        done = _apply(node, move, work, placement) if isinstance(move, _Move) else move
-        if done is not None:
-            work.sites[node].refuse(done, FOLD_SCALE.name)
+    moves: dict[Node, Move] = {}
+    for node in work.sites:
+        if _has_affine(norm_of(node)) and work.may(node, FOLD_SCALE.name):
+            _sort(node, _planned(node, work, weights), moves, work)
+    for node, refusal in settle_ownership(moves, weights).items():
+        work.sites[node].refuse(refusal, FOLD_SCALE.name)
+    placement, changed = Placement(graph), set[Node]()
+    for node, move in moves.items():
+        _run(node, move, work, weights, placement, changed)
+
+
+def _sort(node: Node, planned: Move | Refusal, moves: dict[Node, Move], work: Work) -> None:
+    if isinstance(planned, Refusal):
+        work.sites[node].refuse(planned, FOLD_SCALE.name)
+    else:
+        moves[node] = planned
+
+
+def _run(
+    node: Node, move: Move, work: Work, weights: WeightValues, placement: Placement, changed: set[Node]
+) -> None:
+    """Apply a move; a reader that has taken the affine of another norm has a new weight, which takes both."""
+    now: Move | Refusal = move
+    if not changed.isdisjoint(move.readers):
+        now = _pushed(node, move.axis, move.maps, weights)
+    done = now if isinstance(now, Refusal) else _apply(node, now, work, placement)
+    if done is not None:
+        work.sites[node].refuse(done, FOLD_SCALE.name)
+        return
+    changed.update(move.readers)
+    weights.admit(placement.made)
 
 
 def _has_affine(region: NormRegion | None) -> bool:
@@ -82,7 +94,7 @@ def without_affine(spec: NormSpec) -> NormSpec:
     return replace(spec, has_scale=False, has_shift=False, weight_offset=0.0, post_factor=1.0, affine_dims=())
 
 
-def _planned(node: Node, work: Work, weights: WeightValues) -> _Move | Refusal:
+def _planned(node: Node, work: Work, weights: WeightValues) -> Move | Refusal:
     region = norm_of(node)
     assert region is not None
     spec, operands = region.spec, region.operands(node)
@@ -91,8 +103,12 @@ def _planned(node: Node, work: Work, weights: WeightValues) -> _Move | Refusal:
         return refusal
     axis = rank_of(node) + spec.dims[0]
     maps = affine_of(spec, operands)
-    pushed = push(node, axis, maps, weights)
-    return pushed if isinstance(pushed, Refusal) else _Move(axis, maps, pushed.reads)
+    return _pushed(node, axis, maps, weights)
+
+
+def _pushed(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Move | Refusal:
+    found = push(node, axis, maps, weights)
+    return found if isinstance(found, Refusal) else Move(axis, maps, found.reads)
 
 
 def _refuse_form(node: Node, spec: NormSpec, operands: Operands) -> Refusal | None:
@@ -133,34 +149,7 @@ def norm_axis_of(node: Node) -> int:
     return rank_of(node) + region.spec.dims[0]
 
 
-def _settle_ownership(found: dict[Node, _Move | Refusal], weights: WeightValues) -> None:
-    """Refuse norms whose readers' weights are also read in another way, until none is left."""
-    changed = True
-    while changed:
-        changed = False
-        maps = {
-            read.node: (read.leaf.maps, read.maps)
-            for move in found.values() if isinstance(move, _Move) for read in move.reads
-        }  # fmt: skip
-        for node, move in found.items():
-            refusal = _not_owned(move, maps, weights) if isinstance(move, _Move) else None
-            if refusal is not None:
-                found[node], changed = refusal, True
-
-
-def _not_owned(move: _Move, maps: dict[Node, tuple[Maps, Maps]], weights: WeightValues) -> Refusal | None:
-    for read in move.reads:
-        for other in weights.readers_of(read.leaf.node):
-            if maps.get(other) != maps[read.node]:
-                return Refusal(
-                    "weight_tied",
-                    f"{weights.label(read.leaf.node)} is also read by {described(other)}, unchanged",
-                    read.node.name, "untie the weights",
-                )  # fmt: skip
-    return None
-
-
-def _apply(node: Node, move: _Move, work: Work, placement: Placement) -> Refusal | None:
+def _apply(node: Node, move: Move, work: Work, placement: Placement) -> Refusal | None:
     proof = folded_into_readers(FOLD_SCALE, node, move.reads, work)
     changed = [placement.behind(read) for read in move.reads]
     made = [value for one in changed for value in one.values()]
