@@ -11,15 +11,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch.fx import Node
 
 from normfuse.analysis.absorb import Maps
 from normfuse.analysis.affine_map import Standardise
 from normfuse.analysis.channel_map import Diagonal
-from normfuse.analysis.forward import push
+from normfuse.analysis.forward import Pushed, push
+from normfuse.analysis.ranges import SPLITS
+from normfuse.analysis.rows_layout import LAYOUT
 from normfuse.analysis.weights import WeightValues
 from normfuse.folding.recipe import FOLD
-from normfuse.ir.calls import set_arguments
+from normfuse.ir.calls import CASTS, aten, set_arguments
 from normfuse.ir.canonical import canonical_region, is_expressible
 from normfuse.ir.effects import Effects
 from normfuse.ir.location import described
@@ -29,12 +32,22 @@ from normfuse.ir.spec import NormSpec
 from normfuse.passes.evidence import folded_into_readers
 from normfuse.passes.ownership import Move, settle_ownership
 from normfuse.passes.place import Placement
-from normfuse.passes.premises import rest_on_range
+from normfuse.passes.premises import rest_on_range, rest_on_small_bias
 from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.settle_shifts import note_shift
-from normfuse.passes.stored_values import refusal_of_overflow, refusal_of_values
+from normfuse.passes.stored_values import (
+    refusal_of_large_bias,
+    refusal_of_overflow,
+    refusal_of_values,
+)
 from normfuse.passes.work import Work
 from normfuse.report import Refusal, Site
+
+#: Operators that make no value larger.
+_KEEP_SIZE = LAYOUT | {
+    *SPLITS, *CASTS, aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default,
+    aten.dropout.default, aten.mean.dim,
+}  # fmt: skip
 
 __all__ = ["FOLD_SCALE", "affine_of", "fold_scale", "without_affine"]
 
@@ -107,8 +120,20 @@ def _planned(node: Node, work: Work, weights: WeightValues) -> Move | Refusal:
 
 
 def _pushed(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Move | Refusal:
-    found = push(node, axis, maps, weights)
-    return found if isinstance(found, Refusal) else Move(axis, maps, found.reads)
+    found = push(node, axis, maps, weights, are_normalized=True)
+    if isinstance(found, Refusal):
+        return found
+    dtype = found.narrowest(node)
+    return _refuse_growth(node, found, dtype) or Move(axis, maps, found.reads, dtype)
+
+
+def _refuse_growth(node: Node, found: Pushed, dtype: torch.dtype) -> Refusal | None:
+    """Values of a norm fit into float16; sums of many perhaps do only with a small weight."""
+    grown = next((value for value, _ in found.carried if value.target not in _KEEP_SIZE), None)
+    if dtype != torch.float16 or grown is None:
+        return None
+    message = f"without the weight of {described(node)}, {described(grown)} may be too large for float16"
+    return Refusal("overflow", message, grown.name, "keep the values in a wider dtype")
 
 
 def _refuse_form(node: Node, spec: NormSpec, operands: Operands) -> Refusal | None:
@@ -150,6 +175,12 @@ def norm_axis_of(node: Node) -> int:
 
 
 def _apply(node: Node, move: Move, work: Work, placement: Placement) -> Refusal | None:
+    region = norm_of(node)
+    assert region is not None
+    operands, spec = region.operands(node), without_affine(region.spec)
+    refusal = refusal_of_large_bias(node, operands, move.dtype, work.program)
+    if refusal is not None:
+        return refusal
     proof = folded_into_readers(FOLD_SCALE, node, move.reads, work)
     changed = [placement.behind(read) for read in move.reads]
     made = [value for one in changed for value in one.values()]
@@ -158,13 +189,11 @@ def _apply(node: Node, move: Move, work: Work, placement: Placement) -> Refusal 
         placement.discard(made)
         return refusal
     rest_on_range(work.program, node, made)
+    rest_on_small_bias(work.program, node, operands, move.dtype)
     for read, values in zip(move.reads, changed, strict=True):
         set_arguments(read.node, values)
         if read.has_shift:
             note_shift(read.node)
-    region = norm_of(node)
-    assert region is not None
-    operands, spec = region.operands(node), without_affine(region.spec)
     bare = replace(operands, scale=None, shift=None, sizes=())
     work.program.gm.add_submodule(str(node.target), canonical_region(spec, bare, node.meta["val"]))
     node.args = bare.as_args()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch.fx import Node
 
 from normfuse.analysis.absorb import Maps
@@ -24,11 +25,15 @@ _Taken = dict[Node, list[tuple[Maps, Maps]]]
 
 @dataclass(frozen=True)
 class Move:
-    """How what a norm does behind its core reaches its readers: along this axis, by these maps."""
+    """How what a norm does behind its core reaches its readers: along this axis, by these maps.
+
+    ``dtype`` is the narrowest in which its values are held on the way.
+    """
 
     axis: int
     maps: Maps
     reads: list[Read]
+    dtype: torch.dtype
 
     @property
     def readers(self) -> set[Node]:
