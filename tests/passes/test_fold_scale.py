@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 import normfuse
 from tests.passes import scale_norms, scale_readers
@@ -59,3 +60,16 @@ def test_compiling(case: Case) -> None:
     report = normfuse.last_report(fast)
     assert codes(report) == sorted(case.codes)
     assert is_bare(report)
+
+
+@pytest.mark.parametrize(("bias", "added"), [(True, 0), (False, 4 * 8)])
+def test_a_compiled_graph_holds_both_weights_and_a_program_one(bias: bool, added: int) -> None:
+    """A bias that is made where there was none comes to what the program held."""
+    model = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 4, bias=bias)).double().eval()
+    x = torch.randn(3, 6, dtype=torch.float64)
+    fast = torch.compile(model, backend=normfuse.normfuse_backend, options={"normfuse.inner": "eager"})
+    with torch.no_grad():
+        fast(x)
+    both = (6 * 4 + 4) * 8
+    assert normfuse.last_report(fast).copied_bytes == normfuse.explain(model, x).copied_bytes == both
+    assert normfuse.rewrite(model, (x,)).report.copied_bytes == added
