@@ -1,7 +1,7 @@
-"""Whose a weight is: only readers that all take the same maps may change what it holds.
+"""Whose a weight is: it takes maps where all that reads it, or memory of it, takes the same ones.
 
-Folded weights would stand beside a weight that anything reads as it was, or they would be several where it
-was one; of a norm that only scales what a tied table reads, that table would be copied.
+Otherwise a folded weight would stand beside one that is read as it was, such as a tied table, or several
+would stand where one was.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _taken(moves: dict[Node, Move]) -> _Taken:
 
 def _not_owned(move: Move, taken: _Taken, weights: WeightValues) -> Refusal | None:
     for read in move.reads:
-        for other in weights.readers_of(read.leaf.node):
+        for other in sorted(weights.readers_of(read.leaf.node)):
             if taken.get(other) != taken[read.node]:
                 how = "which would scale it in another way" if other in taken else "unchanged"
                 return Refusal(

@@ -155,3 +155,34 @@ def one_layer_for_both_halves(s, x):
 def parts_of_a_packed_weight(s, x):
     h, (q, k, v), (bq, bk, bv) = s.norm(x), s.w.chunk(3), s.b.chunk(3)
     return F.linear(h, q, bq) * F.linear(h, k, bk) + F.linear(h, v, bv)
+
+
+@case(a=ln(), b=ln(), w=param(18, 6), bias=param(18), args=ROWS)
+def parts_of_a_packed_weight_behind_two_norms(s, x):
+    (q, kv), (bq, bkv) = s.w.split([6, 12]), s.bias.split([6, 12])
+    return F.linear(s.a(x), q, bq), F.linear(s.b(x.sin()), kv, bkv)
+
+
+@case("weight_tied", "weight_tied", a=ln(), b=ln(), w=param(18, 6), args=ROWS)
+def parts_of_a_weight_that_overlap(s, x):
+    return F.linear(s.a(x), s.w[:7]), F.linear(s.b(x.sin()), s.w[6:])
+
+
+@case("weight_tied", "weight_tied", a=ln(), b=ln(), w=param(6, 12), args=ROWS)
+def columns_of_a_weight(s, x):
+    left, right = s.w.chunk(2, 1)
+    return F.linear(s.a(x), left), F.linear(s.b(x.sin()), right)
+
+
+@case("weight_tied", norm=ln(), w=param(12, 6), args=ROWS)
+def part_of_a_weight_that_is_read_whole(s, x):
+    return F.linear(s.norm(x), s.w[6:]), F.linear(x, s.w.neg())
+
+
+@case(
+    norm=ln(),
+    layer=lambda: nn.TransformerDecoderLayer(6, 2, 12, 0.0, batch_first=True, norm_first=True),
+    args=ROWS,
+)
+def cross_attention(s, x):
+    return s.layer(x, s.norm(x.cos()))
