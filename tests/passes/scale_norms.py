@@ -120,6 +120,21 @@ def scale_that_depends_on_the_call(s, x):
     return s.lin(F.rms_norm(x, (6,)) * s.other(x[0, 0]))
 
 
+@case(g=param(), lin=linear(6, 4), args=ROWS)
+def one_number_for_all_channels(s, x):
+    return s.lin(F.rms_norm(x, (6,)) * s.g)
+
+
+@case(g=param(1), b=param(1, 1), lin=linear(6, 4), args=ROWS)
+def one_number_and_another_that_is_added(s, x):
+    return s.lin(F.layer_norm(x, (6,)) * s.g + s.b)
+
+
+@case("computed_scale", lin=linear(6, 4), args=(*ROWS, normal(1)))
+def one_number_that_comes_from_outside(s, x, g):
+    return s.lin(F.rms_norm(x, (6,)) * g)
+
+
 @case(norm=ln(), lin=linear(6, 6), args=ROWS)
 def one_layer_behind_one_norm_twice(s, x):
     return s.lin(s.norm(s.lin(s.norm(x))))
