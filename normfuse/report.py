@@ -122,7 +122,9 @@ class Report:
     """The norms of one compiled, rewritten or explained model.
 
     ``seconds`` is the time that normfuse itself took, ``centrings`` the number of explicit
-    mean subtractions put into the graphs, ``folded`` the number of weights with a folded copy. ``errors``
+    mean subtractions put into the graphs, ``folded`` the number of weights with a folded copy, and
+    ``copied_bytes`` the memory that these hold beside the originals: a compiled graph keeps both, a rewritten
+    program only what is read. Of several models or layers that share a graph the first one counts. ``errors``
     holds, where the sites were verified, the error of the outputs over the original's, by the inputs.
     ``breaks`` are the places at which Dynamo broke the model into several graphs, each with its reason.
     ``time`` is what all operators took before the rewrite, estimated from their sizes in bytes of memory
@@ -134,6 +136,7 @@ class Report:
     graphs: int = 0
     centrings: int = 0
     folded: int = 0
+    copied_bytes: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
@@ -166,6 +169,7 @@ class Report:
         self.time = None if self.time is None or other.time is None else self.time + other.time
         self.centrings += other.centrings
         self.folded += other.folded
+        self.copied_bytes += other.copied_bytes
         self.seconds += other.seconds
         self.notes += [n for n in other.notes if n not in self.notes]
         self.breaks += [b for b in other.breaks if b not in self.breaks]
@@ -181,6 +185,7 @@ class Report:
             "graphs": self.graphs,
             "centrings": self.centrings,
             "folded": self.folded,
+            "copied_bytes": self.copied_bytes,
             "seconds": self.seconds,
             "notes": list(self.notes),
             "breaks": list(self.breaks),

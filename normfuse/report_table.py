@@ -31,7 +31,7 @@ def render(report: Report) -> str:
         console.print(f"graph break {place}")
     if len(report.breaks) > _PARAGRAPHS:
         console.print(f"... and {len(report.breaks) - _PARAGRAPHS} more graph breaks")
-    for line in _expectation(report):
+    for line in (*_expectation(report), *_memory(report)):
         console.print(line)
     return stream.getvalue().rstrip("\n")
 
@@ -49,6 +49,18 @@ def _expectation(report: Report) -> list[str]:
 
 
 _NOTHING = 0.005
+
+
+def _memory(report: Report) -> list[str]:
+    """One line that says what it costs."""
+    if not report.copied_bytes:
+        return []
+    size, unit = float(report.copied_bytes), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size >= 1000:
+            size, unit = size / 1000, larger
+    shown = f"{size:.0f}" if unit == "bytes" or size >= 100 else f"{size:.3g}"
+    return [f"folded weights hold {shown} {unit} of memory beside the originals"]
 
 
 def headline(report: Report) -> str:

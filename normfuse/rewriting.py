@@ -135,6 +135,7 @@ def rewrite(
     program, report, folded = _rewritten(exported, checked, progress or (lambda text: None))
     check_expectation(report, checked)
     made, names = with_folded_weights(exported, program, folded)
+    report.copied_bytes = max(_held_by(made) - _held_by(exported), 0)
     if checked.verify != "off":
         _check_whole(made)
     result = Rewritten(made, report, _changes(exported, program, folded, names))
@@ -185,6 +186,13 @@ def _check_whole(made: ExportedProgram) -> None:
     except Exception as error:
         message = f"the rewritten program cannot be turned into a module: {cause(error)}"
         raise VerificationError(message) from error
+
+
+def _held_by(program: ExportedProgram) -> int:
+    """The bytes of all weights, each piece of memory counted once."""
+    tensors = (t for t in (*program.state_dict.values(), *program.constants.values()) if torch.is_tensor(t))
+    storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors if t.layout == torch.strided}
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 def _note_dropped_calls(exported: ExportedProgram, report: Report) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from normfuse.report import Refusal, Report, Site
 
 
@@ -33,3 +35,19 @@ def test_a_single_reason_is_not_counted():
 def test_very_many_reasons_are_cut_short():
     text = str(Report([site(0, message=f"{chr(97 + n)} reads it") for n in range(20)]))
     assert "... and 8 more reasons" in text
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [(512, "512 bytes"), (999, "999 bytes"), (33_280, "33.3 kB"), (1_000_000, "1 MB"), (13_476e6, "13.5 GB")],
+)
+def test_the_last_line_says_what_copies_of_weights_hold(size, shown):
+    report = Report([site(0)], copied_bytes=int(size))
+    assert str(report).splitlines()[-1] == f"folded weights hold {shown} of memory beside the originals"
+    assert "beside the originals" not in str(Report([site(0)]))
+
+
+def test_copies_of_several_graphs_add_up():
+    report = Report(copied_bytes=3)
+    report.merge(Report(copied_bytes=4))
+    assert (report.copied_bytes, report.to_dict()["copied_bytes"]) == (7, 7)

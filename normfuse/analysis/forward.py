@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
@@ -22,9 +23,9 @@ from normfuse.analysis.operator_table import carried_axis, flow
 from normfuse.analysis.ranges import SPLITS, narrowed, pieces_of, widened
 from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues
-from normfuse.ir.calls import aten, bind, is_call
+from normfuse.ir.calls import CASTS, aten, bind, is_call
 from normfuse.ir.location import described
-from normfuse.ir.sizes import shape_of, widened_by
+from normfuse.ir.sizes import shape_of, tensors_of, widened_by
 from normfuse.report import Refusal
 
 __all__ = ["Pushed", "Read", "Value", "push"]
@@ -36,8 +37,9 @@ Value = tuple[Node, int]
 class Read:
     """``node`` contracts the channels with its operand ``weight``, along ``leaf.axis`` of it.
 
-    ``leaf`` has what the weight takes, the transposes of the linear parts of ``maps``. The operand ``bias``
-    takes what the weight makes of the shift, where the maps have one, as ``reading`` says.
+    ``leaf`` has what the weight takes, the transposes of the linear parts of ``maps``, before it is rounded
+    to the dtype in which it is read. The operand ``bias`` takes what the weight makes of the shift, where the
+    maps have one, as ``reading`` says.
     """
 
     node: Node
@@ -67,15 +69,26 @@ class Pushed:
     Attributes:
         carried: the values on the way to them, with the axis on which each carries maps, in execution order;
             where the maps change the number of channels, so do these.
+        are_normalized: whether the values are of unit size without the maps, so that rounding them before
+            the maps costs what rounding them behind does, but for a shift that cancels them.
     """
 
     reads: list[Read]
     carried: list[Value]
+    are_normalized: bool = False
+
+    def narrowest(self, value: Node) -> torch.dtype:
+        """The dtype of fewest bits in which anything between ``value`` and a weight is held."""
+        weights = (read.reading.weight.node for read in self.reads)
+        held = [value, *(node for node, _ in self.carried), *weights]
+        return min((tensor.dtype for node in held for tensor in tensors_of(node)), key=lambda d: d.itemsize)
 
 
-def push(value: Node, axis: int, maps: Maps, weights: WeightValues) -> Pushed | Refusal:
+def push(
+    value: Node, axis: int, maps: Maps, weights: WeightValues, *, are_normalized: bool = False
+) -> Pushed | Refusal:
     """How every reader of ``value`` comes to read ``x`` instead, where ``value`` is ``maps`` of ``x``."""
-    found = Pushed([], [])
+    found = Pushed([], [], are_normalized)
     refusal = _push(value, axis, maps, weights, found)
     if refusal is not None:
         return refusal
@@ -94,7 +107,7 @@ def _push(value: Node, axis: int, maps: Maps, weights: WeightValues, found: Push
 def _into(
     user: Node, value: Node, axis: int, maps: Maps, weights: WeightValues, found: Pushed
 ) -> Refusal | None:
-    refusal = _refuse_reader(user, value, maps, weights)
+    refusal = _refuse_reader(user, value, maps, weights, found)
     if refusal is not None:
         return refusal
     contraction = reading(user, value, axis) if _reads_once(user, value) else None
@@ -112,14 +125,16 @@ def _into(
     return _carried(user, value, axis, maps, weights, found)
 
 
-def _refuse_reader(user: Node, value: Node, maps: Maps, weights: WeightValues) -> Refusal | None:
+def _refuse_reader(
+    user: Node, value: Node, maps: Maps, weights: WeightValues, found: Pushed
+) -> Refusal | None:
     if user.op == "output":
         message = f"the normalized values are returned, from {described(value)}"
         return Refusal("norm_is_output", message, value.name)
     if user.target is aten.detach.default and weights.train(maps):
         message = f"{described(user)} keeps gradients from the norm's own weights"
         return Refusal("grad_mode", message, user.name)
-    if widened_by(user) < 0:
+    if widened_by(user) < 0 and not found.are_normalized:
         message = f"{described(user)} would round the values before they are normalized"
         return Refusal("narrow_values", message, user.name)
     return None
@@ -181,13 +196,17 @@ def _read_again(node: Node) -> Refusal:
 
 
 def _absorbed(user: Node, found: Reading, maps: Maps, weights: WeightValues) -> Read | Refusal:
-    if found.no_shift is not None and not all(m.is_linear for m in maps):
+    shifts = not all(m.is_linear for m in maps)
+    weight, bias = found.weight.node, bind(user).get(found.bias) if shifts else None
+    if weight not in weights:
+        message = f"the weight of {described(user)} depends on data"
+        return weights.varies(weight) or Refusal("nonlinear_reader", message, user.name)
+    if found.no_shift is not None and shifts:
         return found.no_shift
-    weight, bias = found.weight.node, bind(user).get(found.bias)
+    if isinstance(bias, Node) and bias not in weights:
+        message = f"what {described(user)} adds depends on data, so it cannot take the shift"
+        return weights.varies(bias) or Refusal("no_bias", message, user.name)
     for node in (n for n in (weight, bias) if isinstance(n, Node)):
-        if node not in weights:
-            message = f"the weight of {described(user)} depends on data"
-            return weights.varies(node) or Refusal("nonlinear_reader", message, user.name)
         refusal = weights.refusal(node)
         if refusal is not None:
             return refusal
@@ -197,5 +216,12 @@ def _absorbed(user: Node, found: Reading, maps: Maps, weights: WeightValues) -> 
     if not all(m.admitted_by(found.needs) for m in maps):
         message = f"{described(user)} is grouped, and none of its groups sees all channels"
         return Refusal("grouped_weight", message, user.name)
-    leaf = Leaf(weight, found.axis, transposed(maps), found.groups)
+    leaf = Leaf(_before_rounding(weight), found.axis, transposed(maps), found.groups)
     return Read(user, found.weight.name, leaf, maps, found.bias, found)
+
+
+def _before_rounding(weight: Node) -> Node:
+    """What a weight was made of by rounding it, as autocast does: with the maps it is rounded once."""
+    while is_call(weight, *CASTS) and widened_by(weight) < 0 and len(weight.all_input_nodes) == 1:
+        weight = weight.all_input_nodes[0]
+    return weight

@@ -11,11 +11,12 @@ from torch.fx import Node
 
 from normfuse.analysis.channel_map import ChannelMap
 from normfuse.ir.dtypes import FLOATS
-from normfuse.ir.effects import Effects
+from normfuse.ir.effects import Effects, aliased_by
 from normfuse.ir.grad_mode import switches_gradients
 from normfuse.ir.location import described
 from normfuse.ir.program import Input, Program
 from normfuse.ir.sizes import tensor_of
+from normfuse.ir.span import Span, shares_memory
 from normfuse.ir.undeclared import is_pure, may_differ
 from normfuse.report import Refusal
 
@@ -38,6 +39,7 @@ class WeightValues:
         self.divided = program.grad_enabled and switches_gradients(program.gm.graph)
         self._known: set[Node] = set()
         self._folded: set[Node] = set()
+        self._spanned: dict[Node, set[Span]] = {}
         for node in program.gm.graph.nodes:
             if self._is_weight(node):
                 self._known.add(node)
@@ -157,30 +159,53 @@ class WeightValues:
 
     def is_shared(self, node: Node) -> bool:
         """Whether what a weight value is made of is read by more than one operator, under any name."""
-        memories = self._memories(node)
+        memories = {span.memory for span in self._spans(node)}
         return not memories or None in memories or len(self.readers_of(node)) > 1
 
     def readers_of(self, node: Node) -> set[Node]:
-        """All operators on data that read a weight value, or whatever else is made of the same memory."""
-        stack = [i.node for i in self._inputs.values() if _memory(i) in self._memories(node)]
+        """All operators on data that read a weight value, or whatever else is made of the same memory.
+
+        Parts of one weight that do not overlap are weights of their own, as those of a packed projection.
+        """
+        own = self._spans(node)
+        memories = {span.memory for span in own}
+        stack = [i.node for i in self._inputs.values() if _memory(i) in memories]
         seen, found = set(stack), set[Node]()
         while stack:
-            for user in stack.pop().users:
-                if user not in self._known:
-                    found.add(user)
-                elif user not in seen:
+            value = stack.pop()
+            overlaps = any(a.overlaps(b) for a in self._spans(value) for b in own)
+            for user in value.users:
+                if user in self._known:
+                    stack.extend({user} - seen)
                     seen.add(user)
-                    stack.append(user)
+                elif overlaps:
+                    found.add(user)
         return found
 
-    def _memories(self, node: Node) -> set[int | None]:
-        """The memory of all that a weight value is made of."""
-        seen, stack = {node}, [node]
-        while stack:
-            fresh = [n for n in stack.pop().all_input_nodes if n not in seen]
-            seen.update(fresh)
-            stack.extend(fresh)
-        return {_memory(self._inputs[n]) for n in seen if n in self._inputs}
+    def _spans(self, node: Node) -> set[Span]:
+        """The memory that a weight value is made of."""
+        if node not in self._spanned:
+            self._spanned[node] = self._own_spans(node)
+        return self._spanned[node]
+
+    def _own_spans(self, node: Node) -> set[Span]:
+        if node in self._inputs:
+            return {Span.of(_memory(self._inputs[node]), self._inputs[node].value)}
+        whole, value = _viewed(node), tensor_of(node)
+        base = None if whole is None else tensor_of(whole)
+        if whole in self._inputs and base is not None and value is not None and shares_memory(base, value):
+            start = self._inputs[whole].value.storage_offset() - base.storage_offset()
+            return {Span.of(_memory(self._inputs[whole]), value, start)}
+        return set().union(*(self._spans(operand) for operand in node.all_input_nodes))
+
+
+def _viewed(node: Node) -> Node | None:
+    """The value that a node is a view of, through any number of views."""
+    while bases := aliased_by(node):
+        if len(bases) > 1:
+            return None
+        node = bases[0]
+    return node
 
 
 def _impure(node: Node) -> Refusal:

@@ -20,6 +20,7 @@ _WHY = {
     "overflow": "a weight folded with {} would not be finite in {}, or too small to be precise",
     "cancellation": "the means in {} are so large beside the deviations that they would cancel in {}",
     "large_tap": "what is added to the result of a weight with {} is larger than that, and rounds it in {}",
+    "large_bias": "the bias in {} is so large beside the weight that it may cancel values in {}",
     "shift": "the shift of a norm with {} is so large that adding it first would cost precision in {}",
 }
 
@@ -91,6 +92,8 @@ class Condition:
             return not self.places and len(self.values) == 2
         operands = set(map(repr, self.places))
         counts = len(operands) == len(self.places) == len(self.values)
+        if self.reason == "large_bias":
+            return counts and {"3"} <= operands <= {"2", "3"}
         return self.reason in _WHY and counts and {"0", "1"} <= operands <= {"0", "1", "2", "3"}
 
     def question(self) -> Question:

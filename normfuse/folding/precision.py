@@ -8,12 +8,19 @@ import torch
 
 from normfuse.torch_compat import outside_tracing
 
-__all__ = ["Moments", "fits"]
+__all__ = ["Moments", "fits", "may_cancel"]
 
 #: How much larger, as a mean square, a value may be than its norm where readers take the norm. In a sum
 #: of products rounding errors grow with the values; 2 keeps them below 1.5 times what they were. In half
 #: precision the rounding that falls away leaves more room, in float64 there is precision to spare.
 _ROOM = {torch.float32: 2.0, torch.bfloat16: 16.0, torch.float16: 16.0, torch.float64: 1e4}
+
+#: How large a norm's bias may be beside its weight where readers add what becomes of it. They round values
+#: of the size ``|w N|``, not of ``|w N + b| >= |w N| - |b|``: up to ``1 / (1 - r)`` times more, for
+#: ``|b| = r |w N|``. That times what the rounding of the weight costs, which joins two others in a narrow
+#: dtype and is lost among those of the sum in float32, is held to 1.5: ``r = 1 - 1 / 1.5`` in float32,
+#: ``r = 1 - sqrt(3 / 2) / 1.5`` in the others.
+_LARGEST_BIAS = {torch.float32: 0.333, torch.bfloat16: 0.183, torch.float16: 0.183}
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,22 @@ class Moments:
         start, end = self.shift - self.mean, self.shift
         way = (start**2 + start * end + end**2) / 3 + self.deviation**2 / 2
         return bool(way.sum() > _ROOM[torch.float32] * (self.mean**2 / 3 + self.deviation**2 / 2).sum())
+
+
+def may_cancel(scale: torch.Tensor | None, shift: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether the bias of a norm may cancel so much of its values that readers had better not add it.
+
+    Of the data only the size is known, which is 1 for each channel as a root mean square. In float64 there is
+    precision to spare.
+    """
+    if dtype not in _LARGEST_BIAS:
+        return False
+    size, largest = 1.0 if scale is None else _size(scale), _LARGEST_BIAS[dtype]
+    return not _size(shift) <= largest * size
+
+
+def _size(value: torch.Tensor) -> float:
+    return float(value.double().pow(2).mean().sqrt())
 
 
 def fits(wide: torch.Tensor, dtype: torch.dtype) -> bool:

@@ -64,6 +64,12 @@ class Folded:
     recipe: Recipe
     sources: tuple[Node, ...]
 
+    @property
+    def size(self) -> int:
+        """The bytes that it takes."""
+        value = self.node.meta["val"]
+        return int(value.numel() * value.element_size())
+
 
 class _Exact(Interpreter):
     """Runs marked nodes in float64 and leaves out their casts."""

@@ -25,7 +25,8 @@ from normfuse.ir.location import described
 from normfuse.ir.region import norm_of
 from normfuse.ir.sizes import is_row_major, static_size, tensor_of, tensors_of
 from normfuse.ir.spec import NormSpec
-from normfuse.passes.fold_scale import Move, affine_of, refuse_operands, settle_ownership, without_affine
+from normfuse.passes.fold_scale import affine_of, refuse_operands, without_affine
+from normfuse.passes.ownership import Move, settle_ownership
 from normfuse.passes.work import Work
 from normfuse.report import Refusal
 from normfuse.torch_compat import plain_size
@@ -38,12 +39,14 @@ class Basis:
     """``reads`` says which value a norm reads that does not mind ``into``; ``norm``, what it becomes there.
 
     ``norm`` gives, for the core of a norm over so many channels, the core on what ``into`` makes of them, and
-    the maps, innermost first, that make of its result what the norm's was.
+    the maps, innermost first, that make of its result what the norm's was. With ``keeps_lengths`` it does not
+    matter whether values are rounded before those maps or behind them.
     """
 
     into: ChannelMap
     reads: Callable[[Node], Value | None]
     norm: Callable[[NormSpec, int], tuple[NormSpec, Maps]]
+    keeps_lengths: bool = False
 
 
 @dataclass
@@ -117,7 +120,6 @@ def _channels(node: Node, axis: int) -> int | None:
 
 
 def _plan_norms(change: Change, basis: Basis, work: Work, weights: WeightValues) -> Refusal | None:
-    moves: dict[Node, Move | Refusal] = {}
     for value, norms in change.stream.norms.items():
         for norm in norms:
             region = norm_of(norm)
@@ -126,12 +128,14 @@ def _plan_norms(change: Change, basis: Basis, work: Work, weights: WeightValues)
             spec, operands = region.spec, region.operands(norm)
             bare = without_affine(spec)
             change.cores[norm], change.behind[norm] = basis.norm(bare, static_size(*value) or 0)
-            moves[norm] = refuse_operands(norm, operands, work, weights) or _moved(
-                norm, value[1], (*change.behind[norm], *affine_of(spec, operands)), basis.into, weights
+            maps = (*change.behind[norm], *affine_of(spec, operands))
+            move = refuse_operands(norm, operands, work, weights) or _moved(
+                norm, value[1], maps, basis, weights
             )
-    settle_ownership(moves, weights)
-    change.moves = {norm: move for norm, move in moves.items() if isinstance(move, Move)}
-    written_out = (norm for norm in moves if norm not in change.moves)
+            if isinstance(move, Move):
+                change.moves[norm] = move
+    settle_ownership(change.moves, weights)
+    written_out = (norm for norm in change.cores if norm not in change.moves)
     return next((_layout(norm) for norm in written_out if not _is_row_major(norm)), None)
 
 
@@ -145,11 +149,12 @@ def _layout(norm: Node) -> Refusal:
     return Refusal("layout", message, norm.name)
 
 
-def _moved(norm: Node, axis: int, maps: Maps, into: ChannelMap, weights: WeightValues) -> Move | Refusal:
-    pushed = push(norm, axis, maps, weights)
+def _moved(norm: Node, axis: int, maps: Maps, basis: Basis, weights: WeightValues) -> Move | Refusal:
+    pushed = push(norm, axis, maps, weights, are_normalized=basis.keeps_lengths)
     if isinstance(pushed, Refusal):
         return pushed
-    return _fixed(norm, axis, pushed, into) or Move(axis, maps, pushed.reads)
+    dtype = pushed.narrowest(norm)
+    return _fixed(norm, axis, pushed, basis.into) or Move(axis, maps, pushed.reads, dtype)
 
 
 def _fixed(norm: Node, axis: int, pushed: Pushed, into: ChannelMap) -> Refusal | None:

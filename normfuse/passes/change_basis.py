@@ -53,7 +53,8 @@ def change_basis(work: Work, rule: Rule, basis: Basis) -> int:
         for norm, refusal in change.decision.refusals.items():
             work.sites[norm].refuse(refusal, rule.name)
         for norm in change.decision.converted:
-            places += not _read(norm, change, work, placement, weights)
+            places += not _read(norm, change, basis, work, placement, weights)
+            weights.admit(placement.made)
             _record(work.sites[norm], change.cores[norm], rule, proofs[norm])
     return places
 
@@ -107,10 +108,14 @@ def _write(change: Change, basis: Basis, placement: Placement) -> None:
             resize(*value, change.widths[value])
 
 
-def _read(norm: Node, change: Change, work: Work, placement: Placement, weights: WeightValues) -> bool:
+def _read(
+    norm: Node, change: Change, basis: Basis, work: Work, placement: Placement, weights: WeightValues
+) -> bool:
     """What is left of a norm; whether what follows it is in the weights that read it, and not behind it."""
     move = change.moves.get(norm)
-    pushed = None if move is None else push(norm, move.axis, move.maps, weights)
+    pushed = None
+    if move is not None:
+        pushed = push(norm, move.axis, move.maps, weights, are_normalized=basis.keeps_lengths)
     if move is None or not isinstance(pushed, Pushed):
         _write_out(norm, change, work, placement)
         return False

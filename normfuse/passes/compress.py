@@ -37,7 +37,7 @@ def compress(work: Work) -> None:
     """Store every stream that recentring left without a mean in d - 1 coordinates, where all of it can be."""
     reads = _reads(work)
     if work.options.crms_basis == "orthonormal":
-        change_basis(work, COMPRESS, Basis(ToZeroMean(), reads, _orthonormal))
+        change_basis(work, COMPRESS, Basis(ToZeroMean(), reads, _orthonormal, keeps_lengths=True))
     else:
         change_basis(work, COMPRESS, Basis(DropLast(), reads, _drop_last))
     _tell_widths(work)

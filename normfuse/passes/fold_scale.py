@@ -9,18 +9,20 @@ was. Numerics class: reassociated.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+import torch
 from torch.fx import Node
 
 from normfuse.analysis.absorb import Maps
 from normfuse.analysis.affine_map import Standardise
 from normfuse.analysis.channel_map import Diagonal
-from normfuse.analysis.forward import Read, push
+from normfuse.analysis.forward import Pushed, push
+from normfuse.analysis.ranges import SPLITS
+from normfuse.analysis.rows_layout import LAYOUT
 from normfuse.analysis.weights import WeightValues
 from normfuse.folding.recipe import FOLD
-from normfuse.ir.calls import set_arguments
+from normfuse.ir.calls import CASTS, aten, set_arguments
 from normfuse.ir.canonical import canonical_region, is_expressible
 from normfuse.ir.effects import Effects
 from normfuse.ir.location import described
@@ -28,32 +30,26 @@ from normfuse.ir.region import NormRegion, Operands, norm_of
 from normfuse.ir.sizes import rank_of, shape_of
 from normfuse.ir.spec import NormSpec
 from normfuse.passes.evidence import folded_into_readers
+from normfuse.passes.ownership import Move, settle_ownership
 from normfuse.passes.place import Placement
-from normfuse.passes.premises import rest_on_range
+from normfuse.passes.premises import rest_on_range, rest_on_small_bias
 from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.settle_shifts import note_shift
-from normfuse.passes.stored_values import refusal_of_overflow, refusal_of_values
+from normfuse.passes.stored_values import (
+    refusal_of_large_bias,
+    refusal_of_overflow,
+    refusal_of_values,
+)
 from normfuse.passes.work import Restored, Work
 from normfuse.report import Refusal, Site
 
-__all__ = [
-    "FOLD_SCALE",
-    "Move",
-    "affine_of",
-    "fold_scale",
-    "refuse_operands",
-    "settle_ownership",
-    "without_affine",
-]
+#: Operators that make no value larger.
+_KEEP_SIZE = LAYOUT | {
+    *SPLITS, *CASTS, aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default,
+    aten.dropout.default, aten.mean.dim,
+}  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Move:
-    """How what follows the core of one norm reaches its readers."""
-
-    axis: int
-    maps: Maps
-    reads: list[Read]
+__all__ = ["FOLD_SCALE", "affine_of", "fold_scale", "norm_axis_of", "refuse_operands", "without_affine"]
 
 
 def fold_scale(work: Work) -> None:
@@ -61,17 +57,37 @@ def fold_scale(work: Work) -> None:
     graph = work.program.gm.graph
     weights = WeightValues(work.program, Effects(graph))
     weights.admit(n for n in graph.nodes if FOLD in n.meta)
-    found = {
-        node: _planned(node, work, weights)
-        for node in work.sites
-        if _has_affine(norm_of(node)) and work.may(node, FOLD_SCALE.name)
-    }
-    settle_ownership(found, weights)
-    placement = Placement(graph)
-    for node, move in found.items():
-        done = _apply(node, move, work, placement) if isinstance(move, Move) else move
-        if done is not None:
-            work.sites[node].refuse(done, FOLD_SCALE.name)
+    moves: dict[Node, Move] = {}
+    for node in work.sites:
+        if _has_affine(norm_of(node)) and work.may(node, FOLD_SCALE.name):
+            _sort(node, _planned(node, work, weights), moves, work)
+    for node, refusal in settle_ownership(moves, weights).items():
+        work.sites[node].refuse(refusal, FOLD_SCALE.name)
+    placement, changed = Placement(graph), set[Node]()
+    for node, move in moves.items():
+        _run(node, move, work, weights, placement, changed)
+
+
+def _sort(node: Node, planned: Move | Refusal, moves: dict[Node, Move], work: Work) -> None:
+    if isinstance(planned, Refusal):
+        work.sites[node].refuse(planned, FOLD_SCALE.name)
+    else:
+        moves[node] = planned
+
+
+def _run(
+    node: Node, move: Move, work: Work, weights: WeightValues, placement: Placement, changed: set[Node]
+) -> None:
+    """Apply a move; a reader that has taken the affine of another norm has a new weight, which takes both."""
+    now: Move | Refusal = move
+    if not changed.isdisjoint(move.readers):
+        now = _pushed(node, move.axis, move.maps, weights)
+    done = now if isinstance(now, Refusal) else _apply(node, now, work, placement)
+    if done is not None:
+        work.sites[node].refuse(done, FOLD_SCALE.name)
+        return
+    changed.update(move.readers)
+    weights.admit(placement.made)
 
 
 def _has_affine(region: NormRegion | None) -> bool:
@@ -100,8 +116,24 @@ def _planned(node: Node, work: Work, weights: WeightValues) -> Move | Refusal:
         return refusal
     axis = rank_of(node) + spec.dims[0]
     maps = affine_of(spec, operands)
-    pushed = push(node, axis, maps, weights)
-    return pushed if isinstance(pushed, Refusal) else Move(axis, maps, pushed.reads)
+    return _pushed(node, axis, maps, weights)
+
+
+def _pushed(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Move | Refusal:
+    found = push(node, axis, maps, weights, are_normalized=True)
+    if isinstance(found, Refusal):
+        return found
+    dtype = found.narrowest(node)
+    return _refuse_growth(node, found, dtype) or Move(axis, maps, found.reads, dtype)
+
+
+def _refuse_growth(node: Node, found: Pushed, dtype: torch.dtype) -> Refusal | None:
+    """Values of a norm fit into float16; sums of many perhaps do only with a small weight."""
+    grown = next((value for value, _ in found.carried if value.target not in _KEEP_SIZE), None)
+    if dtype != torch.float16 or grown is None:
+        return None
+    message = f"without the weight of {described(node)}, {described(grown)} may be too large for float16"
+    return Refusal("overflow", message, grown.name, "keep the values in a wider dtype")
 
 
 def _refuse_form(node: Node, spec: NormSpec, operands: Operands) -> Refusal | None:
@@ -142,34 +174,13 @@ def norm_axis_of(node: Node) -> int:
     return rank_of(node) + region.spec.dims[0]
 
 
-def settle_ownership(found: MutableMapping[Node, Move | Refusal], weights: WeightValues) -> None:
-    """Refuse norms whose readers' weights are also read in another way, until none is left."""
-    changed = True
-    while changed:
-        changed = False
-        maps = {
-            read.node: (read.leaf.maps, read.maps)
-            for move in found.values() if isinstance(move, Move) for read in move.reads
-        }  # fmt: skip
-        for node, move in found.items():
-            refusal = _not_owned(move, maps, weights) if isinstance(move, Move) else None
-            if refusal is not None:
-                found[node], changed = refusal, True
-
-
-def _not_owned(move: Move, maps: dict[Node, tuple[Maps, Maps]], weights: WeightValues) -> Refusal | None:
-    for read in move.reads:
-        for other in weights.readers_of(read.leaf.node):
-            if maps.get(other) != maps[read.node]:
-                return Refusal(
-                    "weight_tied",
-                    f"{weights.label(read.leaf.node)} is also read by {described(other)}, unchanged",
-                    read.node.name, "untie the weights",
-                )  # fmt: skip
-    return None
-
-
 def _apply(node: Node, move: Move, work: Work, placement: Placement) -> Refusal | None:
+    region = norm_of(node)
+    assert region is not None
+    operands, spec = region.operands(node), without_affine(region.spec)
+    refusal = refusal_of_large_bias(node, operands, move.dtype, work.program)
+    if refusal is not None:
+        return refusal
     proof = folded_into_readers(FOLD_SCALE, node, move.reads, work)
     changed = [placement.behind(read) for read in move.reads]
     made = [value for one in changed for value in one.values()]
@@ -178,13 +189,11 @@ def _apply(node: Node, move: Move, work: Work, placement: Placement) -> Refusal 
         placement.discard(made)
         return refusal
     rest_on_range(work.program, node, made)
+    rest_on_small_bias(work.program, node, operands, move.dtype)
     for read, values in zip(move.reads, changed, strict=True):
         set_arguments(read.node, values)
         if read.has_shift:
             note_shift(read.node)
-    region = norm_of(node)
-    assert region is not None
-    operands, spec = region.operands(node), without_affine(region.spec)
     bare = replace(operands, scale=None, shift=None, sizes=())
     work.program.gm.add_submodule(str(node.target), canonical_region(spec, bare, node.meta["val"]))
     node.args = bare.as_args()

@@ -174,7 +174,7 @@ class Placement:
             made = times_shift(self._graph, weight, shift, read.reading)
             if isinstance(bias, Node):
                 made = call(self._graph, aten.add.Tensor, made, bias)
-            made = cast(self._graph, made, dtype_of(leaf.node))
+            made = cast(self._graph, made, dtype_of(read.reading.weight.node))
         self._mark(made, sources)
         return made
 
@@ -214,8 +214,19 @@ class Placement:
 
     def behind(self, read: Read) -> dict[str, Node]:
         """The weight that reads a norm, and its bias, with what the norm does."""
-        changed = {read.weight: self.fold(read.leaf, read.node)}
+        made = self.fold(read.leaf, read.node)
+        changed = {read.weight: self._rounded(made, read)}
         return changed | {read.bias: self.shifted(read)} if read.has_shift else changed
+
+    def _rounded(self, made: Node, read: Read) -> Node:
+        """A folded weight in the dtype in which it is read."""
+        dtype = dtype_of(read.reading.weight.node)
+        if dtype_of(made) == dtype:
+            return made
+        with self._inserting({made}, read.node):
+            rounded = cast(self._graph, made, dtype)
+        self._mark(rounded, {made})
+        return rounded
 
     def _of_zero(self, maps: Maps, width: int, dtype: torch.dtype) -> Node:
         made = call(self._graph, aten.new_zeros.default, _sources(maps)[0], [width])

@@ -19,7 +19,7 @@ from normfuse.ir.sizes import tensor_of
 from normfuse.passes.hoist import recipe_of
 from normfuse.passes.stored_values import held_in
 
-__all__ = ["rest_on_precision", "rest_on_range", "small_shift"]
+__all__ = ["rest_on_precision", "rest_on_range", "rest_on_small_bias", "small_shift"]
 
 
 def rest_on_precision(program: Program, norm: Node, operands: Operands, eps: float) -> None:
@@ -39,11 +39,21 @@ def _about_moments(
 ) -> Premise | None:
     if operands.mean is None or operands.variance is None:
         return None
+    return _about_operands(program, norm, Question(reason, norm.meta["val"].dtype, eps), operands)
+
+
+def rest_on_small_bias(program: Program, norm: Node, operands: Operands, dtype: torch.dtype) -> None:
+    """What reads the norm in this dtype, and takes its bias, goes on losing nothing."""
+    if operands.shift is not None:
+        program.premises.append(_about_operands(program, norm, Question("large_bias", dtype), operands))
+
+
+def _about_operands(program: Program, norm: Node, asked: Question, operands: Operands) -> Premise:
     given = (operands.mean, operands.variance, operands.scale, operands.shift)
     places = tuple(i for i, node in enumerate(given) if node is not None and tensor_of(node) is not None)
     nodes = [node for i in places if (node := given[i]) is not None]
     recipes, sources = zip(*(recipe_of(program, node) for node in nodes), strict=True)
-    return Premise(norm.name, Question(reason, norm.meta["val"].dtype, eps, places), recipes, sources)
+    return Premise(norm.name, replace(asked, places=places), recipes, sources)
 
 
 def rest_on_range(program: Program, norm: Node, folded: Iterable[Node]) -> None:

@@ -64,7 +64,7 @@ def rotate(work: Work) -> None:
     def norm(core: NormSpec, channels: int) -> tuple[NormSpec, Maps]:
         return core, (Rotate(matrix, is_back=True),)
 
-    written_out = change_basis(work, ROTATE, Basis(Rotate(matrix), reads, norm))
+    written_out = change_basis(work, ROTATE, Basis(Rotate(matrix), reads, norm, keeps_lengths=True))
     if written_out:
         work.report.notes.append(
             f"{written_out} values are rotated as the program runs, where no weight could take the rotation"

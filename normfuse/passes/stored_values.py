@@ -9,7 +9,7 @@ import torch
 from torch.fx import Node
 
 from normfuse.folding import Recipe, can_watch
-from normfuse.folding.precision import Moments, fits
+from normfuse.folding.precision import Moments, fits, may_cancel
 from normfuse.ir.location import described
 from normfuse.ir.program import Program
 from normfuse.ir.region import Operands, norm_of
@@ -21,6 +21,7 @@ from normfuse.torch_compat import outside_tracing
 __all__ = [
     "held_in",
     "refusal_of_cancellation",
+    "refusal_of_large_bias",
     "refusal_of_overflow",
     "refusal_of_values",
     "shift_is_large",
@@ -40,6 +41,26 @@ def refusal_of_cancellation(node: Node, operands: Operands, eps: float, program:
         f"the means that {described(node)} subtracts are large compared with the deviations, and what reads "
         "it would lose precision by subtracting them itself", node.name,
         "scale the values before the norm, or use float64",
+    )  # fmt: skip
+
+
+def refusal_of_large_bias(
+    node: Node, operands: Operands, dtype: torch.dtype, program: Program
+) -> Refusal | None:
+    """Refuse to let readers add a bias that may cancel values; the norm does so before it rounds them."""
+    if operands.shift is None:
+        return None
+    if (node.name, "large_bias") in program.doubted:
+        return _doubted("large_bias", node)
+    with outside_tracing():
+        scale = None if operands.scale is None else value_of(program, operands.scale)
+        if not may_cancel(scale, value_of(program, operands.shift), dtype):
+            return None
+    return Refusal(
+        "large_bias",
+        f"the bias of {described(node)} is so large beside its weight that it may cancel most of the values, "
+        f"and what reads it in {str(dtype).removeprefix('torch.')} would lose precision by adding it itself",
+        node.name, "use float64",
     )  # fmt: skip
 
 

@@ -66,8 +66,9 @@ def cast(norm: Candidate, reader: Node) -> Candidate | None:
 def _operand(norm: Candidate, reader: Node) -> tuple[Node, tuple[int, ...]] | None:
     """The other operand of a product or sum, and ``affine_dims``.
 
-    It varies along the normalized dimensions, or it belongs to the model and varies along others
-    (one weight for each head, one for each channel of a group), but not along the batch, as a mask does.
+    It varies along the normalized dimensions, or it belongs to the model and is one number (Nguyen, Salazar
+    2019, arXiv 1910.05895) or varies along others (one weight for each head, one for each channel
+    of a group), but not along the batch, as a mask does.
     """
     left, right = reader.args[0], reader.args[1]
     other = right if left is norm.root else left
@@ -76,7 +77,7 @@ def _operand(norm: Candidate, reader: Node) -> tuple[Node, tuple[int, ...]] | No
     if spans(other, norm.root, norm.spec.dims):
         return other, ()
     dims = varying_dims(other, norm.root) if is_stored(other) else None
-    return (other, dims) if dims and -rank_of(norm.root) not in dims else None
+    return None if dims is None or -rank_of(norm.root) in dims else (other, dims)
 
 
 def _floating(node: Node) -> bool:

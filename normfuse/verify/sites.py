@@ -190,7 +190,7 @@ class _Rewriting:
     def _as_it_came(self, report: Report) -> _Result:
         for site in report.sites:
             site.rewrites.clear()
-        report.folded = report.centrings = 0
+        report.folded = report.centrings = report.copied_bytes = 0
         return self.program.copied(), report, []
 
 

@@ -99,7 +99,7 @@ def test_nothing_converts_it_and_the_report_says_so(name: str) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.into, self.out = torch.nn.Linear(6, 8), torch.nn.Linear(8, 4)
-            self.weight, self.bias = torch.nn.Parameter(torch.randn(8)), torch.nn.Parameter(torch.randn(8))
+            self.weight, self.bias = torch.nn.Parameter(torch.ones(8)), torch.nn.Parameter(torch.ones(8) / 9)
 
         def forward(self, x):
             return self.out(forms.SPELLINGS[name](self.into(x).sigmoid(), self.weight, self.bias))

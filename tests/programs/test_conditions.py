@@ -56,6 +56,10 @@ BROKEN: dict[str, tuple[tuple[nn.Module, ...], torch.dtype, Callable[[nn.Module]
         (nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 2)), torch.float32, far,
         "the means in 1.running_mean, .* cancel in float32",
     ),
+    "large bias": (
+        (nn.Tanh(), nn.LayerNorm(6), nn.Linear(6, 4)), torch.float32, shifted,
+        "the bias in 1.weight, 1.bias is so large beside the weight that it may cancel values in float32",
+    ),
     "overflow": ((nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)), torch.float16, loud, "not be finite in float16"),
     "no statistics": ((nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)), torch.float32, nowhere, "not be finite"),
 }  # fmt: skip
@@ -142,6 +146,8 @@ DAMAGES: dict[str, tuple[str, dict[str, object]]] = {
     "no number": ("shift", {"eps": True}),
     "an operand": ("overflow", {"places": [0]}),
     "no mean": ("overflow", {"reason": "shift", "places": [1]}),
+    "no bias": ("overflow", {"reason": "large_bias", "places": [2]}),
+    "a bias that is large beside a mean": ("shift", {"reason": "large_bias"}),
     "an operand twice": ("shift", {"places": [0, 1, 2, 2]}),
     "an operand that there is not": ("shift", {"places": [0, 1, 2, 4]}),
     "no value": ("overflow", {"values": []}),
