@@ -28,6 +28,7 @@ __all__ = [
     "PreDispatchMode",
     "after_collectives",
     "after_preserved_writes",
+    "asking",
     "autocast_off",
     "decomposes",
     "enable_python_dispatcher",
@@ -122,6 +123,25 @@ def statically_known_true(condition: Any) -> bool:
     from torch.fx.experimental.symbolic_shapes import statically_known_true as known
 
     return bool(known(condition))
+
+
+@contextmanager
+def asking(values: Sequence[Any]) -> Iterator[None]:
+    """Run operators on fake values to see what they make: no gradients, no casts, and no new guards."""
+    shape_envs = {id(env): env for v in values if (env := _shape_env(v)) is not None}
+    with ExitStack() as stack:
+        for entered in (torch.no_grad(), autocast_off(), enable_python_dispatcher()):
+            stack.enter_context(entered)
+        for env in shape_envs.values():
+            stack.enter_context(env.suppress_guards())
+        yield
+
+
+def _shape_env(value: Any) -> Any:
+    """What knows about the symbols among the sizes of a value."""
+    if isinstance(value, torch.SymInt):
+        return value.node.shape_env
+    return value.fake_mode.shape_env if isinstance(value, FakeTensor) else None
 
 
 def plain_size(size: Any) -> Any:

@@ -19,11 +19,11 @@ from normfuse.backends.check import check_output
 from normfuse.backends.doubts import doubted
 from normfuse.backends.dynamo import capture, compiled_again, graph_break, hand_on_marks, visible
 from normfuse.backends.evaluation import hint_at_no_grad
-from normfuse.backends.folded_call import FoldedCall, is_strict
+from normfuse.backends.folded_call import FoldedCall
 from normfuse.backends.inner import check_inductor, run_inner, without_autocast
 from normfuse.backends.session import record
 from normfuse.capture.autocasting import is_autocast_enabled
-from normfuse.errors import NormfuseError, UncapturableError, cause
+from normfuse.errors import NormfuseError, UncapturableError, cause, is_strict
 from normfuse.folding import Asked, Folded, Premise, Slot, Slots, can_watch
 from normfuse.ir.program import Program, Role
 from normfuse.options import Options, split_options

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from normfuse.analysis.channel_map import ChannelMap
+from normfuse.folding import Folded
 from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.report import Report, Site
@@ -24,6 +25,7 @@ class Work:
     ``written`` maps nodes that have the value of a norm, since weights before them took it, to its record.
     ``restored`` says of a norm whose readers took a part of it how its value comes back: by maps, innermost
     first, along an axis of what the node returns now.
+    ``folded`` are the weights to fold, of which the program has further inputs once they are hoisted.
     ``forbidden`` are pairs of the ``id`` of a site and the name of a rule that must leave it as it is.
     """
 
@@ -36,6 +38,7 @@ class Work:
     shifts_in_biases: int = 0
     written: dict[Node, Site] = field(default_factory=dict)
     restored: dict[Node, tuple[int, tuple[ChannelMap, ...]]] = field(default_factory=dict)
+    folded: list[Folded] = field(default_factory=list)
     forbidden: set[tuple[int, str]] = field(default_factory=set)
 
     def record(self, node: Node, site: Site) -> None:
