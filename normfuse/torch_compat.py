@@ -7,7 +7,7 @@ them lives in ``normfuse.backends``.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -126,22 +126,15 @@ def statically_known_true(condition: Any) -> bool:
 
 
 @contextmanager
-def asking(values: Sequence[Any]) -> Iterator[None]:
+def asking(values: Iterable[Any]) -> Iterator[None]:
     """Run operators on fake values to see what they make: no gradients, no casts, and no new guards."""
-    shape_envs = {id(env): env for v in values if (env := _shape_env(v)) is not None}
-    with ExitStack() as stack:
-        for entered in (torch.no_grad(), autocast_off(), enable_python_dispatcher()):
-            stack.enter_context(entered)
-        for env in shape_envs.values():
-            stack.enter_context(env.suppress_guards())
+    modes = {id(v.fake_mode): v.fake_mode for v in values if isinstance(v, FakeTensor)}
+    with torch.no_grad(), autocast_off(), enable_python_dispatcher(), ExitStack() as stack:
+        for mode in modes.values():
+            stack.enter_context(mode)
+            if mode.shape_env is not None:
+                stack.enter_context(mode.shape_env.suppress_guards())
         yield
-
-
-def _shape_env(value: Any) -> Any:
-    """What knows about the symbols among the sizes of a value."""
-    if isinstance(value, torch.SymInt):
-        return value.node.shape_env
-    return value.fake_mode.shape_env if isinstance(value, FakeTensor) else None
 
 
 def plain_size(size: Any) -> Any:

@@ -9,145 +9,217 @@ write to memory, or make sizes from data.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch._ops import OpOverload
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from normfuse.ir.region import NormRegion, norm_of
-from normfuse.torch_compat import asking, statically_known_true
+from normfuse.ir.sizes import same
+from normfuse.torch_compat import FakeTensor, asking, statically_known_true
 
-__all__ = ["Agreement"]
+__all__ = ["Agreement", "state_of"]
 
-_ONCE = (
+_ONCE = frozenset({
     torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape,
     torch.Tag.inplace_view,
-)  # fmt: skip
-_Values = Mapping[Node, Any]
+})  # fmt: skip
+_PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What is known about a tensor before it has entries."""
+
+    dtype: torch.dtype
+    device: torch.device
+    shape: tuple[Any, ...]
+    strides: tuple[Any, ...]
+
+
+#: Stands for a tensor that does not lie in memory by strides, or is a wrapper of others.
+_UNUSUAL = "unusual"
+
+#: What operators made of values that are alike; layers repeat, and so do tests.
+_MADE: dict[Hashable, Any] = {}
+_ENOUGH = 10_000
 
 
 class Agreement:
-    """Remembers what was asked: a node is asked again when it, its value or an operand's value changed."""
+    """Asks for the nodes of one graph that are not as they were when it was asked before."""
 
     def __init__(self) -> None:
         self._asked: dict[Node, tuple[Any, ...]] = {}
 
-    def disagreement(self, node: Node) -> str:
-        """What is wrong about a node's value; empty where nothing is, or nothing can be said."""
-        operands = node.all_input_nodes
-        state = (node.target, norm_of(node), node.args, node.kwargs, _value(node), *map(_value, operands))
-        if self._is_known(node, state):
-            return ""
-        self._asked[node] = state
-        if isinstance(node.target, OpOverload) and node.target._schema.returns and "val" not in node.meta:
+    def disagreements(self, graph: Graph) -> Iterator[tuple[Node, str]]:
+        """The nodes whose values are wrong, and what is wrong about them."""
+        states = {node: state_of(node) for node in graph.nodes}
+        changed = [node for node, state in states.items() if not _is_same(state, self._asked.get(node))]
+        self._asked = states
+        reading = (user for node in changed for user in node.users)
+        for node in dict.fromkeys((*changed, *reading)):
+            found = _disagreement(node)
+            if found:
+                yield node, found
+
+
+def state_of(node: Node) -> tuple[Any, ...]:
+    """What a node computes, and what it is said to."""
+    return (node.target, node.args, node.kwargs, node.meta.get("val"), norm_of(node))
+
+
+def _is_same(state: tuple[Any, ...], before: tuple[Any, ...] | None) -> bool:
+    return before is not None and all(map(operator.is_, state, before))
+
+
+def _disagreement(node: Node) -> str:
+    """What is wrong about a node's value; empty where nothing is, or nothing can be said."""
+    region = norm_of(node)
+    return _of_operator(node) if region is None else _of_norm(node, region)
+
+
+def _of_norm(node: Node, region: NormRegion) -> str:
+    """A norm is what its body makes of its operands."""
+    inputs = [inner for inner in region.body.nodes if inner.op == "placeholder"]
+    pairs = [(p, a) for p, a in zip(inputs, node.args, strict=False) if isinstance(a, Node)]
+    pairs.append((region.body.output_node().args[0], node))
+    for inner, outer in pairs:
+        found = _difference(_recorded(inner), _recorded(outer)) if "val" in inner.meta else ""
+        if found:
+            return f"{inner.name} in its body: {found}"
+    inside = ((inner, _of_operator(inner)) for inner in region.body.nodes)
+    return next((f"{inner.name} in its body: {found}" for inner, found in inside if found), "")
+
+
+def _of_operator(node: Node) -> str:
+    if isinstance(node.target, OpOverload):
+        if node.target._schema.returns and "val" not in node.meta:
             return "no value is recorded"
-        values = {operand: operand.meta.get("val") for operand in operands}
-        if not _can_be_asked(node) or not all(map(_is_plain, tree_leaves((node.meta.get("val"), values)))):
-            return ""
-        return _compared(node, values)
-
-    def _is_known(self, node: Node, state: tuple[Any, ...]) -> bool:
-        before = self._asked.get(node, ())
-        return len(before) == len(state) and all(a is b for a, b in zip(before, state, strict=True))
-
-
-def _value(node: Node) -> Any:
-    return node.meta.get("val")
-
-
-def _can_be_asked(node: Node) -> bool:
-    region = norm_of(node)
-    if region is not None:
-        return all(map(_can_be_asked, (n for n in region.body.nodes if n.op == "call_function")))
-    if node.op != "call_function":
-        return False
-    if node.target is operator.getitem:
-        return True
-    if not isinstance(node.target, OpOverload) or node.target._schema.is_mutable:
-        return False
-    changes_sizes = any(torch.Tag.inplace_view in getattr(u.target, "tags", ()) for u in _readers(node))
-    return not (changes_sizes or set(_ONCE).intersection(node.target.tags)) and bool(node.all_input_nodes)
-
-
-def _readers(node: Node) -> Iterator[Node]:
-    """All that reads an operand, which may have changed the sizes that the operand had."""
-    for operand in node.all_input_nodes:
-        yield from operand.users
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value is a number, or a tensor that lies in memory by strides and is no wrapper."""
-    if not isinstance(value, torch.Tensor):
-        return True
-    kinds = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
-    return value.layout is torch.strided and (type(value) in kinds or type(value).__name__ == "FakeTensor")
-
-
-def _compared(node: Node, values: _Values) -> str:
-    recorded = node.meta["val"]
+    elif node.target is not operator.getitem:
+        return ""
+    operands = node.all_input_nodes
+    given = tuple(map(_recorded, operands))
+    if not _can_be_asked(node, operands, given):
+        return ""
+    recorded = _recorded(node)
     try:
-        with asking(tree_leaves(list(values.values()))):
-            made = _made(node, values)
+        made = _made(node, given)
     except Exception as error:
-        is_open = any(_is_open(leaf) for leaf in tree_leaves([recorded, *values.values()]))
-        return "" if is_open else f"does not take its operands: {error}"
-    before, after = tree_leaves(recorded), tree_leaves(made)
-    if len(before) != len(after):
-        return f"{len(before)} values are recorded and {len(after)} made"
-    found = (_difference(*pair) for pair in zip(before, after, strict=True))
-    return next((one for one in found if one), "")
+        return "" if _is_open((recorded, *given)) else f"does not take its operands: {error}"
+    return _difference(recorded, made)
 
 
-def _made(node: Node, values: _Values) -> Any:
-    region = norm_of(node)
-    if region is not None:
-        return _made_by_body(region, [values[a] for a in node.args if isinstance(a, Node)])
+def _can_be_asked(node: Node, operands: Iterable[Node], given: tuple[Any, ...]) -> bool:
+    if isinstance(node.target, OpOverload):
+        is_once = node.target._schema.is_mutable or not _ONCE.isdisjoint(node.target.tags)
+        if is_once or not given:
+            return False
+    if any(_resizes(user) for operand in operands for user in operand.users):
+        return False  # the operand has other sizes by now
+    return not any(one is _UNUSUAL for one in (*given, _recorded(node)))
+
+
+def _resizes(node: Node) -> bool:
+    return isinstance(node.target, OpOverload) and torch.Tag.inplace_view in node.target.tags
+
+
+def _made(node: Node, given: tuple[Any, ...]) -> Any:
+    """What is known about the result of an operator."""
+    alike = None if _is_open(given) else _alike(node, given)
+    if alike is not None and alike in _MADE:
+        return _MADE[alike]
     assert callable(node.target)
-    args, kwargs = tree_map_only(Node, values.__getitem__, (node.args, node.kwargs))
-    return node.target(*args, **kwargs)
+    args, kwargs = tree_map_only(Node, lambda n: n.meta["val"], (node.args, node.kwargs))
+    with asking(tree_leaves((args, kwargs))):
+        made = _described(node.target(*args, **kwargs))
+    if alike is not None:
+        if len(_MADE) >= _ENOUGH:
+            _MADE.clear()
+        _MADE[alike] = made
+    return made
 
 
-def _made_by_body(region: NormRegion, given: list[Any]) -> Any:
-    inputs = [n for n in region.body.nodes if n.op == "placeholder"]
-    values = dict(zip(inputs, given, strict=True))
-    for node in region.body.nodes:
-        if node.op == "call_function":
-            values[node] = _made(node, values)
-    return values[region.body.output_node().args[0]]
+def _alike(node: Node, given: tuple[Any, ...]) -> Hashable | None:
+    """What two calls have in common that give values which are alike; None where that is hard to say."""
+    try:
+        key = (node.target, torch.get_default_dtype(), given, _frozen(node.args), _frozen(node.kwargs))
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _frozen(value: Any) -> Hashable:
+    """Arguments as tuples, each number beside its type: ``1``, ``1.0`` and ``True`` are equal."""
+    if isinstance(value, Node):
+        return _recorded(value)  # type: ignore[no-any-return]
+    if isinstance(value, (list, tuple)):
+        return (type(value), *map(_frozen, value))
+    if isinstance(value, dict):
+        return tuple((key, _frozen(one)) for key, one in value.items())
+    return (type(value), value)
+
+
+def _recorded(node: Node) -> Any:
+    return _described(node.meta.get("val"))
+
+
+def _described(value: Any) -> Any:
+    """A value with each tensor as what is known about it."""
+    if isinstance(value, torch.Tensor):
+        if type(value) not in _PLAIN or value.layout is not torch.strided:
+            return _UNUSUAL
+        return _Layout(value.dtype, value.device, tuple(value.shape), tuple(value.stride()))
+    return tuple(map(_described, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _is_open(value: Any) -> bool:
     """Whether a size is a symbol."""
-    sizes = (*value.shape, *value.stride()) if isinstance(value, torch.Tensor) else (value,)
-    return any(isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)) for size in sizes)
+    if isinstance(value, _Layout):
+        return not all(type(size) is int for size in (*value.shape, *value.strides))
+    if isinstance(value, tuple):
+        return any(map(_is_open, value))
+    return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
 def _difference(recorded: Any, made: Any) -> str:
-    """What of two values differs, in the words of a person."""
-    if not isinstance(recorded, torch.Tensor) or not isinstance(made, torch.Tensor):
-        return "" if isinstance(recorded, torch.Tensor) is isinstance(made, torch.Tensor) else "no tensor"
-    for name, before, after in (
-        ("dtype", recorded.dtype, made.dtype),
-        ("device", recorded.device, made.device),
-        ("number of axes", recorded.dim(), made.dim()),
-    ):
-        if before != after:
-            return f"its {name} is recorded as {before} and is {after}"
-    if any(map(_differ, recorded.shape, made.shape)):
-        return f"its shape is recorded as {_sizes(recorded.shape)} and is {_sizes(made.shape)}"
-    steps = zip(recorded.shape, recorded.stride(), made.stride(), strict=True)
-    if 0 not in recorded.shape and any(_differ(s, 1) and _differ(a, b) for s, a, b in steps):
-        return f"its strides are recorded as {recorded.stride()} and are {made.stride()}"
+    """What of a recorded value differs from the one that was made, in the words of a person."""
+    if not _is_open((recorded, made)) and recorded == made:
+        return ""
+    if isinstance(recorded, tuple) and isinstance(made, tuple) and len(recorded) == len(made):
+        found = (_difference(*pair) for pair in zip(recorded, made, strict=True))
+        return next((one for one in found if one), "")
+    if not isinstance(recorded, _Layout) or not isinstance(made, _Layout):
+        is_one = any(isinstance(one, (_Layout, tuple)) for one in (recorded, made))
+        return f"{_said(recorded)} is recorded, and it is {_said(made)}" if is_one else ""
+    for name in ("dtype", "device", "shape", "strides"):
+        before, after = getattr(recorded, name), getattr(made, name)
+        if not _agree(name, before, after, recorded.shape):
+            return f"the {name} {before} is recorded, and it is {after}"
     return ""
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"a list of {len(value)}"
+    return "a tensor" if isinstance(value, _Layout) else f"no tensor ({type(value).__name__})"
+
+
+def _agree(name: str, before: Any, after: Any, shape: tuple[Any, ...]) -> bool:
+    """Whether two values of a property may be the same; how an axis of one entry lies is nothing."""
+    if name in ("dtype", "device"):
+        return bool(before == after)
+    if len(before) != len(after):
+        return False
+    if name == "strides" and any(same(size, 0) for size in shape):
+        return True
+    sizes = shape if name == "strides" else [None] * len(before)
+    return not any(_differ(a, b) and not same(s, 1) for s, a, b in zip(sizes, before, after, strict=True))
 
 
 def _differ(a: Any, b: Any) -> bool:
     return a is not b and bool(statically_known_true(a != b))
-
-
-def _sizes(sizes: Any) -> tuple[Any, ...]:
-    return tuple(sizes)

@@ -109,7 +109,8 @@ def _norm(node: Node, region: NormRegion, names: _Names) -> str:
 
 def _described(spec: NormSpec) -> list[str]:
     """What a description says that is not usual."""
-    usual = NormSpec(spec.kind, (-1,), None, *[spec.source_dtype] * 4)
+    dtype = spec.source_dtype
+    usual = NormSpec(spec.kind, (-1,), None, dtype, dtype, dtype, dtype)
     held = ((f.name, getattr(spec, f.name)) for f in fields(spec) if f.name not in _SHOWN)
     return [f"{name}={_value(value, None)}" for name, value in held if value != getattr(usual, name)]
 

@@ -81,11 +81,6 @@ def _hoist(work: Work) -> None:
     work.folded = hoist(work.program)
 
 
-def _lower(work: Work) -> None:
-    work.program.gm.graph.eliminate_dead_code(is_effectful)
-    lower(work.program.gm)
-
-
 def _estimate(work: Work) -> None:
     """Where the time goes before anything is changed; an operator that cannot be estimated stops nothing."""
     try:
@@ -127,9 +122,9 @@ STAGES: tuple[tuple[str, Callable[[Work], None]], ...] = (
     ("canonicalize", _canonicalize),
     ("lift", _lift),
     *((rule.name, partial(_run, rule)) for rule in RULES),
-    ("settle_shifts", settle_shifts),
+    ("settle_shifts", lambda work: settle_shifts(work)),
     ("hoist", _hoist),
-    ("lower", _lower),
+    ("lower", lambda work: lower(work.program.gm)),
 )
 
 
