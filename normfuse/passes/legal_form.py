@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -52,9 +53,10 @@ class LegalForm:
             return
         try:
             work.program.gm.graph.lint()
+            node, fault = next(self._faults(work), (None, ""))
         except Exception as error:
             raise InvariantError(f"after {name}: {error}") from error
-        for node, fault in self._faults(work):
+        if node is not None:
             raise InvariantError(f"after {name}: {node.name} ({node.op} {node.target}): {fault}")
 
     def _is_as_before(self, work: Work) -> bool:
@@ -82,21 +84,19 @@ class LegalForm:
 def _interface(work: Work) -> Iterator[_Fault]:
     """What the caller passes: the inputs as they came, and behind them what is computed once."""
     found = [node for node in work.program.gm.graph.nodes if node.op == "placeholder"]
-    inputs, folded = [i.node for i in work.program.inputs], [one.node for one in work.folded]
-    for expected in (*inputs, *folded):
-        if expected not in found:
-            yield expected, "the program has this input and the graph does not"
-    for place, node in enumerate(found):
-        if node not in inputs and node not in folded:
+    expected = [*(i.node for i in work.program.inputs), *(one.node for one in work.folded)]
+    for place, (node, wanted) in enumerate(zip_longest(found, expected)):
+        if node is wanted:
+            continue
+        if wanted is not None and wanted not in found:
+            yield wanted, "the program has this input and the graph does not"
+        elif node not in expected:
             yield node, "the caller passes nothing for this placeholder"
-        elif (*inputs, *folded)[place] is not node:
-            yield (
-                node,
-                f"is placeholder {place} of the graph, and the program's is {[*inputs, *folded][place]}",
-            )
-    for node in folded:
-        if not node.users:
-            yield node, "a weight is folded that nothing reads"
+        else:
+            yield node, f"is placeholder {place} of the graph, and the program's is {wanted}"
+    for one in work.folded:
+        if not one.node.users:
+            yield one.node, "a weight is folded that nothing reads"
 
 
 def _marks(work: Work) -> Iterator[_Fault]:
