@@ -183,10 +183,10 @@ def _run(program: Program, options: Options) -> Record:
 
 def described(program: Program, report: Any, folded: Sequence[Any]) -> Record:
     """What is written down of one program."""
-    labels = [(one.node, one.recipe.label) for one in folded]
+    sources = [(one.node, one.sources) for one in folded]
     weights = program.weights
     return {
-        "graph": listing(program.gm.graph, program.inputs, labels),
+        "graph": listing(program.gm.graph, program.inputs, sources),
         "structure": _structure(program, folded),
         "sites": [_site(site) for site in report.sites],
         "centrings": report.centrings,

@@ -1,9 +1,10 @@
 """A graph for people: one line for each node, by the model's own names, equal for equal graphs.
 
-    weight  lin.weight: float32[8, 8]
+    input   x: float32[2, 3, 8]
+    weight  lin.bias: float32[8]
     folded  lin.weight': float32[8, 8] = from lin.weight
             linear: float32[2, 3, 8] = linear(x, lin.weight', lin.bias)  # lin
-    norm    rms_norm: float32[2, 3, 8] = rms_norm(linear, scale=ln.weight, shift=ln.bias, eps=1e-05)  # ln
+    norm    rms_norm: float32[2, 3, 8] = rms_norm(linear, scale=ln.weight, eps=1e-05)  # ln
 
 What weights are made of is marked ``fold`` until it is taken out of the graph. Values are named after their
 operators and numbered in their order, so nothing depends on the names of nodes or on addresses.
@@ -20,9 +21,9 @@ import torch
 from torch.fx import Graph, Node
 
 from normfuse.ir.location import module_path
-from normfuse.ir.program import Input
+from normfuse.ir.program import Input, Role
 from normfuse.ir.region import NormRegion, Operands, norm_of
-from normfuse.ir.sizes import is_row_major
+from normfuse.ir.sizes import is_row_major, same_shape
 from normfuse.ir.spec import NormSpec
 
 __all__ = ["listing"]
@@ -30,34 +31,55 @@ __all__ = ["listing"]
 #: Fields of a description that its operands and the type of its result show.
 _SHOWN = ("kind", "source_dtype", "has_scale", "has_shift", "stored")
 
+_ROLES = {Role.USER: "input", Role.PARAMETER: "weight", Role.BUFFER: "buffer", Role.CONSTANT: "const"}
+
 
 def listing(
-    graph: Graph, inputs: Iterable[Input], folded: Iterable[tuple[Node, str]] = (), mark: str = ""
+    graph: Graph,
+    inputs: Iterable[Input],
+    folded: Iterable[tuple[Node, Sequence[Node]]] = (),
+    mark: str = "",
+    short: bool = False,
 ) -> str:
-    """The lines of a graph.
+    """The lines of a graph; without what the caller passes where it is to be ``short``.
 
-    ``folded`` are further inputs with what each is made from; ``mark`` is the key of the metadata that tells
-    algebra on weights.
+    ``folded`` are further inputs, each with the weights that it is made of; ``mark`` is the key of the
+    metadata that tells algebra on weights.
     """
-    names = _Names()
     known = {one.node: one for one in inputs}
-    origins = dict(folded)
+    sources = dict(folded)
+    names = _Names()
     lines = []
     for node in graph.nodes:
-        if node in origins:
-            role, name, call = "folded", f"{origins[node].split(', ')[0]}'", f"from {origins[node]}"
-        elif node in known:
-            role, name, call = known[node].role.value, known[node].name, ""
+        if node in known:
+            own = names.give(node, _input_name(known[node]))
+            if not short:
+                lines.append(f"{_ROLES[known[node].role]:8}{own}: {_type(node)}")
+        elif node in sources:
+            made = ", ".join(names[source] for source in sources[node])
+            own = names.give(node, f"{names[_replaced(node, sources[node])]}'")
+            lines.append(f"{'folded':8}{own}: {_type(node)} = from {made}")
+        elif node.op == "output":
+            lines.append(f"{'':8}return {_value(node.args[0], names)}")
         else:
             role = "norm" if norm_of(node) else "fold" if mark and mark in node.meta else ""
-            name, call = _operator(node), _call(node, names)
-        if node.op == "output":
-            lines.append(f"{'':8}return {_value(node.args[0], names)}")
-            continue
-        own = names.give(node, name)
-        made, place = f" = {call}" if call else "", f"  # {module_path(node)}" if module_path(node) else ""
-        lines.append(f"{role:8}{own}: {_type(node.meta.get('val'))}{made}{'' if node in known else place}")
+            call, place = _call(node, names), module_path(node)
+            own = names.give(node, _operator(node))
+            lines.append(f"{role:8}{own}: {_type(node)} = {call}{f'  # {place}' if place else ''}")
     return "\n".join(lines)
+
+
+def _replaced(node: Node, sources: Sequence[Node]) -> Node:
+    """The weight that a folded one stands for: it has its shape, and norms come before what reads them."""
+    alike = [source for source in sources if same_shape(source, node)]
+    return (alike or list(sources))[-1]
+
+
+def _input_name(one: Input) -> str:
+    """As the model's owner calls it; Dynamo calls the argument ``x`` ``l_x_``."""
+    if one.role is not Role.USER:
+        return one.name
+    return one.node.name.removeprefix("l_").strip("_") or one.node.name
 
 
 class _Names:
@@ -91,7 +113,7 @@ def _call(node: Node, names: _Names) -> str:
     if region is not None:
         return _norm(node, region, names)
     if node.op in ("get_attr", "placeholder"):
-        return ""
+        return str(node.target)
     target = _operator(node)
     if isinstance(node.target, torch._ops.OpOverload):
         target = str(node.target).removeprefix("aten.").removesuffix(".default")
@@ -129,10 +151,14 @@ def _value(value: Any, names: _Names | None) -> str:
     return repr(value) if isinstance(value, (bool, int, float, str, type(None))) else type(value).__name__
 
 
-def _type(value: Any) -> str:
+def _type(node: Node) -> str:
+    return _described_type(node.meta.get("val"))
+
+
+def _described_type(value: Any) -> str:
     """The dtype and the sizes of a value, and how it lies in memory where that is not by rows."""
     if isinstance(value, (list, tuple)):
-        return f"({', '.join(map(_type, value))})"
+        return f"({', '.join(map(_described_type, value))})"
     if not isinstance(value, torch.Tensor):
         return type(value).__name__
     lies = "" if is_row_major(value) else f"; strides {_sizes(value.stride())}"
