@@ -1,7 +1,5 @@
 """A graph for people: one line for each node, by the model's own names, equal for equal graphs.
 
-    input   x: float32[2, 3, 8]
-    weight  lin.bias: float32[8]
     folded  lin.weight': float32[8, 8] = from lin.weight
             linear: float32[2, 3, 8] = linear(x, lin.weight', lin.bias)  # lin
     norm    rms_norm: float32[2, 3, 8] = rms_norm(linear, scale=ln.weight, eps=1e-05)  # ln
@@ -26,7 +24,7 @@ from normfuse.ir.region import NormRegion, Operands, norm_of
 from normfuse.ir.sizes import is_row_major, same_shape
 from normfuse.ir.spec import NormSpec
 
-__all__ = ["listing"]
+__all__ = ["input_lines", "listing"]
 
 #: Fields of a description that its operands and the type of its result show.
 _SHOWN = ("kind", "source_dtype", "has_scale", "has_shift", "stored")
@@ -34,34 +32,34 @@ _SHOWN = ("kind", "source_dtype", "has_scale", "has_shift", "stored")
 _ROLES = {Role.USER: "input", Role.PARAMETER: "weight", Role.BUFFER: "buffer", Role.CONSTANT: "const"}
 
 
+def input_lines(inputs: Iterable[Input]) -> str:
+    """What the caller passes."""
+    return "\n".join(f"{_ROLES[one.role]:8}{_input_name(one)}: {_type(one.node)}" for one in inputs)
+
+
 def listing(
     graph: Graph,
     inputs: Iterable[Input],
     folded: Iterable[tuple[Node, Sequence[Node]]] = (),
     mark: str = "",
-    short: bool = False,
 ) -> str:
-    """The lines of a graph; without what the caller passes where it is to be ``short``.
+    """The lines of a graph, without what the caller passes.
 
     ``folded`` are further inputs, each with the weights that it is made of; ``mark`` is the key of the
     metadata that tells algebra on weights.
     """
-    known = {one.node: one for one in inputs}
-    sources = dict(folded)
-    names = _Names()
+    names, sources = _Names(), dict(folded)
+    for one in inputs:
+        names.give(one.node, _input_name(one))
     lines = []
     for node in graph.nodes:
-        if node in known:
-            own = names.give(node, _input_name(known[node]))
-            if not short:
-                lines.append(f"{_ROLES[known[node].role]:8}{own}: {_type(node)}")
-        elif node in sources:
+        if node in sources:
             made = ", ".join(names[source] for source in sources[node])
             own = names.give(node, f"{names[_replaced(node, sources[node])]}'")
             lines.append(f"{'folded':8}{own}: {_type(node)} = from {made}")
         elif node.op == "output":
             lines.append(f"{'':8}return {_value(node.args[0], names)}")
-        else:
+        elif node not in names:
             role = "norm" if norm_of(node) else "fold" if mark and mark in node.meta else ""
             call, place = _call(node, names), module_path(node)
             own = names.give(node, _operator(node))
@@ -93,6 +91,9 @@ class _Names:
         self._of[node] = f"{name}_{self._count[name]}" if self._count[name] else name
         self._count[name] += 1
         return self._of[node]
+
+    def __contains__(self, node: Node) -> bool:
+        return node in self._of
 
     def __getitem__(self, node: Node) -> str:
         return self._of.get(node, node.name)

@@ -170,9 +170,8 @@ def test_explain_prints_the_graph_after_each_stage_that_changes_it(source, origi
     text = original if source == "program" else f"{MODELS}:factory"
     shown = run("explain", text, "--stages").output
     headings = [line for line in shown.splitlines() if line.startswith("===")]
-    assert headings == [
-        f"=== after {n}" for n in ("capture", "lift", "recentre", "fold_scale", "hoist", "lower")
-    ]
+    stages = ("capture", "lift", "recentre", "fold_scale", "hoist", "lower")
+    assert headings == ["=== inputs", *(f"=== after {name}" for name in stages)]
     assert shown.count("weight  norm.weight: float32[16]\n") == 1
     assert "\nnorm    layer_norm: float32" in shown
     assert "\nfold    sub_1: float32" in shown
