@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 __all__ = [
     "CaptureError",
     "ExpectationError",
@@ -12,6 +14,7 @@ __all__ = [
     "UncapturableError",
     "VerificationError",
     "cause",
+    "is_strict",
 ]
 
 
@@ -51,3 +54,8 @@ def cause(error: BaseException) -> str:
     """The kind of an error of somebody else's code, and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def is_strict() -> bool:
+    """Whether ``NORMFUSE_STRICT=1`` asks for checks of every stage, and exceptions in place of fallbacks."""
+    return os.environ.get("NORMFUSE_STRICT", "0") not in ("", "0")

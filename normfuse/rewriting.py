@@ -26,6 +26,7 @@ from normfuse.folding.weight_map import WeightMap
 from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.passes.catalogue import check_rules
+from normfuse.passes.observer import Observer
 from normfuse.passes.pipeline import check_expectation, run_pipeline
 from normfuse.passes.rotate import give_rotation
 from normfuse.pt2 import load_program, save_program
@@ -210,9 +211,9 @@ def _changes(
         return error  # raised when somebody asks for the map; the program is right without one
 
 
-def explain_program(exported: ExportedProgram, options: Options) -> Report:
+def explain_program(exported: ExportedProgram, options: Options, observer: Observer | None = None) -> Report:
     """What :func:`rewrite` would do to a program; no weight is folded and the program stays as it is."""
-    report, _ = run_pipeline(program_of(exported), options)
+    report, _ = run_pipeline(program_of(exported), options, observer)
     return report
 
 

@@ -19,16 +19,17 @@ from normfuse.backends.check import check_output
 from normfuse.backends.doubts import doubted
 from normfuse.backends.dynamo import capture, compiled_again, graph_break, hand_on_marks, visible
 from normfuse.backends.evaluation import hint_at_no_grad
-from normfuse.backends.folded_call import FoldedCall, is_strict
+from normfuse.backends.folded_call import FoldedCall
 from normfuse.backends.inner import check_inductor, run_inner, without_autocast
 from normfuse.backends.session import record
 from normfuse.capture.autocasting import is_autocast_enabled
-from normfuse.errors import NormfuseError, UncapturableError, cause
+from normfuse.errors import NormfuseError, UncapturableError, cause, is_strict
 from normfuse.folding import Asked, Folded, Premise, Slot, Slots, can_watch
 from normfuse.ir.program import Program, Role
 from normfuse.options import Options, split_options
 from normfuse.passes.catalogue import check_rules
 from normfuse.passes.lift_constants import lift_constants
+from normfuse.passes.observer import Observer
 from normfuse.passes.pipeline import check_expectation, run_pipeline
 from normfuse.report import Report
 from normfuse.torch_compat import FakeTensorMode, autocast_off, unnoticed
@@ -99,13 +100,20 @@ class RewrittenGraph:
         return any(site.action != "kept" for site in self.report.sites)
 
 
-def rewrite_graph(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> RewrittenGraph:
-    """Capture a Dynamo graph and run the pipeline on the capture; ``gm`` stays as it is."""
+def rewrite_graph(
+    gm: GraphModule, example_inputs: Sequence[Any], options: Options, observer: Observer | None = None
+) -> RewrittenGraph:
+    """Capture a Dynamo graph and run the pipeline on the capture; ``gm`` stays as it is.
+
+    ``observer`` watches where no norm is verified by itself, for which the pipeline runs several times.
+    """
     with unnoticed():
-        return _rewritten(gm, example_inputs, options)
+        return _rewritten(gm, example_inputs, options, observer)
 
 
-def _rewritten(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> RewrittenGraph:
+def _rewritten(
+    gm: GraphModule, example_inputs: Sequence[Any], options: Options, observer: Observer | None
+) -> RewrittenGraph:
     started = time.perf_counter()
     program, fake_mode = capture(gm, example_inputs)
     program.doubted = doubted(gm)
@@ -113,7 +121,7 @@ def _rewritten(gm: GraphModule, example_inputs: Sequence[Any], options: Options)
     if options.by_sites:
         program, report, folded = rewrite_verified(program, options, example_inputs)
     else:
-        report, folded = run_pipeline(program, options)
+        report, folded = run_pipeline(program, options, observer)
     hint_at_no_grad(program, report)
     report.seconds = time.perf_counter() - started
     return RewrittenGraph(program, folded, report, fake_mode, wide)

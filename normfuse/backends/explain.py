@@ -20,11 +20,13 @@ from normfuse.backends.dynamo import graph_break
 from normfuse.errors import CaptureError, NormfuseError, cause
 from normfuse.files import is_program_file
 from normfuse.options import Options
+from normfuse.passes.listings import Listings
+from normfuse.passes.observer import Observer
 from normfuse.report import Report
 from normfuse.rewriting import as_program, check_module, explain_program
 from normfuse.verify.isolation import copied_inputs, preserved_rng, preserved_state
 
-__all__ = ["explain", "explain_with"]
+__all__ = ["explain", "explain_stages", "explain_with"]
 
 _numbers = itertools.count()
 
@@ -51,17 +53,27 @@ def explain_with(
     model: Any,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
+    observer: Observer | None = None,
 ) -> Report:
-    """:func:`explain` under other options than the default ones."""
+    """:func:`explain` under other options than the default ones, and watched."""
     if isinstance(model, ExportedProgram) or is_program_file(model):
-        return explain_program(as_program(model), options)
+        return explain_program(as_program(model), options, observer)
     if isinstance(model, torch.nn.Module):
         check_module(model)
     report = Report(target=options.target)
     inference = isinstance(model, torch.nn.Module) and not model.training
     with torch.no_grad() if inference else contextlib.nullcontext():
-        _run(model, functools.partial(_collect, report, options), args, dict(kwargs or {}))
+        _run(model, functools.partial(_collect, report, options, observer), args, dict(kwargs or {}))
     return report
+
+
+def explain_stages(
+    options: Options, model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+) -> tuple[Report, str]:
+    """:func:`explain_with`, and the text of each graph after each stage of the pipeline that changes it."""
+    graphs = Listings()
+    report = explain_with(options, model, args, kwargs, graphs)
+    return report, str(graphs)
 
 
 def _run(
@@ -86,9 +98,13 @@ def _innermost(error: Exception) -> str:
 
 
 def _collect(
-    report: Report, options: Options, gm: GraphModule, example_inputs: Sequence[Any]
+    report: Report,
+    options: Options,
+    observer: Observer | None,
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
 ) -> Callable[..., Any]:
-    found = rewrite_graph(gm, example_inputs, options).report
+    found = rewrite_graph(gm, example_inputs, options, observer).report
     found.breaks += graph_break()
     report.merge(found)
     run: Callable[..., Any] = gm.forward

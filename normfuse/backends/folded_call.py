@@ -10,19 +10,13 @@ import torch
 from torch.fx import GraphModule
 
 from normfuse.backends.doubts import doubt
+from normfuse.errors import is_strict
 from normfuse.folding import BrokenPremiseError, Slots
 from normfuse.warn import warn_user
 
-__all__ = ["FoldedCall", "is_strict"]
+__all__ = ["FoldedCall"]
 
 log = logging.getLogger("normfuse")
-
-
-def is_strict() -> bool:
-    """Whether ``NORMFUSE_STRICT=1`` asks for an exception where a user would get a fallback."""
-    import os
-
-    return os.environ.get("NORMFUSE_STRICT", "0") not in ("", "0")
 
 
 class FoldedCall:

@@ -12,14 +12,16 @@ from torch.utils._pytree import tree_map_only
 
 from normfuse.ir.calls import aten
 from normfuse.ir.sizes import tensor_of
+from normfuse.torch_compat import autocast_off
 
 __all__ = ["call", "cast", "fake_value"]
 
 
 def fake_value(target: OpOverload, args: Any, kwargs: Mapping[str, Any] | None = None) -> Any:
-    """What an operator returns for the fake values of its arguments."""
+    """What an operator returns for the fake values of its arguments: graphs run with autocast off."""
     given, named = tree_map_only(Node, lambda n: n.meta["val"], (args, dict(kwargs or {})))
-    return target(*given, **named)
+    with autocast_off():
+        return target(*given, **named)
 
 
 def call(graph: Graph, target: OpOverload, *args: Any) -> Node:

@@ -15,7 +15,7 @@ from torch.fx import Graph, Node
 
 from normfuse.folding.recipe import FOLD, Folded, Recipe
 from normfuse.ir.calls import aten
-from normfuse.ir.effects import aliased_by
+from normfuse.ir.effects import aliased_by, is_effectful
 from normfuse.ir.emit import call
 from normfuse.ir.program import Program
 from normfuse.ir.sizes import repeats, tensor_of
@@ -43,7 +43,7 @@ def hoist(program: Program) -> list[Folded]:
     for node in reversed(order):
         if FOLD in node.meta and _is_view_of_one(node, returned):
             del node.meta[FOLD]
-    roots = [n for n in graph.nodes if _is_root(program, n)]
+    roots = sorted(_roots(program), key=order.__getitem__)
     recipes = [_recipe(program, root, sorted(_ancestors(root), key=order.__getitem__)) for root in roots]
     last = [n for n in graph.nodes if n.op == "placeholder"][-1:]
     folded: list[Folded] = []
@@ -53,19 +53,31 @@ def hoist(program: Program) -> list[Folded]:
     for root, one in zip(roots, folded, strict=True):
         if root in returned:
             _copy(graph, one.node)
-    for node in reversed(list(graph.nodes)):
-        if FOLD in node.meta and not node.users and node.op != "placeholder":
-            graph.erase_node(node)
+    graph.eliminate_dead_code(is_effectful)
     return folded
 
 
-def _is_root(program: Program, node: Node) -> bool:
-    """Whether a folded weight ends here.
+def _roots(program: Program) -> set[Node]:
+    """Where folded weights end: what is computed at every call reads them.
 
-    What is made of constants alone stays in the graph, and so does what gradients flow through.
+    What nobody reads any more, since a rule gave its reader another weight, is no reason to keep one.
     """
-    if FOLD not in node.meta or all(FOLD in user.meta for user in node.users):
-        return False
+    found = set[Node]()
+    stack = [node for node in program.gm.graph.nodes if is_effectful(node)]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        for operand in node.all_input_nodes:
+            if FOLD in operand.meta and FOLD not in node.meta and _can_be_folded(program, operand):
+                found.add(operand)
+            elif operand not in seen:
+                seen.add(operand)
+                stack.append(operand)
+    return found
+
+
+def _can_be_folded(program: Program, node: Node) -> bool:
+    """What is made of constants alone stays in the graph, and so does what gradients flow through."""
     sources = [n for n in _ancestors(node) if n.op == "placeholder"]
     return bool(sources) and not (program.grad_enabled and any(program.weights[s].trains for s in sources))
 

@@ -1,11 +1,9 @@
-"""Somebody who watches the pipeline: sees the program between stages, and may forbid a site to change."""
+"""Those who watch the pipeline: each sees the program between stages, and may forbid a site to change."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
-from normfuse.folding import Folded
 from normfuse.passes.work import Work
 
 __all__ = ["Observer"]
@@ -14,8 +12,9 @@ __all__ = ["Observer"]
 class Observer(Protocol):
     """Called by the pipeline; the graph may be read and copied, not changed."""
 
-    def lifted(self, work: Work) -> None:
-        """Every norm is a node with a site. A site that is refused or reverted now will not be changed."""
+    def stage(self, name: str, work: Work) -> None:
+        """What the pipeline did last, in its order: "capture", when nothing is done yet, to "lower".
 
-    def rewritten(self, work: Work, folded: Sequence[Folded]) -> None:
-        """The rules have run and folded weights are inputs; the norms are still nodes."""
+        From "lift" on every norm is a node with a site; rules that are forbidden then leave the site as it
+        is. At "hoist" the rules have run and folded weights are inputs, and the norms are still nodes.
+        """

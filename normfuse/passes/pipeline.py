@@ -3,16 +3,19 @@
     capture -> positional -> functionalize -> canonicalize -> lift -> rule after rule -> settle_shifts
             -> [hoist] -> lower
 
-The rules stand in :mod:`normfuse.rule_names`. The program is a runnable graph after each stage.
+The rules stand in :mod:`normfuse.rule_names`. The program is a runnable graph after each stage, and
+:mod:`normfuse.passes.legal_form` says what else holds of it; observers are told of every stage.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
 from normfuse.analysis.time_share import time_of
-from normfuse.errors import ExpectationError
+from normfuse.errors import ExpectationError, is_strict
 from normfuse.folding import Folded
 from normfuse.ir.effects import is_effectful
 from normfuse.ir.grad_mode import switches_gradients
@@ -23,6 +26,7 @@ from normfuse.passes.canonicalize import canonicalize
 from normfuse.passes.catalogue import RULES
 from normfuse.passes.functionalize import functionalize
 from normfuse.passes.hoist import hoist
+from normfuse.passes.legal_form import LegalForm
 from normfuse.passes.lift import lift
 from normfuse.passes.lower import lower
 from normfuse.passes.observer import Observer
@@ -32,7 +36,7 @@ from normfuse.passes.settle_shifts import settle_shifts
 from normfuse.passes.work import Work
 from normfuse.report import Refusal, Report
 
-__all__ = ["check_expectation", "run_pipeline"]
+__all__ = ["STAGES", "check_expectation", "run_pipeline"]
 
 
 def run_pipeline(
@@ -42,27 +46,40 @@ def run_pipeline(
     started = time.perf_counter()
     report = Report(target=options.target, graphs=1, notes=list(program.notes))
     work = Work(program, options, report, precise=precise)
-    positional(program.gm)
+    observers = _observers(observer)
+    for name, run in STAGES:
+        run(work)
+        for one in observers:
+            one.stage(name, work)
+    work.report.folded = len(work.folded)
+    work.report.copied_bytes = 0 if program.copies_tables else sum(one.size for one in work.folded)
+    work.report.seconds = time.perf_counter() - started
+    return work.report, work.folded
+
+
+def _observers(given: Observer | None) -> list[Observer]:
+    checking: list[Observer] = [LegalForm()] if is_strict() else []
+    return checking if given is None else [*checking, given]
+
+
+def _functionalize(work: Work) -> None:
+    program = work.program
     if not (program.grad_enabled and switches_gradients(program.gm.graph)):
         functionalize(program.gm, program.grad_enabled)
-    canonicalize(program.gm)
-    program.gm.graph.eliminate_dead_code(is_effectful)
+
+
+def _canonicalize(work: Work) -> None:
+    canonicalize(work.program.gm)
+    work.program.gm.graph.eliminate_dead_code(is_effectful)
+
+
+def _lift(work: Work) -> None:
     lift(work)
     _estimate(work)
-    if observer is not None:
-        observer.lifted(work)
-    for rule in RULES:
-        _run(work, rule)
-    settle_shifts(work)
-    folded = hoist(program)
-    if observer is not None:
-        observer.rewritten(work, folded)
-    program.gm.graph.eliminate_dead_code(is_effectful)
-    lower(program.gm)
-    work.report.folded = len(folded)
-    work.report.copied_bytes = 0 if program.copies_tables else sum(one.size for one in folded)
-    work.report.seconds = time.perf_counter() - started
-    return work.report, folded
+
+
+def _hoist(work: Work) -> None:
+    work.folded = hoist(work.program)
 
 
 def _estimate(work: Work) -> None:
@@ -78,7 +95,7 @@ def _estimate(work: Work) -> None:
         site.time = times[node] or 0.0
 
 
-def _run(work: Work, rule: Rule) -> None:
+def _run(rule: Rule, work: Work) -> None:
     """One rule, or the reason why it does not run for every norm that waits for it."""
     refusal = _why_not(work, rule)
     if refusal is None:
@@ -97,6 +114,20 @@ def _why_not(work: Work, rule: Rule) -> Refusal | None:
     if not work.options.runs(rule.name):
         return Refusal("not_asked", f"the rule {rule.name} is switched off by only or skip")
     return rule.idle(work)
+
+
+#: By the name that observers are told.
+STAGES: tuple[tuple[str, Callable[[Work], None]], ...] = (
+    ("capture", lambda work: None),
+    ("positional", lambda work: positional(work.program.gm)),
+    ("functionalize", _functionalize),
+    ("canonicalize", _canonicalize),
+    ("lift", _lift),
+    *((rule.name, partial(_run, rule)) for rule in RULES),
+    ("settle_shifts", lambda work: settle_shifts(work)),
+    ("hoist", _hoist),
+    ("lower", lambda work: lower(work.program.gm)),
+)
 
 
 def check_expectation(report: Report, options: Options) -> None:

@@ -21,7 +21,7 @@ from normfuse.ir.emit import call
 from normfuse.ir.sizes import rank_of, tensor_of
 from normfuse.passes.work import Work
 
-__all__ = ["note_shift", "note_shifts", "settle_shifts"]
+__all__ = ["SHIFT_MARKS", "note_shift", "note_shifts", "settle_shifts"]
 
 #: Fused like those that PyTorch marks as pointwise, which it forgot here.
 _ELEMENTWISE = (
@@ -31,6 +31,7 @@ _ELEMENTWISE = (
 #: Metadata key of operators that took the shift of a norm: whether it is large beside what it is added to.
 _SHIFT = "normfuse_shift"
 _PREMISES = "normfuse_shift_premises"
+SHIFT_MARKS = (_SHIFT, _PREMISES)
 _CONVOLUTIONS = (
     aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
     aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding,

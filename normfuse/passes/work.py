@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from normfuse.analysis.channel_map import ChannelMap
+from normfuse.folding import Folded
 from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.report import Report, Site
@@ -32,6 +33,7 @@ class Work:
     of several forms at any price; ``shifts_in_biases`` counts where that would make a difference.
     ``written`` maps nodes that have the value of a norm, since weights before them took it, to its record.
     ``restored`` says of a norm of which readers took a part how its value comes back.
+    ``folded`` are the weights to fold, of which the program has further inputs once they are hoisted.
     ``forbidden`` are pairs of the ``id`` of a site and the name of a rule that must leave it as it is.
     """
 
@@ -44,6 +46,7 @@ class Work:
     shifts_in_biases: int = 0
     written: dict[Node, Site] = field(default_factory=dict)
     restored: dict[Node, Restored] = field(default_factory=dict)
+    folded: list[Folded] = field(default_factory=list)
     forbidden: set[tuple[int, str]] = field(default_factory=set)
 
     def record(self, node: Node, site: Site) -> None:

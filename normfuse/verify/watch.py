@@ -43,14 +43,20 @@ class Watch:
     left: list[int] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
 
-    def lifted(self, work: Work) -> None:
+    def stage(self, name: str, work: Work) -> None:
+        if name == "lift":
+            self._lifted(work)
+        elif name == "hoist":
+            self._rewritten(work, work.folded)
+
+    def _lifted(self, work: Work) -> None:
         self.work, self.before = work, Probe.of(work.program, list(work.sites))
         self.weights = [i.is_weight for i in work.program.inputs]
         self.sites = list(work.sites.values())
         for index, rule in self.vetoed:
             work.forbid(self.sites[index], rule)
 
-    def rewritten(self, work: Work, folded: Sequence[Folded]) -> None:
+    def _rewritten(self, work: Work, folded: Sequence[Folded]) -> None:
         self._tell_vetoes()
         values = {node: i.value for node, i in work.program.weights.items()}
         self.folded = [one.recipe.compute([values[s] for s in one.sources]) for one in folded]

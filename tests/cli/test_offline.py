@@ -165,6 +165,21 @@ def test_explain_writes_nothing_but_what_it_is_asked_for(source, original, tmp_p
     assert "now 3 layer_norm" in run("explain", text, "--target", "layer_norm").output
 
 
+@pytest.mark.parametrize("source", ["program", "code"])
+def test_explain_prints_the_graph_after_each_stage_that_changes_it(source, original):
+    text = original if source == "program" else f"{MODELS}:factory"
+    shown = run("explain", text, "--stages").output
+    headings = [line for line in shown.splitlines() if line.startswith("===")]
+    stages = ("capture", "lift", "recentre", "fold_scale", "hoist", "lower")
+    assert headings == ["=== inputs", *(f"=== after {name}" for name in stages)]
+    assert shown.count("weight  norm.weight: float32[16]\n") == 1
+    assert "\nnorm    layer_norm: float32" in shown
+    assert "\nfold    sub_1: float32" in shown
+    assert "\nfolded  embed.weight': float32[16, 8] = from embed.weight\n" in shown
+    assert "now 3 rms_norm" in shown
+    assert run("explain", text, "--stages", "--quiet").output == ""
+
+
 def test_verify_ends_with_1_and_names_the_leaf(original, tmp_path):
     program = load_program(original)
     with torch.no_grad():

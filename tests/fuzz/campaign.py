@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import multiprocessing
+import os
 import sys
 import time
 from collections import Counter
@@ -129,6 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("build/fuzz"))
     given = parser.parse_args(arguments)
     given.folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("NORMFUSE_STRICT", "1")  # every stage is checked, as in tests
     numbers = range(math.ceil(given.cases / BATCH))
     waiting = [(n, BATCH, given.folder) for n in numbers if not (given.folder / _name(n)).exists()]
     with multiprocessing.get_context("spawn").Pool(given.processes, maxtasksperchild=4) as pool:

@@ -58,6 +58,13 @@ PLANTED = {
 """Bugs, and under the same names in ``planted/`` the smallest network in which each was found."""
 
 
+@pytest.fixture
+def _only_properties(monkeypatch):
+    """The legal form of stages names some of the bugs before there is an output to look at."""
+    monkeypatch.setenv("NORMFUSE_STRICT", "0")
+
+
+@pytest.mark.usefixtures("_only_properties")
 @pytest.mark.parametrize("bug", PLANTED)
 def test_the_properties_see_a_planted_bug(bug):
     recipe = Recipe.from_json((Path(__file__).parent / "planted" / f"{bug}.json").read_text("utf-8"))
@@ -67,6 +74,7 @@ def test_the_properties_see_a_planted_bug(bug):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_only_properties")
 @pytest.mark.parametrize("bug", PLANTED)
 def test_the_search_finds_a_planted_bug(bug):
     with PLANTED[bug]():

@@ -156,6 +156,7 @@ def test_autocast_around_the_call_keeps_the_types():
         difference, report = compiled(model, x)
     assert difference < 0.03
     assert outcome(report)[0] == 2
+    assert report.folded == 4  # those of lin2 once, with the norm before it, and not without it as well
 
 
 def test_the_comparison_can_fail():

@@ -39,6 +39,9 @@ def explain(
     dtype: DTYPE = None,
     json_file: JSON = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page to FILE.")] = None,
+    stages: Annotated[
+        bool, typer.Option("--stages", help="Print the graph after each stage that changes it.")
+    ] = False,
     quiet: QUIET = False,
     debug: DEBUG = False,
 ) -> None:
@@ -55,20 +58,24 @@ def explain(
                 "only": as_list(only),
                 "skip": as_list(skip) or [],
             }
-            report = _report(source, chosen(dtype), options)
+            report, graphs = _report(source, chosen(dtype), options, stages)
         if not quiet:
-            typer.echo(str(report))
+            typer.echo(f"{graphs}{report}")
         if json_file is not None:
             write_text(json_file, report.to_json())
         if html is not None:
             report.to_html(html)
 
 
-def _report(text: str, dtype: str | None, options: dict[str, object]) -> Report:
-    from normfuse.backends.explain import explain_with
+def _report(text: str, dtype: str | None, options: dict[str, object], stages: bool) -> tuple[Report, str]:
+    """The report, and what to print before it."""
+    from normfuse.backends.explain import explain_stages, explain_with
     from normfuse.rewriting import checked_options
     from normfuse.sources import load_source
 
     checked = checked_options(options)
     source = load_source(text).with_dtype(dtype)
-    return explain_with(checked, source.model, source.args, source.kwargs)
+    if not stages:
+        return explain_with(checked, source.model, source.args, source.kwargs), ""
+    report, graphs = explain_stages(checked, source.model, source.args, source.kwargs)
+    return report, f"{graphs}\n\n"

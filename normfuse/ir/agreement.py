@@ -1,0 +1,225 @@
+"""Whether the value recorded for a node is what its operator gives for the recorded values of its operands.
+
+Every analysis reads dtypes, sizes and strides from ``meta["val"]``, so a rewrite that forgets to change one
+misleads all that follow. Operators run on fake values again; nothing is guarded, and sizes count as different
+only where they provably are. What cannot be asked twice is not asked: operators that draw random numbers,
+write to memory, or make sizes from data.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.fx import Graph, Node
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from normfuse.ir.region import NormRegion, norm_of
+from normfuse.ir.sizes import same
+from normfuse.torch_compat import FakeTensor, asking, statically_known_true
+
+__all__ = ["Agreement", "state_of"]
+
+_ONCE = frozenset({
+    torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape,
+    torch.Tag.inplace_view,
+})  # fmt: skip
+_PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What is known about a tensor before it has entries."""
+
+    dtype: torch.dtype
+    device: torch.device
+    shape: tuple[Any, ...]
+    strides: tuple[Any, ...]
+
+
+#: Stands for a tensor that does not lie in memory by strides, or is a wrapper of others.
+_UNUSUAL = "unusual"
+
+#: What operators made of values that are alike; layers repeat, and so do tests.
+_MADE: dict[Hashable, Any] = {}
+_ENOUGH = 10_000
+
+
+class Agreement:
+    """Asks for the nodes of one graph that are not as they were when it was asked before."""
+
+    def __init__(self) -> None:
+        self._asked: dict[Node, tuple[Any, ...]] = {}
+
+    def disagreements(self, graph: Graph) -> Iterator[tuple[Node, str]]:
+        """The nodes whose values are wrong, and what is wrong about them."""
+        states = {node: state_of(node) for node in graph.nodes}
+        changed = [node for node, state in states.items() if not _is_same(state, self._asked.get(node))]
+        self._asked = states
+        reading = (user for node in changed for user in node.users)
+        for node in dict.fromkeys((*changed, *reading)):
+            found = _disagreement(node)
+            if found:
+                yield node, found
+
+
+def state_of(node: Node) -> tuple[Any, ...]:
+    """What a node computes, and what it is said to."""
+    return (node.target, node.args, node.kwargs, node.meta.get("val"), norm_of(node))
+
+
+def _is_same(state: tuple[Any, ...], before: tuple[Any, ...] | None) -> bool:
+    return before is not None and all(map(operator.is_, state, before))
+
+
+def _disagreement(node: Node) -> str:
+    """What is wrong about a node's value; empty where nothing is, or nothing can be said."""
+    region = norm_of(node)
+    return _of_operator(node) if region is None else _of_norm(node, region)
+
+
+def _of_norm(node: Node, region: NormRegion) -> str:
+    """A norm is what its body makes of its operands."""
+    inputs = [inner for inner in region.body.nodes if inner.op == "placeholder"]
+    pairs = [(p, a) for p, a in zip(inputs, node.args, strict=False) if isinstance(a, Node)]
+    pairs.append((region.body.output_node().args[0], node))
+    for inner, outer in pairs:
+        found = _difference(_recorded(inner), _recorded(outer)) if "val" in inner.meta else ""
+        if found:
+            return f"{inner.name} in its body: {found}"
+    inside = ((inner, _of_operator(inner)) for inner in region.body.nodes)
+    return next((f"{inner.name} in its body: {found}" for inner, found in inside if found), "")
+
+
+def _of_operator(node: Node) -> str:
+    if isinstance(node.target, OpOverload):
+        if node.target._schema.returns and "val" not in node.meta:
+            return "no value is recorded"
+    elif node.target is not operator.getitem:
+        return ""
+    operands = node.all_input_nodes
+    given = tuple(map(_recorded, operands))
+    if not _can_be_asked(node, operands, given):
+        return ""
+    recorded = _recorded(node)
+    try:
+        made = _made(node, given)
+    except Exception as error:
+        return "" if _is_open((recorded, *given)) else f"does not take its operands: {error}"
+    return _difference(recorded, made)
+
+
+def _can_be_asked(node: Node, operands: Iterable[Node], given: tuple[Any, ...]) -> bool:
+    if isinstance(node.target, OpOverload):
+        is_once = node.target._schema.is_mutable or not _ONCE.isdisjoint(node.target.tags)
+        if is_once or not given:
+            return False
+    if any(_resizes(user) for operand in operands for user in operand.users):
+        return False  # the operand has other sizes by now
+    return not any(one is _UNUSUAL for one in (*given, _recorded(node)))
+
+
+def _resizes(node: Node) -> bool:
+    return isinstance(node.target, OpOverload) and torch.Tag.inplace_view in node.target.tags
+
+
+def _made(node: Node, given: tuple[Any, ...]) -> Any:
+    """What is known about the result of an operator."""
+    alike = None if _is_open(given) else _alike(node, given)
+    if alike is not None and alike in _MADE:
+        return _MADE[alike]
+    assert callable(node.target)
+    args, kwargs = tree_map_only(Node, lambda n: n.meta["val"], (node.args, node.kwargs))
+    with asking(tree_leaves((args, kwargs))):
+        made = _described(node.target(*args, **kwargs))
+    if alike is not None:
+        if len(_MADE) >= _ENOUGH:
+            _MADE.clear()
+        _MADE[alike] = made
+    return made
+
+
+def _alike(node: Node, given: tuple[Any, ...]) -> Hashable | None:
+    """What two calls have in common that give values which are alike; None where that is hard to say."""
+    try:
+        key = (node.target, torch.get_default_dtype(), given, _frozen(node.args), _frozen(node.kwargs))
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _frozen(value: Any) -> Hashable:
+    """Arguments as tuples, each number beside its type: ``1``, ``1.0`` and ``True`` are equal."""
+    if isinstance(value, Node):
+        return _recorded(value)  # type: ignore[no-any-return]
+    if isinstance(value, (list, tuple)):
+        return (type(value), *map(_frozen, value))
+    if isinstance(value, dict):
+        return tuple((key, _frozen(one)) for key, one in value.items())
+    return (type(value), value)
+
+
+def _recorded(node: Node) -> Any:
+    return _described(node.meta.get("val"))
+
+
+def _described(value: Any) -> Any:
+    """A value with each tensor as what is known about it."""
+    if isinstance(value, torch.Tensor):
+        if type(value) not in _PLAIN or value.layout is not torch.strided:
+            return _UNUSUAL
+        return _Layout(value.dtype, value.device, tuple(value.shape), tuple(value.stride()))
+    return tuple(map(_described, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _is_open(value: Any) -> bool:
+    """Whether a size is a symbol."""
+    if isinstance(value, _Layout):
+        return not all(type(size) is int for size in (*value.shape, *value.strides))
+    if isinstance(value, tuple):
+        return any(map(_is_open, value))
+    return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def _difference(recorded: Any, made: Any) -> str:
+    """What of a recorded value differs from the one that was made, in the words of a person."""
+    if not _is_open((recorded, made)) and recorded == made:
+        return ""
+    if isinstance(recorded, tuple) and isinstance(made, tuple) and len(recorded) == len(made):
+        found = (_difference(*pair) for pair in zip(recorded, made, strict=True))
+        return next((one for one in found if one), "")
+    if not isinstance(recorded, _Layout) or not isinstance(made, _Layout):
+        is_one = any(isinstance(one, (_Layout, tuple)) for one in (recorded, made))
+        return f"{_said(recorded)} is recorded, and it is {_said(made)}" if is_one else ""
+    for name in ("dtype", "device", "shape", "strides"):
+        before, after = getattr(recorded, name), getattr(made, name)
+        if not _agree(name, before, after, recorded.shape):
+            return f"the {name} {before} is recorded, and it is {after}"
+    return ""
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"a list of {len(value)}"
+    return "a tensor" if isinstance(value, _Layout) else f"no tensor ({type(value).__name__})"
+
+
+def _agree(name: str, before: Any, after: Any, shape: tuple[Any, ...]) -> bool:
+    """Whether two values of a property may be the same; how an axis of one entry lies is nothing."""
+    if name in ("dtype", "device"):
+        return bool(before == after)
+    if len(before) != len(after):
+        return False
+    if name == "strides" and any(same(size, 0) for size in shape):
+        return True
+    sizes = shape if name == "strides" else [None] * len(before)
+    return not any(_differ(a, b) and not same(s, 1) for s, a, b in zip(sizes, before, after, strict=True))
+
+
+def _differ(a: Any, b: Any) -> bool:
+    return a is not b and bool(statically_known_true(a != b))
