@@ -12,5 +12,6 @@ RULE_NAMES = (
     "fold_constants",
     "fold_affine",
     "recentre",
+    "fold_factor",
     "fold_scale",
 )

@@ -11,6 +11,8 @@ of it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch.fx import Graph, Node
 
@@ -22,7 +24,7 @@ from normfuse.ir.region import NormRegion, Operands
 from normfuse.ir.sizes import is_row_major, shape_of, static_size, tensor_of
 from normfuse.ir.spec import NormSpec
 
-__all__ = ["canonical_region", "is_expressible"]
+__all__ = ["canonical_region", "is_expressible", "respell"]
 
 
 def is_expressible(spec: NormSpec) -> bool:
@@ -56,6 +58,14 @@ def canonical_region(spec: NormSpec, operands: Operands, result: torch.Tensor) -
         value = call(graph, aten.contiguous.default, value)
     graph.output(value)
     return NormRegion(spec, graph, _spelling(spec))
+
+
+def respell(norm: Node, spec: NormSpec, operands: Operands) -> None:
+    """Make the norm that a node calls another one."""
+    gm = norm.graph.owning_module
+    assert gm is not None
+    gm.add_submodule(str(norm.target), canonical_region(spec, operands, norm.meta["val"]))
+    norm.args = replace(operands, sizes=()).as_args()
 
 
 def _spelling(spec: NormSpec) -> str:

@@ -194,6 +194,27 @@ class Placement:
         changed = {read.weight: self.fold(read.leaf, read.node)}
         return changed | {read.bias: self.shifted(read)} if read.has_shift else changed
 
+    def times(self, weight: Node, number: float, before: Node) -> Node:
+        """A weight value times a number."""
+        return self.fold(Leaf(weight, 0, (Diagonal(number),)), before)
+
+    def over_square(
+        self, eps: float | Node, by: float | Node, divides: bool, dtype: torch.dtype, before: Node
+    ) -> float | Node:
+        """``eps / c**2``, where c is ``by`` or divides: a number, or one entry of this dtype."""
+        power = 2 if divides else -2
+        if not isinstance(by, Node):
+            return eps * by**power if isinstance(eps, float) else self.times(eps, by**power, before)
+        if eps == 0:
+            return eps
+        sources = {node for node in (eps, by) if isinstance(node, Node)}
+        with self._inserting(sources, before):
+            made = cast(self._graph, call(self._graph, aten.reshape.default, by, []), dtype)
+            made = call(self._graph, aten.pow.Tensor_Scalar, made, power)
+            made = call(self._graph, aten.mul.Tensor, made, eps)
+        self._mark(made, sources)
+        return made
+
     def _of_zero(self, maps: Maps, width: int, dtype: torch.dtype) -> Node:
         made = call(self._graph, aten.new_zeros.default, _sources(maps)[0], [width])
         made = cast(self._graph, made, dtype)
