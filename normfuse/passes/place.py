@@ -5,7 +5,7 @@ Nodes made on weights are marked in their metadata, so that a later pass can com
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -198,20 +198,10 @@ class Placement:
         """A weight value times a number."""
         return self.fold(Leaf(weight, 0, (Diagonal(number),)), before)
 
-    def over_square(
-        self, eps: float | Node, by: float | Node, divides: bool, dtype: torch.dtype, before: Node
-    ) -> float | Node:
-        """``eps / c**2``, where c is ``by`` or divides: a number, or one entry of this dtype."""
-        power = 2 if divides else -2
-        if not isinstance(by, Node):
-            return eps * by**power if isinstance(eps, float) else self.times(eps, by**power, before)
-        if eps == 0:
-            return eps
-        sources = {node for node in (eps, by) if isinstance(node, Node)}
+    def made_of(self, sources: set[Node], before: Node, emit: Callable[[Graph], Node]) -> Node:
+        """What ``emit`` makes of weight values."""
         with self._inserting(sources, before):
-            made = cast(self._graph, call(self._graph, aten.reshape.default, by, []), dtype)
-            made = call(self._graph, aten.pow.Tensor_Scalar, made, power)
-            made = call(self._graph, aten.mul.Tensor, made, eps)
+            made = emit(self._graph)
         self._mark(made, sources)
         return made
 

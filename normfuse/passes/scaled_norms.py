@@ -11,14 +11,16 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from normfuse.analysis.channel_map import dtype_of
 from normfuse.analysis.factors import Factor
 from normfuse.analysis.weights import WeightValues
 from normfuse.folding import Premise, Question
 from normfuse.folding.precision import is_mild
-from normfuse.ir.canonical import is_expressible, respell
+from normfuse.ir.calls import aten
+from normfuse.ir.canonical import has_body, is_expressible, respell
+from normfuse.ir.emit import call, cast
 from normfuse.ir.location import described
 from normfuse.ir.program import Program
 from normfuse.ir.region import NormRegion, Operands, norm_of
@@ -80,13 +82,32 @@ def take_before(norm: Node, factor: Factor, placement: Placement, program: Progr
         program.premises.append(Premise(norm.name, question, (recipe,), (sources,)))
     elif factor.by < 0:
         spec, operands = _negated(norm, spec, operands, placement)
-    eps = operands.eps if spec.eps is None else spec.eps
-    assert eps is not None
-    made = placement.over_square(eps, factor.by, factor.divides, _statistics(spec), norm)
-    if isinstance(made, Node):
-        respell(norm, replace(spec, eps=None), replace(operands, eps=made))
-    else:
-        respell(norm, replace(spec, eps=made), operands)
+    respell(norm, *_with_eps(norm, factor, spec, operands, placement))
+
+
+def _with_eps(
+    norm: Node, factor: Factor, spec: NormSpec, operands: Operands, placement: Placement
+) -> tuple[NormSpec, Operands]:
+    """``eps / c**2``, or ``eps / |c|`` outside of the root; an operand where the factor is a weight."""
+    power = (1 if factor.divides else -1) * (2 if spec.eps_mode == "inside" else 1)
+    by, eps = factor.by, operands.eps if spec.eps is None else spec.eps
+    if isinstance(by, Node):
+        made = None if eps == 0 else _times_power(norm, eps, by, power, spec, placement)
+        return replace(spec, eps=spec.eps if made is None else None), replace(operands, eps=made)
+    ratio = abs(by) ** power
+    if isinstance(eps, Node):
+        return spec, replace(operands, eps=placement.times(eps, ratio, norm))
+    return replace(spec, eps=None if eps is None else eps * ratio), operands
+
+
+def _times_power(
+    norm: Node, eps: float | Node | None, by: Node, power: int, spec: NormSpec, placement: Placement
+) -> Node:
+    def emit(graph: Graph) -> Node:
+        entry = cast(graph, call(graph, aten.reshape.default, by, []), _statistics(spec))
+        return call(graph, aten.mul.Tensor, call(graph, aten.pow.Tensor_Scalar, entry, power), eps)
+
+    return placement.made_of({node for node in (by, eps) if isinstance(node, Node)}, norm, emit)
 
 
 def _negated(
@@ -108,7 +129,7 @@ def _times(operands: Operands, number: float, placement: Placement, norm: Node) 
 
 
 def _refuse_form(norm: Node) -> Refusal | None:
-    if is_expressible(_norm(norm).spec):
+    if has_body(_norm(norm).spec):
         return None
     message = f"{described(norm)} has groups, a divisor or an eps that a plain norm does not have"
     return Refusal("unusual_form", message, norm.name)
@@ -123,6 +144,8 @@ def _refuse_range(norm: Node, factor: Factor, program: Program) -> Refusal | Non
     if statistics == torch.float16 or (narrow and grows):
         message = f"{described(factor.product)} keeps values within float16, or takes them out of it"
         return Refusal("narrow_values", message, norm.name, "scale in a wider dtype")
+    if isinstance(by, Node) and not is_expressible(spec):
+        return Refusal("unusual_form", f"the eps of {described(norm)} has to be a number", norm.name)
     if isinstance(by, Node):
         value = value_of(program, by)
         mild = Question("factor", statistics, eps).is_met([value])
