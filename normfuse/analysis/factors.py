@@ -104,10 +104,11 @@ def _behind(user: Node, value: Node, found: list[Node]) -> Refusal | None:
     if not _moves(user, value):
         message = f"{described(user)} reads the values too, multiplied as they are"
         return Refusal("raw_reader", message, user.name)
-    if widened_by(user) < 0:
-        message = f"{described(user)} rounds the values, and others might overflow where these do not"
-        return Refusal("narrow_values", message, user.name)
-    return norms_behind(user, found)
+    beyond = norms_behind(user, found)
+    if widened_by(user) >= 0:
+        return beyond
+    message = f"{described(user)} rounds the values, and others might overflow where these do not"
+    return Refusal("narrow_values", message, user.name)
 
 
 def _moves(user: Node, value: Node) -> bool:

@@ -139,9 +139,9 @@ def _refuse_range(norm: Node, factor: Factor, program: Program) -> Refusal | Non
     """Why ``x`` may be squared worse than ``c x``, if so; in float16 values do meet the bounds."""
     spec, by = _norm(norm).spec, factor.by
     statistics, eps = _statistics(spec), spec.eps or 0.0
-    narrow = torch.float16 in (dtype_of(factor.value), statistics)
+    is_half = dtype_of(factor.value) == torch.float16
     grows = isinstance(by, Node) or abs(by) > 1 or factor.beside is not None
-    if statistics == torch.float16 or (narrow and grows):
+    if statistics == torch.float16 or (is_half and grows):
         message = f"{described(factor.product)} keeps values within float16, or takes them out of it"
         return Refusal("narrow_values", message, norm.name, "scale in a wider dtype")
     if isinstance(by, Node) and not is_expressible(spec):
@@ -151,7 +151,8 @@ def _refuse_range(norm: Node, factor: Factor, program: Program) -> Refusal | Non
         mild = Question("factor", statistics, eps).is_met([value])
         mild = mild and (norm.name, "factor") not in program.doubted
     else:
-        mild = is_mild(abs(by), eps, statistics) and is_mild(abs(by), 0.0, dtype_of(factor.value))
+        mild = is_mild(abs(by), eps, statistics)
+        mild = mild and (is_half or is_mild(abs(by), 0.0, dtype_of(factor.value)))
     if mild:
         return None
     message = f"the factor of {described(factor.product)} is zero, negative, too large or too small to fold"
