@@ -164,14 +164,17 @@ class WeightValues:
         return len(readers) > 1
 
     def readers_of(self, node: Node) -> set[Node]:
-        """All operators on data that read a weight value, or whatever else is made of the same memory."""
-        stack = [i.node for i in self._inputs.values() if _memory(i) in self._memories(node)]
+        """All operators on data that read a weight value, or whatever else is made of the same memory.
+
+        What was folded lies in memory of its own by then.
+        """
+        stack = [node, *(i.node for i in self._inputs.values() if _memory(i) in self._memories(node))]
         seen, found = set(stack), set[Node]()
         while stack:
             for user in stack.pop().users:
                 if user not in self._known:
                     found.add(user)
-                elif user not in seen:
+                elif user not in seen and user not in self._folded:
                     seen.add(user)
                     stack.append(user)
         return found
