@@ -94,10 +94,12 @@ def _body(graph: Graph, spec: NormSpec, inputs: dict[str, Node], row_major: bool
         held = (inputs.get("scale"), inputs.get("shift"))
         value = call(graph, aten.group_norm.default, inputs["source"], spec.groups, *held, spec.eps)
         return _times(graph, value, spec.post_factor)
-    x = cast(graph, inputs["source"], compute)
     sizes = [static_size(inputs["source"], d) for d in spec.dims]
     scale = inputs.get("scale")
     native = row_major and _is_native(spec, sizes)
+    if native and _is_whole(spec, inputs, sizes):
+        return _times(graph, _whole(graph, spec, inputs, sizes), spec.post_factor)
+    x = cast(graph, inputs["source"], compute)
     joins = native and not spec.centred and spec.scale_dtype == compute and shape_of(scale) == tuple(sizes)
     if scale is not None and joins:
         scale = cast(graph, scale, compute)
@@ -121,6 +123,23 @@ def _is_native(spec: NormSpec, sizes: list[int | None]) -> bool:
     if spec.basis == "drop_last" or spec.eps is None or not is_expressible(spec):
         return False
     return spec.dims == tuple(range(-len(spec.dims), 0)) and None not in sizes
+
+
+def _is_whole(spec: NormSpec, inputs: dict[str, Node], sizes: list[int | None]) -> bool:
+    """Whether that operator is the norm with weight and bias, casts included: it rounds once, in the end."""
+    held = [inputs[role] for role in ("scale", "shift") if role in inputs]
+    alike = all(shape_of(n) == tuple(sizes) and n.meta["val"].dtype == spec.source_dtype for n in held)
+    precise = spec.compute_dtype == opmath(spec.source_dtype) == (spec.statistics_dtype or spec.compute_dtype)
+    rounded = spec.source_dtype == spec.out_dtype
+    rounds_once = spec.scale_dtype == spec.compute_dtype or (not held and spec.scale_dtype == spec.out_dtype)
+    return alike and precise and rounded and rounds_once and (spec.centred or not spec.has_shift)
+
+
+def _whole(graph: Graph, spec: NormSpec, inputs: dict[str, Node], sizes: list[int | None]) -> Node:
+    x, scale, shift = inputs["source"], inputs.get("scale"), inputs.get("shift")
+    if spec.centred:
+        return call(graph, aten.layer_norm.default, x, sizes, scale, shift, spec.eps)
+    return call(graph, aten.rms_norm.default, x, sizes, scale, spec.eps)
 
 
 def _native(graph: Graph, spec: NormSpec, x: Node, sizes: list[int | None]) -> Node:
