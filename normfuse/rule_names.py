@@ -12,6 +12,7 @@ RULE_NAMES = (
     "fold_constants",
     "fold_affine",
     "recentre",
+    "fold_factor",
     "fold_scale",
     "compress",
     "rotate",

@@ -160,23 +160,25 @@ class WeightValues:
     def is_shared(self, node: Node) -> bool:
         """Whether what a weight value is made of is read by more than one operator, under any name."""
         memories = {span.memory for span in self._spans(node)}
-        return not memories or None in memories or len(self.readers_of(node)) > 1
+        unknown = node not in self._folded and (not memories or None in memories)
+        return unknown or len(self.readers_of(node)) > 1
 
     def readers_of(self, node: Node) -> set[Node]:
         """All operators on data that read a weight value, or whatever else is made of the same memory.
 
-        Parts of one weight that do not overlap are weights of their own, as those of a packed projection.
+        Parts of one weight that do not overlap are weights of their own, as those of a packed projection, and
+        so is what was folded.
         """
         own = self._spans(node)
         memories = {span.memory for span in own}
-        stack = [i.node for i in self._inputs.values() if _memory(i) in memories]
+        stack = [node, *(i.node for i in self._inputs.values() if _memory(i) in memories)]
         seen, found = set(stack), set[Node]()
         while stack:
             value = stack.pop()
-            overlaps = any(a.overlaps(b) for a in self._spans(value) for b in own)
+            overlaps = not own or any(a.overlaps(b) for a in self._spans(value) for b in own)
             for user in value.users:
                 if user in self._known:
-                    stack.extend({user} - seen)
+                    stack.extend({user} - seen - self._folded)
                     seen.add(user)
                 elif overlaps:
                     found.add(user)
@@ -189,6 +191,8 @@ class WeightValues:
         return self._spanned[node]
 
     def _own_spans(self, node: Node) -> set[Span]:
+        if node in self._folded:
+            return set()
         if node in self._inputs:
             return {Span.of(_memory(self._inputs[node]), self._inputs[node].value)}
         whole, value = _viewed(node), tensor_of(node)

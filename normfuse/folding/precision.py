@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from normfuse.torch_compat import outside_tracing
 
-__all__ = ["Moments", "fits", "may_cancel"]
+__all__ = ["Moments", "fits", "is_mild", "may_cancel"]
 
 #: How much larger, as a mean square, a value may be than its norm where readers take the norm. In a sum
 #: of products rounding errors grow with the values; 2 keeps them below 1.5 times what they were. In half
@@ -95,6 +96,20 @@ def fits(wide: torch.Tensor, dtype: torch.dtype) -> bool:
         roundoff = torch.finfo(dtype).eps / 2
         sides = range(wide.dim())[:2] if wide.dim() > 1 else ()
         return all(_is_close(narrow.double(), wide, side, roundoff) for side in sides)
+
+
+def is_mild(factor: float, eps: float, dtype: torch.dtype) -> bool:
+    """Whether ``x`` is squared as well as ``factor * x`` is, with ``eps`` over or times its square.
+
+    A factor may move the bounds between which squares are exact by an eighth of the dtype's exponents: in
+    float32 by 2**16 of the 2**64 that a value may have. What is squared near a bound is lost either way.
+    """
+    if not 0 < factor < math.inf:
+        return False
+    info = torch.finfo(dtype)
+    sizes = (abs(eps) * factor**2, abs(eps) / factor**2) if eps else ()
+    is_normal = all(info.smallest_normal <= size <= info.max for size in sizes)
+    return is_normal and abs(math.log2(factor)) <= math.log2(info.max) / 8
 
 
 def _is_close(narrow: torch.Tensor, wide: torch.Tensor, side: int, roundoff: float) -> bool:

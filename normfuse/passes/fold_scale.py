@@ -91,7 +91,9 @@ def _run(
 
 
 def _has_affine(region: NormRegion | None) -> bool:
-    return region is not None and (region.spec.has_scale or region.spec.has_shift)
+    return region is not None and (
+        region.spec.has_scale or region.spec.has_shift or region.spec.post_factor != 1
+    )
 
 
 def affine_of(spec: NormSpec, operands: Operands) -> Maps:
@@ -203,7 +205,8 @@ def _apply(node: Node, move: Move, work: Work, placement: Placement) -> Refusal 
 
 
 def _waits(site: Site) -> bool:
-    return bool(site.spec["has_scale"] or site.spec["has_shift"]) and site.spec["statistics"] == "input"
+    has_affine = site.spec["has_scale"] or site.spec["has_shift"] or site.spec["post_factor"] != 1
+    return bool(has_affine) and site.spec["statistics"] == "input"
 
 
 def _trains(work: Work) -> Refusal | None:

@@ -113,6 +113,7 @@ def _placeholder(graph: Graph, root: Node, last: Node) -> Node:
     """An input behind the last one, for all that reads a folded weight."""
     with graph.inserting_after(last):
         node = graph.placeholder(f"folded_{root.name}")
+    node.target = node.name  # an earlier rewrite may have given an input the name that was asked for
     node.meta = {"val": root.meta["val"]}
     for user in [u for u in root.users if FOLD not in u.meta]:
         user.replace_input_with(root, node)

@@ -5,7 +5,7 @@ Nodes made on weights are marked in their metadata, so that a later pass can com
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -227,6 +227,17 @@ class Placement:
             rounded = cast(self._graph, made, dtype)
         self._mark(rounded, {made})
         return rounded
+
+    def times(self, weight: Node, number: float, before: Node) -> Node:
+        """A weight value times a number."""
+        return self.fold(Leaf(weight, 0, (Diagonal(number),)), before)
+
+    def made_of(self, sources: set[Node], before: Node, emit: Callable[[Graph], Node]) -> Node:
+        """What ``emit`` makes of weight values."""
+        with self._inserting(sources, before):
+            made = emit(self._graph)
+        self._mark(made, sources)
+        return made
 
     def _of_zero(self, maps: Maps, width: int, dtype: torch.dtype) -> Node:
         made = call(self._graph, aten.new_zeros.default, _sources(maps)[0], [width])

@@ -14,6 +14,7 @@ EPS = 1e-5
 NEAR_MISSES = {
     "unbiased", "eps_outside", "centred_only", "wrong_statistics", "scaled_mean", "over_two_axes",
     "over_tokens", "half_the_channels", "rms_norm", "rms_by_hand", "l2",
+    "behind_a_trained_factor", "two_of_one_product",
 }  # fmt: skip
 RAW_TAPS = {"mean_of_channels", "largest", "softmaxed", "compared", "read_by_linear", "squared"}
 
@@ -110,6 +111,33 @@ def then_linear(net, h, d):
 @norm()
 def scaled_after(net, h, d):
     return F.layer_norm(h, (d,), net.weight(d), net.weight(d), EPS) * 0.5
+
+
+@norm()
+def behind_a_factor(net, h, d):
+    return F.layer_norm(h * -1.5, (d,), net.weight(d), net.weight(d), EPS)
+
+
+@norm()
+def behind_two_factors(net, h, d):
+    moved = (-(h / 3.0)).transpose(0, 1) * 2.0
+    return F.layer_norm(moved.transpose(0, 1), (d,), None, net.weight(d), EPS) / 2**0.5
+
+
+@norm()
+def behind_a_trained_factor(net, h, d):
+    return F.rms_norm(h * net.weight(1).square(), (d,), net.weight(d), EPS)
+
+
+@norm()
+def of_a_scaled_sum(net, h, d):
+    return F.layer_norm(h * 2.2 + F.linear(net.x, net.weight(d, d)), (d,), net.weight(d), net.weight(d), EPS)
+
+
+@norm()
+def two_of_one_product(net, h, d):
+    product = h * 0.25
+    return F.rms_norm(product, (d,), net.weight(d), EPS) + F.normalize(product, dim=-1)
 
 
 @norm()

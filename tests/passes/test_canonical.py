@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
@@ -149,13 +151,60 @@ def test_gradients(basis: str) -> None:
         rms_norm(torch.float32, torch.float32, eps_mode="clamp").in_basis("drop_last"),
         rms_norm(torch.float32, torch.float32, groups=2).in_basis("orthonormal"),
         rms_norm(torch.float32, torch.float32, divisor=5).in_basis("orthonormal"),
-        rms_norm(torch.float32, torch.float32, divisor=5),
+        rms_norm(torch.float32, torch.float32, divisor=5, groups=2),
+        rms_norm(torch.float32, torch.float32, eps_mode="outside", factor_dtype=torch.bfloat16),
+        rms_norm(torch.float32, torch.float32, eps_mode="outside", returns="factor"),
     ],
 )
 def test_what_has_no_body(spec: NormSpec) -> None:
     assert not is_expressible(spec)
     with pytest.raises(InvariantError, match="no canonical body"):
         region(spec, source=torch.randn(4, 8))
+
+
+def over(x: torch.Tensor, mode: str, divisor: int, centred: bool) -> torch.Tensor:
+    """The values over the root of their mean square, with eps where the mode says."""
+    x = x - x.mean(-1, keepdim=True) if centred else x
+    square = x.square().sum(-1, keepdim=True) / divisor
+    if mode == "inside":
+        return x / (square + EPS).sqrt()
+    return x / (square.sqrt().clamp_min(EPS) if mode == "clamp" else square.sqrt() + EPS)
+
+
+@pytest.mark.parametrize("divisor", [None, 1, 7])
+@pytest.mark.parametrize("kind", ["rms_norm", "layer_norm", "l2_norm"])
+@pytest.mark.parametrize("mode", ["inside", "outside", "clamp"])
+def test_every_eps_has_a_body(mode: str, kind: str, divisor: int | None) -> None:
+    """Rows of very different sizes, so that a bound is met by some of them."""
+    x = zero_mean(4, 8, axis=0) * torch.tensor([[1.0], [0.1], [1e-2], [0.0]], dtype=torch.float64)
+    spec = replace(rms_norm(x.dtype, x.dtype, eps_mode=mode, divisor=divisor), kind=kind)
+    found = region(spec, source=x)(x)
+    wanted = over(x, mode, divisor or 8, kind == "layer_norm")
+    torch.testing.assert_close(found, wanted, rtol=1e-14, atol=1e-300)
+
+
+def test_groups_have_a_body() -> None:
+    x, w, b = zero_mean(4, 6, 5, axis=0), zero_mean(6, axis=0), zero_mean(6, axis=0)
+    spec = rms_norm(x.dtype, x.dtype, dims=(-2, -1), groups=3, affine_dims=(-2,), post_factor=-2.0)
+    spec = replace(spec, kind="group_norm", has_scale=True, has_shift=True)
+    found = region(spec, source=x, scale=w, shift=b)(x, w, b)
+    torch.testing.assert_close(found, -2 * torch.nn.functional.group_norm(x, 3, w, b, EPS), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["rms_norm", "layer_norm"])
+def test_one_operator_has_weight_and_bias_where_it_rounds_as_they_do(kind: str, dtype: torch.dtype) -> None:
+    x, w, b = (zero_mean(*shape, axis=-1).to(dtype) for shape in ((4, 8), (8,), (8,)))
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    spec = replace(rms_norm(dtype, compute, has_scale=True, has_shift=kind == "layer_norm"), kind=kind)
+    body = region(spec, source=x, scale=w, shift=b if spec.has_shift else None).body
+    assert [n.target for n in body.nodes if n.op == "call_function"] == [
+        getattr(torch.ops.aten, kind).default
+    ]
+    bare = region(replace(spec, has_scale=False, has_shift=False), source=x).body
+    assert len([n for n in bare.nodes if n.op == "call_function"]) == 1
+    other = region(replace(spec, scale_dtype=torch.bfloat16), source=x, scale=w).body
+    assert len([n for n in other.nodes if n.op == "call_function"]) > 1
 
 
 def test_another_kind_forgets_the_basis() -> None:

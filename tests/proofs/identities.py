@@ -198,6 +198,58 @@ def weights_turn_on_both_sides(d: int) -> Pairs:
     return found + pairs((w.T * (q.T * z)).expand(), ((w.T * q.T) * z).expand())
 
 
+def bounded(h: Matrix, added: Expr, bound: Callable[[Expr, Expr], Expr]) -> list[Expr]:
+    """Each element over its length with an eps that is not inside of the root."""
+    length = sympy.sqrt(sympy.factor(sum(e**2 for e in h)))
+    return [e / bound(length, added) for e in h]
+
+
+def larger(a: Expr, b: Expr) -> Expr:
+    """The maximum, in terms that can be divided by a positive factor."""
+    return (a + b + sympy.Abs(sympy.factor(a - b))) / 2
+
+
+@proof("fold_factor")
+def a_factor_goes_into_eps(d: int) -> Pairs:
+    """N_eps(c h) = sgn(c) N_{eps / c^2}(h), for every norm with eps inside of the root"""
+    h, c = symbols("h", d), sympy.Symbol("c", positive=True)
+    found: Pairs = []
+    for norm in (layer_norm, rms_norm, crms_norm):
+        without = norm(h, eps)
+        found += pairs(norm(c * h, c**2 * eps), without)
+        found += pairs(norm(-c * h, c**2 * eps), [-e for e in without])
+    return found
+
+
+@proof("fold_factor")
+def a_factor_beside_a_length(d: int) -> Pairs:
+    """c h / (|c h| + eps) = sgn(c) h / (|h| + eps / |c|), and so with a bound below the length"""
+    h, c = symbols("h", d), sympy.Symbol("c", positive=True)
+    found: Pairs = []
+    for bound in (lambda length, added: length + added, larger):
+        found += pairs(bounded(c * h, c * eps, bound), bounded(h, eps, bound))
+        found += pairs(bounded(-c * h, c * eps, bound), [-e for e in bounded(h, eps, bound)])
+    return found
+
+
+@proof("fold_factor")
+def what_is_added_is_divided(d: int) -> Pairs:
+    """N_eps(c x + W a) = N_{eps / c^2}(x + (W / c) a)"""
+    x, w, a = symbols("x", d), symbols("W", d, 2), symbols("a", 2)
+    c = sympy.Symbol("c", positive=True)
+    return pairs(c * x + w * a, c * (x + (w / c) * a)) + a_factor_goes_into_eps(d)
+
+
+@proof("fold_factor")
+def weight_and_bias_take_what_is_behind(d: int) -> Pairs:
+    """k (gamma N(h) + beta) = (k gamma) N(h) + k beta"""
+    h, gamma, beta = symbols("h", d), symbols("gamma", d), symbols("beta", d)
+    k = sympy.Symbol("k", real=True)
+    core = Matrix(layer_norm(h))
+    left = k * (gamma.multiply_elementwise(core) + beta)
+    return pairs(left, (k * gamma).multiply_elementwise(core) + k * beta)
+
+
 @proof("lift")
 def the_last_coordinate_follows_from_the_others(d: int) -> Pairs:
     """RMS(cat(z, -sum(z)))[:-1] = z / root((sum(z**2) + sum(z)**2) / d + eps), and so with the sum itself."""

@@ -1,0 +1,120 @@
+"""Values that are another value times one number, and the norms that alone read them.
+
+    N_eps(c x) = sgn(c) N_{eps / c^2}(x)            N_eps(c x + f) = sgn(c) N_{eps / c^2}(x + f / c)
+
+A norm divides by the size of what it reads, so that of a factor nothing is left but its sign and what it was
+beside eps. The second is DeepNorm's sum (Wang et al. 2022, arXiv 2203.00555, section 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from normfuse.analysis.flow import Carries, Shift
+from normfuse.analysis.operator_table import flow
+from normfuse.analysis.readers import value_readers
+from normfuse.ir.calls import aten, bind, is_call
+from normfuse.ir.location import described
+from normfuse.ir.region import norm_of
+from normfuse.ir.sizes import lies_alike, rank_of, same, same_shape, tensor_of, widened_by
+from normfuse.report import Refusal
+
+__all__ = ["Factor", "factor_of", "norms_behind", "refusal_of_place"]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """``product`` is ``of`` times ``by``, a number or a value of one entry, or is divided by it.
+
+    ``value`` is the product, or the sum of it and ``beside`` where nothing else reads the product.
+    """
+
+    product: Node
+    of: Node
+    by: float | Node
+    divides: bool
+    value: Node
+    beside: Node | None = None
+
+
+def factor_of(node: Node) -> Factor | None:
+    """What multiplies all of a value by one number; None for any other operator."""
+    found = _number(node) or _entry(node)
+    if found is None or tensor_of(found.of) is None:
+        return None
+    (reader, *more) = value_readers(node) or [node]
+    if more or not is_call(reader, aten.add.Tensor) or bind(reader)["alpha"] != 1:
+        return found
+    terms = [bind(reader)["self"], bind(reader)["other"]]
+    beside = terms[1 - terms.index(node)]
+    fits = isinstance(beside, Node) and beside is not node and same_shape(reader, node)
+    return Factor(node, found.of, found.by, found.divides, reader, beside) if fits else found
+
+
+def _number(node: Node) -> Factor | None:
+    for axis in range(rank_of(node)):
+        found = flow(node, axis)
+        if isinstance(found, Carries) and found.factor is not None:
+            return Factor(node, found.operands[0][0], found.factor, False, node)
+    return None
+
+
+def _entry(node: Node) -> Factor | None:
+    if not is_call(node, aten.mul.Tensor, aten.div.Tensor):
+        return None
+    left, right = bind(node)["self"], bind(node)["other"]
+    divides = node.target is aten.div.Tensor
+    for value, by in ((left, right),) if divides else ((left, right), (right, left)):
+        if isinstance(value, Node) and isinstance(by, Node) and value is not by and _is_entry(by):
+            return Factor(node, value, by, divides, node)
+    return None
+
+
+def _is_entry(value: Node) -> bool:
+    """Whether a value is one number, also one that no tensor holds."""
+    found = tensor_of(value)
+    return found is None or same(found.numel(), 1)
+
+
+def refusal_of_place(factor: Factor) -> Refusal | None:
+    """Why what is multiplied cannot stand in the place of the product, if so."""
+    product, value = tensor_of(factor.product), tensor_of(factor.of)
+    alike = product is not None and value is not None and product.dtype == value.dtype
+    if not alike or not same_shape(factor.product, factor.of):
+        message = f"{described(factor.product)} changes the axes or the dtype of what it multiplies"
+        return Refusal("dtype_changes", message, factor.product.name)
+    if not lies_alike(factor.product, factor.of):
+        message = f"{described(factor.product)} changes how its result lies in memory"
+        return Refusal("layout", message, factor.product.name)
+    return None
+
+
+def norms_behind(value: Node, found: list[Node]) -> Refusal | None:
+    """Add the norms that read a value, moved or not, to ``found``; why they are not all that reads it."""
+    refusals = [_behind(user, value, found) for user in value_readers(value)]
+    return next((refusal for refusal in refusals if refusal is not None), None)
+
+
+def _behind(user: Node, value: Node, found: list[Node]) -> Refusal | None:
+    if norm_of(user) is not None:
+        found.append(user)
+        return None
+    if not _moves(user, value):
+        message = f"{described(user)} reads the values too, multiplied as they are"
+        return Refusal("raw_reader", message, user.name)
+    beyond = norms_behind(user, found)
+    if widened_by(user) >= 0:
+        return beyond
+    message = f"{described(user)} rounds the values, and others might overflow where these do not"
+    return Refusal("narrow_values", message, user.name)
+
+
+def _moves(user: Node, value: Node) -> bool:
+    """Whether an operator does nothing to a value's entries but move them, cast them or average them."""
+    flows = (flow(user, axis) for axis in range(rank_of(user)))
+    return any(
+        isinstance(f, Carries) and f.shift is Shift.EVERYWHERE and [o for o, _ in f.operands] == [value]
+        for f in flows
+    )

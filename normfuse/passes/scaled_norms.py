@@ -1,0 +1,189 @@
+"""What a norm becomes when numbers before it and behind it go into its eps, weight and bias.
+
+    k (w N_eps(c x) + b) = (k sgn(c) w) N_{eps / c^2}(x) + k b
+
+Its eps stays a number where ``c`` is one; a weight of one entry makes it an operand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch.fx import Graph, Node
+
+from normfuse.analysis.channel_map import dtype_of
+from normfuse.analysis.factors import Factor
+from normfuse.analysis.weights import WeightValues
+from normfuse.folding import Premise, Question
+from normfuse.folding.precision import is_mild
+from normfuse.ir.calls import aten
+from normfuse.ir.canonical import has_body, is_expressible, respell
+from normfuse.ir.emit import call, cast
+from normfuse.ir.location import described
+from normfuse.ir.program import Program
+from normfuse.ir.region import NormRegion, Operands, norm_of
+from normfuse.ir.spec import NormSpec
+from normfuse.passes.hoist import recipe_of, value_of
+from normfuse.passes.place import Placement
+from normfuse.passes.premises import rest_on_range
+from normfuse.passes.stored_values import refusal_of_overflow
+from normfuse.report import Refusal
+
+__all__ = ["refusal_before", "refusal_behind", "take_before", "take_behind"]
+
+
+def refusal_behind(norm: Node, program: Program, weights: WeightValues) -> Refusal | None:
+    """Why the weight and bias of a norm cannot take the number that multiplies its result, if so."""
+    spec, operands = _norm(norm).spec, _norm(norm).operands(norm)
+    if not spec.has_scale:
+        message = f"{described(norm)} has no weight that could take the number behind it"
+        return Refusal("no_weight", message, norm.name)
+    return _refuse_form(norm) or _refuse_weights(norm, (operands.scale, operands.shift), program, weights)
+
+
+def take_behind(norm: Node, placement: Placement, program: Program) -> Refusal | None:
+    """Put the number behind a norm into its weight and bias; why their dtype cannot hold them, if so."""
+    spec, operands = _norm(norm).spec, _norm(norm).operands(norm)
+    operands = _times(operands, spec.post_factor, placement, norm)
+    made = [node for node in (operands.scale, operands.shift) if node is not None]
+    refusal = refusal_of_overflow(norm, made, program)
+    if refusal is not None:
+        placement.discard(made)
+        return refusal
+    rest_on_range(program, norm, made)
+    respell(norm, replace(spec, post_factor=1.0, weight_offset=0.0), operands)
+    return None
+
+
+def refusal_before(norm: Node, factor: Factor, program: Program, weights: WeightValues) -> Refusal | None:
+    """Why a norm cannot take the factor of what it reads, if so."""
+    spec, operands = _norm(norm).spec, _norm(norm).operands(norm)
+    if list(norm.args).count(operands.source) != 1 or factor.by in norm.args:
+        message = f"{described(norm)} is scaled or shifted by what it normalizes, or by its factor"
+        return Refusal("raw_reader", message, norm.name)
+    if operands.eps is not None and operands.eps not in weights:
+        return Refusal("eps_operand", f"the eps of {described(norm)} depends on the call", norm.name)
+    refusal = _refuse_form(norm) or _refuse_range(norm, factor, program)
+    if refusal is not None or isinstance(factor.by, Node) or factor.by > 0:
+        return refusal
+    if not spec.has_scale and not spec.has_shift:
+        return None
+    return _refuse_weights(norm, (operands.scale or operands.shift,), program, weights)
+
+
+def take_before(norm: Node, factor: Factor, placement: Placement, program: Program) -> None:
+    """Put the factor of what a norm reads into its eps, and the sign into its weight or behind it."""
+    spec, operands = _norm(norm).spec, _norm(norm).operands(norm)
+    if isinstance(factor.by, Node):
+        question = Question("factor", _statistics(spec), spec.eps or 0.0)
+        recipe, sources = recipe_of(program, factor.by)
+        program.premises.append(Premise(norm.name, question, (recipe,), (sources,)))
+    elif factor.by < 0:
+        spec, operands = _negated(norm, spec, operands, placement)
+    respell(norm, *_with_eps(norm, factor, spec, operands, placement))
+
+
+def _with_eps(
+    norm: Node, factor: Factor, spec: NormSpec, operands: Operands, placement: Placement
+) -> tuple[NormSpec, Operands]:
+    """``eps / c**2``, or ``eps / |c|`` outside of the root; an operand where the factor is a weight."""
+    power = (1 if factor.divides else -1) * (2 if spec.eps_mode == "inside" else 1)
+    by, eps = factor.by, operands.eps if spec.eps is None else spec.eps
+    if isinstance(by, Node):
+        made = None if eps == 0 else _times_power(norm, eps, by, power, spec, placement)
+        return replace(spec, eps=spec.eps if made is None else None), replace(operands, eps=made)
+    ratio = abs(by) ** power
+    if isinstance(eps, Node):
+        return spec, replace(operands, eps=placement.times(eps, ratio, norm))
+    return replace(spec, eps=None if eps is None else eps * ratio), operands
+
+
+def _times_power(
+    norm: Node, eps: float | Node | None, by: Node, power: int, spec: NormSpec, placement: Placement
+) -> Node:
+    def emit(graph: Graph) -> Node:
+        entry = cast(graph, call(graph, aten.reshape.default, by, []), _statistics(spec))
+        return call(graph, aten.mul.Tensor, call(graph, aten.pow.Tensor_Scalar, entry, power), eps)
+
+    return placement.made_of({node for node in (by, eps) if isinstance(node, Node)}, norm, emit)
+
+
+def _negated(
+    norm: Node, spec: NormSpec, operands: Operands, placement: Placement
+) -> tuple[NormSpec, Operands]:
+    if operands.scale is not None:
+        scale = placement.times(operands.scale, -1.0, norm)
+        return replace(spec, weight_offset=0.0), replace(operands, scale=scale)
+    return replace(spec, post_factor=-spec.post_factor), _times(operands, -1.0, placement, norm)
+
+
+def _times(operands: Operands, number: float, placement: Placement, norm: Node) -> Operands:
+    """The weight and bias times a number."""
+    scale, shift = (
+        None if node is None else placement.times(node, number, norm)
+        for node in (operands.scale, operands.shift)
+    )
+    return replace(operands, scale=scale, shift=shift)
+
+
+def _refuse_form(norm: Node) -> Refusal | None:
+    if has_body(_norm(norm).spec):
+        return None
+    message = f"{described(norm)} has groups, a divisor or an eps that a plain norm does not have"
+    return Refusal("unusual_form", message, norm.name)
+
+
+def _refuse_range(norm: Node, factor: Factor, program: Program) -> Refusal | None:
+    """Why ``x`` may be squared worse than ``c x``, if so; in float16 values do meet the bounds."""
+    spec, by = _norm(norm).spec, factor.by
+    statistics, eps = _statistics(spec), spec.eps or 0.0
+    is_half = dtype_of(factor.value) == torch.float16
+    grows = isinstance(by, Node) or abs(by) > 1 or factor.beside is not None
+    if statistics == torch.float16 or (is_half and grows):
+        message = f"{described(factor.product)} keeps values within float16, or takes them out of it"
+        return Refusal("narrow_values", message, norm.name, "scale in a wider dtype")
+    if isinstance(by, Node) and not is_expressible(spec):
+        return Refusal("unusual_form", f"the eps of {described(norm)} has to be a number", norm.name)
+    if isinstance(by, Node):
+        value = value_of(program, by)
+        mild = Question("factor", statistics, eps).is_met([value])
+        mild = mild and (norm.name, "factor") not in program.doubted
+    else:
+        mild = is_mild(abs(by), eps, statistics)
+        mild = mild and (is_half or is_mild(abs(by), 0.0, dtype_of(factor.value)))
+    if mild:
+        return None
+    message = f"the factor of {described(factor.product)} is zero, negative, too large or too small to fold"
+    return Refusal("factor_range", message, norm.name)
+
+
+def _refuse_weights(
+    norm: Node, held: Iterable[Node | None], program: Program, weights: WeightValues
+) -> Refusal | None:
+    for operand in held:
+        if operand is None:
+            continue
+        if operand not in weights:
+            message = (
+                f"{described(operand)}, by which {described(norm)} scales or shifts, depends on the call"
+            )
+            return weights.varies(operand) or Refusal("computed_scale", message, norm.name)
+        refusal = weights.refusal(operand) or weights.refusal_apart(operand, [norm])
+        if refusal is not None:
+            return refusal
+        if program.grad_enabled:
+            message = f"gradients are recorded, and {described(operand)} may train"
+            return Refusal("trains", message, norm.name, "call the model under torch.no_grad()")
+    return None
+
+
+def _statistics(spec: NormSpec) -> torch.dtype:
+    return spec.statistics_dtype or spec.compute_dtype
+
+
+def _norm(node: Node) -> NormRegion:
+    region = norm_of(node)
+    assert region is not None
+    return region
