@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from normfuse.options import Options
 from normfuse.passes.catalogue import CATALOGUE, RULES
 from normfuse.passes.listings import Listings
 from normfuse.passes.pipeline import run_pipeline
+from normfuse.passes.rotate import give_rotation
 from tests.passes.affine_cases import Net, randomised
 
 D = 4
@@ -40,6 +41,7 @@ class Golden:
     rules: tuple[str, ...]
     dtype: torch.dtype = torch.float64
     precise: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -56,7 +58,10 @@ class Golden:
         with torch.no_grad():
             program = program_of(torch.export.export(model, args, strict=False))
         seen = Listings()
-        run_pipeline(program, Options.checked({"only": list(self.rules)}), seen, precise=self.precise)
+        options = Options.checked({"only": list(self.rules), **self.options}, prefix="")
+        if options.rotation is not None:
+            give_rotation(program, options.rotation)
+        run_pipeline(program, options, seen, precise=self.precise)
         before, after = seen.around(self.stage)
         title = " ".join((self.run.__doc__ or "").split())
         claim = CATALOGUE.get(self.stage)
@@ -72,7 +77,7 @@ def golden(stage: str, *args: Tensor, rules: tuple[str, ...] | None = None, **se
     own = (stage,) if stage in {rule.name for rule in RULES} else ()
 
     def register(run: Callable[..., Any]) -> Callable[..., Any]:
-        kept = {key: settings.pop(key) for key in ("dtype", "precise") if key in settings}
+        kept = {key: settings.pop(key) for key in ("dtype", "precise", "options") if key in settings}
         FOUND.append(Golden(stage, run, settings, args, own if rules is None else rules, **kept))
         return run
 
@@ -194,3 +199,43 @@ def hoist_the_algebra_on_weights(s: Any, x: Tensor) -> Tensor:
 def lower_to_the_native_operator(s: Any, x: Tensor) -> Tensor:
     """What is left of a norm is written out as the operator that every runtime knows."""
     return s.norm(s.lin(x))
+
+
+@golden("fold_factor", tokens(), lin=linear(), norm=nn.LayerNorm(D), out=linear())
+def fold_factor_before_and_behind_a_norm(s: Any, x: Tensor) -> Tensor:
+    """A number before a norm goes into its eps, and one behind it into its weight and bias."""
+    return torch.relu(s.norm(-3 * torch.relu(x)) * 0.5)
+
+
+def _stream(s: Any, x: Tensor) -> Tensor:
+    h = s.lin(x)
+    h = h + s.down(torch.relu(s.up(s.one(h))))
+    return s.out(s.two(h))
+
+
+WHOLE = {
+    "lin": linear(3), "up": linear(D, 5), "down": linear(5, D), "out": linear(D, 2),
+    "one": nn.LayerNorm(D), "two": nn.LayerNorm(D),
+}  # fmt: skip
+
+
+@golden("compress", tokens(3), rules=("recentre", "fold_scale", "compress"),
+    options={"target": "crms_norm"}, **WHOLE)  # fmt: skip
+def compress_by_leaving_out_the_last_coordinate(s: Any, x: Tensor) -> Tensor:
+    """Writers lose a row, readers a column, and the norms see one coordinate less."""
+    return _stream(s, x)
+
+
+@golden("compress", tokens(3), rules=("recentre", "fold_scale", "compress"),
+    options={"target": "crms_norm", "crms_basis": "orthonormal"}, **WHOLE)  # fmt: skip
+def compress_in_an_orthonormal_basis(s: Any, x: Tensor) -> Tensor:
+    """In a basis that keeps lengths the norms are plain ones, with another eps and a gain for readers."""
+    return _stream(s, x)
+
+
+@golden("rotate", tokens(3), rules=("fold_scale", "rotate"),
+    options={"rotation": torch.tensor([[0.0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])},
+    **(WHOLE | {"one": nn.RMSNorm(D), "two": nn.RMSNorm(D)}))  # fmt: skip
+def rotate_a_stream(s: Any, x: Tensor) -> Tensor:
+    """Writers turn, readers turn back."""
+    return _stream(s, x)
