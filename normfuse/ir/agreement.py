@@ -9,7 +9,7 @@ write to memory, or make sizes from data.
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ class _Layout:
     device: torch.device
     shape: tuple[Any, ...]
     strides: tuple[Any, ...]
+    is_open: bool
 
 
 #: Stands for a tensor that does not lie in memory by strides, or is a wrapper of others.
@@ -54,6 +55,7 @@ class Agreement:
 
     def __init__(self) -> None:
         self._asked: dict[Node, tuple[Any, ...]] = {}
+        self._layouts: dict[int, tuple[Any, Any]] = {}
 
     def disagreements(self, graph: Graph) -> Iterator[tuple[Node, str]]:
         """The nodes whose values are wrong, and what is wrong about them."""
@@ -62,9 +64,48 @@ class Agreement:
         self._asked = states
         reading = (user for node in changed for user in node.users)
         for node in dict.fromkeys((*changed, *reading)):
-            found = _disagreement(node)
+            region = norm_of(node)
+            found = self._of_operator(node) if region is None else self._of_norm(node, region)
             if found:
                 yield node, found
+
+    def _of_norm(self, node: Node, region: NormRegion) -> str:
+        """A norm is what its body makes of its operands."""
+        inputs = [inner for inner in region.body.nodes if inner.op == "placeholder"]
+        pairs = [(p, a) for p, a in zip(inputs, node.args, strict=False) if isinstance(a, Node)]
+        pairs.append((region.body.output_node().args[0], node))
+        for inner, outer in pairs:
+            recorded = self._recorded(inner) if "val" in inner.meta else None
+            found = _difference(recorded, self._recorded(outer)) if recorded is not None else ""
+            if found:
+                return f"{inner.name} in its body: {found}"
+        inside = ((inner, self._of_operator(inner)) for inner in region.body.nodes)
+        return next((f"{inner.name} in its body: {found}" for inner, found in inside if found), "")
+
+    def _of_operator(self, node: Node) -> str:
+        if isinstance(node.target, OpOverload):
+            if node.target._schema.returns and "val" not in node.meta:
+                return "no value is recorded"
+        elif node.target is not operator.getitem:
+            return ""
+        operands = node.all_input_nodes
+        given, recorded = tuple(map(self._recorded, operands)), self._recorded(node)
+        if not _can_be_asked(node, operands) or any(one is _UNUSUAL for one in (*given, recorded)):
+            return ""
+        try:
+            made = _made(node, dict(zip(operands, given, strict=True)))
+        except Exception as error:
+            return "" if _is_open((recorded, *given)) else f"does not take its operands: {error}"
+        return _difference(recorded, made)
+
+    def _recorded(self, node: Node) -> Any:
+        """What is known about the value of a node; the value is kept, so that its address stays its own."""
+        value = node.meta.get("val")
+        kept, described = self._layouts.get(id(value), (None, None))
+        if kept is not value or not isinstance(value, torch.Tensor):
+            described = _described(value)
+            self._layouts[id(value)] = (value, described)
+        return described
 
 
 def state_of(node: Node) -> tuple[Any, ...]:
@@ -76,60 +117,22 @@ def _is_same(state: tuple[Any, ...], before: tuple[Any, ...] | None) -> bool:
     return before is not None and all(map(operator.is_, state, before))
 
 
-def _disagreement(node: Node) -> str:
-    """What is wrong about a node's value; empty where nothing is, or nothing can be said."""
-    region = norm_of(node)
-    return _of_operator(node) if region is None else _of_norm(node, region)
-
-
-def _of_norm(node: Node, region: NormRegion) -> str:
-    """A norm is what its body makes of its operands."""
-    inputs = [inner for inner in region.body.nodes if inner.op == "placeholder"]
-    pairs = [(p, a) for p, a in zip(inputs, node.args, strict=False) if isinstance(a, Node)]
-    pairs.append((region.body.output_node().args[0], node))
-    for inner, outer in pairs:
-        found = _difference(_recorded(inner), _recorded(outer)) if "val" in inner.meta else ""
-        if found:
-            return f"{inner.name} in its body: {found}"
-    inside = ((inner, _of_operator(inner)) for inner in region.body.nodes)
-    return next((f"{inner.name} in its body: {found}" for inner, found in inside if found), "")
-
-
-def _of_operator(node: Node) -> str:
-    if isinstance(node.target, OpOverload):
-        if node.target._schema.returns and "val" not in node.meta:
-            return "no value is recorded"
-    elif node.target is not operator.getitem:
-        return ""
-    operands = node.all_input_nodes
-    given = tuple(map(_recorded, operands))
-    if not _can_be_asked(node, operands, given):
-        return ""
-    recorded = _recorded(node)
-    try:
-        made = _made(node, given)
-    except Exception as error:
-        return "" if _is_open((recorded, *given)) else f"does not take its operands: {error}"
-    return _difference(recorded, made)
-
-
-def _can_be_asked(node: Node, operands: Iterable[Node], given: tuple[Any, ...]) -> bool:
+def _can_be_asked(node: Node, operands: list[Node]) -> bool:
     if isinstance(node.target, OpOverload):
         is_once = node.target._schema.is_mutable or not _ONCE.isdisjoint(node.target.tags)
-        if is_once or not given:
+        if is_once or not operands:
             return False
-    if any(_resizes(user) for operand in operands for user in operand.users):
-        return False  # the operand has other sizes by now
-    return not any(one is _UNUSUAL for one in (*given, _recorded(node)))
+    # An operand that somebody gives another shape had another one when this node read it.
+    return not any(_resizes(user) for operand in operands for user in operand.users)
 
 
 def _resizes(node: Node) -> bool:
     return isinstance(node.target, OpOverload) and torch.Tag.inplace_view in node.target.tags
 
 
-def _made(node: Node, given: tuple[Any, ...]) -> Any:
+def _made(node: Node, given: dict[Node, Any]) -> Any:
     """What is known about the result of an operator."""
-    alike = None if _is_open(given) else _alike(node, given)
+    alike = None if any(map(_is_open, given.values())) else _alike(node, given)
     if alike is not None and alike in _MADE:
         return _MADE[alike]
     assert callable(node.target)
@@ -143,29 +146,25 @@ def _made(node: Node, given: tuple[Any, ...]) -> Any:
     return made
 
 
-def _alike(node: Node, given: tuple[Any, ...]) -> Hashable | None:
+def _alike(node: Node, given: dict[Node, Any]) -> Hashable | None:
     """What two calls have in common that give values which are alike; None where that is hard to say."""
+    arguments = _frozen((*node.args, *node.kwargs.items()), given)
     try:
-        key = (node.target, torch.get_default_dtype(), given, _frozen(node.args), _frozen(node.kwargs))
+        key = (node.target, torch.get_default_dtype(), arguments)
         hash(key)
     except TypeError:
         return None
     return key
 
 
-def _frozen(value: Any) -> Hashable:
+def _frozen(value: Any, given: dict[Node, Any]) -> Hashable:
     """Arguments as tuples, each number beside its type: ``1``, ``1.0`` and ``True`` are equal."""
     if isinstance(value, Node):
-        return _recorded(value)  # type: ignore[no-any-return]
+        found: Hashable = given[value]
+        return found
     if isinstance(value, (list, tuple)):
-        return (type(value), *map(_frozen, value))
-    if isinstance(value, dict):
-        return tuple((key, _frozen(one)) for key, one in value.items())
+        return (list, *[_frozen(one, given) for one in value])
     return (type(value), value)
-
-
-def _recorded(node: Node) -> Any:
-    return _described(node.meta.get("val"))
 
 
 def _described(value: Any) -> Any:
@@ -173,14 +172,16 @@ def _described(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         if type(value) not in _PLAIN or value.layout is not torch.strided:
             return _UNUSUAL
-        return _Layout(value.dtype, value.device, tuple(value.shape), tuple(value.stride()))
+        shape, strides = tuple(value.shape), tuple(value.stride())
+        is_open = any(type(size) is not int for size in (*shape, *strides))
+        return _Layout(value.dtype, value.device, shape, strides, is_open)
     return tuple(map(_described, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _is_open(value: Any) -> bool:
     """Whether a size is a symbol."""
     if isinstance(value, _Layout):
-        return not all(type(size) is int for size in (*value.shape, *value.strides))
+        return value.is_open
     if isinstance(value, tuple):
         return any(map(_is_open, value))
     return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
