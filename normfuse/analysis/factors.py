@@ -8,7 +8,7 @@ beside eps. The second is DeepNorm's sum (Wang et al. 2022, arXiv 2203.00555, se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
@@ -49,8 +49,9 @@ def factor_of(node: Node) -> Factor | None:
         return found
     terms = [bind(reader)["self"], bind(reader)["other"]]
     beside = terms[1 - terms.index(node)]
-    fits = isinstance(beside, Node) and beside is not node and same_shape(reader, node)
-    return Factor(node, found.of, found.by, found.divides, reader, beside) if fits else found
+    if beside is node or tensor_of(beside) is None or not same_shape(reader, node):
+        return found
+    return replace(found, value=reader, beside=beside)
 
 
 def _number(node: Node) -> Factor | None:
@@ -98,10 +99,12 @@ def norms_behind(value: Node, found: list[Node]) -> Refusal | None:
 
 
 def _behind(user: Node, value: Node, found: list[Node]) -> Refusal | None:
-    if norm_of(user) is not None:
+    region = norm_of(user)
+    if region is not None and region.operands(user).source is value:
         found.append(user)
-        return None
-    if not _moves(user, value):
+        if list(user.args).count(value) == 1:
+            return None
+    if region is not None or not _moves(user, value):
         message = f"{described(user)} reads the values too, multiplied as they are"
         return Refusal("raw_reader", message, user.name)
     beyond = norms_behind(user, found)

@@ -10,6 +10,7 @@ that the multiplication disappears. Numerics class: reassociated; a product that
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch.fx import Node
@@ -74,11 +75,12 @@ class _Folding:
     def behind(self, norm: Node) -> None:
         """The number that multiplies what a norm gives."""
         region = norm_of(norm)
-        if region is None or region.spec.post_factor == 1 or not self._work.may(norm, FOLD_FACTOR.name):
+        if region is None or region.spec.post_factor == 1 or region.spec.statistics != "input":
             return
-        refusal = refusal_behind(norm, self._program, self._weights)
-        refusal = refusal or take_behind(norm, self._placement, self._program)
-        self._settle([norm], norm.name, refusal)
+        if self._work.may(norm, FOLD_FACTOR.name):
+            refusal = refusal_behind(norm, self._program, self._weights)
+            refusal = refusal or take_behind(norm, self._placement, self._program)
+            self._settle([norm], norm.name, refusal)
 
     def before(self, product: Node) -> None:
         """The number that multiplies a value, for all norms that read the product."""
@@ -87,36 +89,37 @@ class _Folding:
             return
         norms: list[Node] = []
         refusal = norms_behind(factor.value, norms) or self._refuse(factor, norms)
-        plan = self._beside(factor, norms[0]) if refusal is None and factor.beside is not None else None
-        refusal = plan if isinstance(plan, Refusal) else refusal
-        if refusal is None:
-            for norm in norms:
-                take_before(norm, factor, self._placement, self._program)
-            if plan is not None and not isinstance(plan, Refusal) and factor.beside is not None:
-                self._placement.substitute([(factor.value, factor.beside, plan)])
-            product.replace_all_uses_with(factor.of)
-            self._placement.erase(product)
-        self._settle(norms, product.name, refusal, plan)
+        plan = refusal or self._beside(factor, norms[0])
+        if isinstance(plan, Refusal):
+            self._settle(norms, product.name, plan)
+            return
+        changed = [] if plan is None else [leaf.node for leaf in leaves_of(plan)]
+        for norm in norms:
+            take_before(norm, factor, self._placement, self._program)
+        if plan is not None and factor.beside is not None:
+            self._placement.substitute([(factor.value, factor.beside, plan)])
+        product.replace_all_uses_with(factor.of)
+        self._placement.erase(product)
+        self._settle(norms, product.name, None, changed)
 
     def _settle(
-        self, norms: list[Node], name: str, refusal: Refusal | None, plan: Plan | Refusal | None = None
+        self, norms: list[Node], name: str, refusal: Refusal | None, changed: Sequence[Node] = ()
     ) -> None:
-        """Note what happened to some norms."""
+        """Note what happened to norms, with the weights that changed besides their own."""
         self._weights.admit(self._placement.made)
         for norm in norms:
             if refusal is not None:
                 self._work.sites[norm].refuse(refusal, FOLD_FACTOR.name)
-                continue
-            taken = self.taken.setdefault(norm, _Taken())
-            taken.names.append(name)
-            if plan is not None and not isinstance(plan, Refusal):
-                taken.weights += [leaf.node for leaf in leaves_of(plan)]
+            else:
+                taken = self.taken.setdefault(norm, _Taken())
+                taken.names.append(name)
+                taken.weights += changed
 
     def _refuse(self, factor: Factor, norms: list[Node]) -> Refusal | None:
         if self._weights.divided:
             return divided_refusal(factor.product)
-        for value in (factor.value, factor.product, factor.of):
-            if self._weights.is_written(value):
+        for value in (factor.value, factor.product, factor.of, factor.beside):
+            if value is not None and self._weights.is_written(value):
                 return Refusal("mutated", f"the graph writes in place to {described(value)}", value.name)
         refusal = refusal_of_place(factor)
         if refusal is None and isinstance(factor.by, Node):
@@ -134,7 +137,8 @@ class _Folding:
     def _refuse_operand(self, factor: Factor, by: Node) -> Refusal | None:
         """Why an eps cannot be made of what multiplies, which is no number of the graph, if so."""
         name = f"{described(by)}, by which {described(factor.product)} multiplies"
-        if by not in self._weights or tensor_of(by) is None:
+        value = tensor_of(by)
+        if by not in self._weights or value is None or not value.is_floating_point():
             refusal = self._weights.varies(by)
             return refusal or Refusal("computed_factor", f"{name}, depends on the call", factor.product.name)
         if self._program.grad_enabled and self._weights.records_gradients(by):
@@ -144,24 +148,21 @@ class _Folding:
             return Refusal("eps_operand", message, factor.product.name, "multiply by a Python number")
         return self._weights.refusal(by)
 
-    def _beside(self, factor: Factor, norm: Node) -> Plan | Refusal:
-        """How what is added to a product comes to be divided by the factor."""
+    def _beside(self, factor: Factor, norm: Node) -> Plan | Refusal | None:
+        """How what is added to a product comes to be divided by the factor; None where nothing is."""
         other, by = factor.beside, factor.by
-        assert other is not None
-        assert not isinstance(by, Node)
+        if other is None or isinstance(by, Node):
+            return None
         if self._program.grad_enabled:
             message = f"gradients are recorded, and the weights that write {described(other)} may train"
             return Refusal("trains", message, other.name)
         if other not in self._weights and len(value_readers(other)) > 1:
             message = f"{described(other)} is also read elsewhere, unchanged"
             return Refusal("raw_reader", message, other.name)
-        plans = (
-            absorb(other, a, (Diagonal(1 / by),), self._weights) for a in reversed(range(rank_of(other)))
-        )
-        plan = next((p for p in plans if not isinstance(p, Refusal)), None)
-        if plan is None:
-            return absorb(other, rank_of(other) - 1, (Diagonal(1 / by),), self._weights)
-        return self._refuse_weights(norm, factor, plan) or plan
+        maps, axes = (Diagonal(1 / by),), reversed(range(rank_of(other) or 1))
+        plans = [absorb(other, axis, maps, self._weights) for axis in axes]
+        plan = next((p for p in plans if not isinstance(p, Refusal)), plans[0])
+        return plan if isinstance(plan, Refusal) else self._refuse_weights(norm, factor, plan) or plan
 
     def _refuse_weights(self, norm: Node, factor: Factor, plan: Plan) -> Refusal | None:
         changed = redirected(plan)

@@ -60,9 +60,6 @@ def take_behind(norm: Node, placement: Placement, program: Program) -> Refusal |
 def refusal_before(norm: Node, factor: Factor, program: Program, weights: WeightValues) -> Refusal | None:
     """Why a norm cannot take the factor of what it reads, if so."""
     spec, operands = _norm(norm).spec, _norm(norm).operands(norm)
-    if list(norm.args).count(operands.source) != 1 or factor.by in norm.args:
-        message = f"{described(norm)} is scaled or shifted by what it normalizes, or by its factor"
-        return Refusal("raw_reader", message, norm.name)
     if operands.eps is not None and operands.eps not in weights:
         return Refusal("eps_operand", f"the eps of {described(norm)} depends on the call", norm.name)
     refusal = _refuse_form(norm) or _refuse_range(norm, factor, program)
@@ -131,7 +128,7 @@ def _times(operands: Operands, number: float, placement: Placement, norm: Node) 
 def _refuse_form(norm: Node) -> Refusal | None:
     if has_body(_norm(norm).spec):
         return None
-    message = f"{described(norm)} has groups, a divisor or an eps that a plain norm does not have"
+    message = f"{described(norm)} is of a form in which another eps or weight cannot be written"
     return Refusal("unusual_form", message, norm.name)
 
 

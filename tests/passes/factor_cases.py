@@ -210,6 +210,11 @@ def promoted(s, x):
     return s.norm(x.float() * torch.full((1,), 3.0, dtype=torch.float64))
 
 
+@case("computed_factor", args=X, norm=ln())
+def a_whole_number_in_a_tensor(s, x):
+    return s.norm(x * torch.full((), 3))
+
+
 @case("dtype_changes", args=X, norm=ln(), c=buffer(1, 1, 1, 1))
 def more_axes(s, x):
     return s.norm(x * s.c)
@@ -247,6 +252,17 @@ def an_input_that_is_written(s, x):
 def scaled_by_what_it_reads(s, x):
     h = x[0] * 2.0
     return F.layer_norm(h, (5, D), h, None, 0.1).sin()
+
+
+@case("", args=X)
+def a_factor_of_a_weight(s, x):
+    return F.layer_norm(x, (D,), x[0, 0] * 2.0, x[0, 1] * -3.0, 0.1).sin()
+
+
+@case("raw_reader", args=X)
+def a_factor_of_a_shift_and_of_what_is_normalized(s, x):
+    h = x[0, 0] * 2.0
+    return F.layer_norm(h, (D,), None, h, 0.1).sin()
 
 
 @case("computed_scale", args=X)
@@ -290,6 +306,19 @@ def a_sum_that_is_read_elsewhere(s, x):
 @case("took", args=X, norm=ln(), table=param(5, D))
 def a_sum_with_a_weight(s, x):
     return s.norm(x.cos() * 2.2 + s.table) + s.table
+
+
+@case("took", args=X, norm=ln(), one=buffer())
+def a_sum_with_one_number_for_all(s, x):
+    return s.norm(x.cos() * 2.2 + s.one)
+
+
+@case("mutated", args=X, norm=ln(), lin=linear(D, D))
+def a_sum_with_what_is_written(s, x):
+    f = s.lin(x)
+    view = f[:1]
+    view += 1.0
+    return s.norm(x.cos() * 2.2 + f)
 
 
 @case("", args=X, norm=ln(), lin=linear(D, D))
