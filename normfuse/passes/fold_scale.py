@@ -114,9 +114,7 @@ def _planned(node: Node, work: Work, weights: WeightValues) -> Move | Refusal:
     refusal = _refuse_form(node, spec, operands) or _refuse_operands(node, operands, work, weights)
     if refusal is not None:
         return refusal
-    axis = rank_of(node) + spec.dims[0]
-    maps = affine_of(spec, operands)
-    return _pushed(node, axis, maps, weights)
+    return _pushed(node, affine_axis(node, spec), affine_of(spec, operands), weights)
 
 
 def _pushed(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Move | Refusal:
@@ -137,17 +135,18 @@ def _refuse_growth(node: Node, found: Pushed, dtype: torch.dtype) -> Refusal | N
 
 
 def _refuse_form(node: Node, spec: NormSpec, operands: Operands) -> Refusal | None:
-    bare = without_affine(spec)
-    if spec.affine_dims or len(spec.dims) != 1 or not is_expressible(bare):
-        return Refusal(
-            "unusual_form", f"{described(node)} is no plain norm over the axis along which its weight lies",
-            node.name,
-        )  # fmt: skip
+    if not is_expressible(without_affine(spec)):
+        return Refusal("unusual_form", f"{described(node)} without its weight is no plain norm", node.name)
+    if len(spec.affine_dims or spec.dims) != 1:
+        message = f"the weight of {described(node)} lies along several axes"
+        return Refusal("several_axes", message, node.name)
     return None
 
 
 def _refuse_operands(node: Node, operands: Operands, work: Work, weights: WeightValues) -> Refusal | None:
-    width = (shape_of(node) or ())[norm_axis_of(node)]
+    region = norm_of(node)
+    assert region is not None
+    width = (shape_of(node) or ())[affine_axis(node, region.spec)]
     for operand in (operands.scale, operands.shift):
         if operand is None:
             continue
@@ -167,11 +166,10 @@ def _refuse_operands(node: Node, operands: Operands, work: Work, weights: Weight
     return refusal_of_values(node, operands, 0.0, work.program)
 
 
-def norm_axis_of(node: Node) -> int:
-    """The axis that a norm over one axis normalizes."""
-    region = norm_of(node)
-    assert region is not None
-    return rank_of(node) + region.spec.dims[0]
+def affine_axis(node: Node, spec: NormSpec) -> int:
+    """The axis along which the weight and bias of a norm lie."""
+    (dim,) = spec.affine_dims or spec.dims
+    return rank_of(node) + dim
 
 
 def _apply(node: Node, move: Move, work: Work, placement: Placement) -> Refusal | None:
