@@ -122,7 +122,8 @@ def _pushed(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Move | 
     if isinstance(found, Refusal):
         return found
     dtype = found.narrowest(node)
-    return _refuse_growth(node, found, dtype) or Move(axis, maps, found.reads, dtype)
+    refusal = _refuse_growth(node, found, dtype) or _refuse_integers(found, weights)
+    return refusal or Move(axis, maps, found.reads, dtype)
 
 
 def _refuse_growth(node: Node, found: Pushed, dtype: torch.dtype) -> Refusal | None:
@@ -132,6 +133,20 @@ def _refuse_growth(node: Node, found: Pushed, dtype: torch.dtype) -> Refusal | N
         return None
     message = f"without the weight of {described(node)}, {described(grown)} may be too large for float16"
     return Refusal("overflow", message, grown.name, "keep the values in a wider dtype")
+
+
+def _refuse_integers(found: Pushed, weights: WeightValues) -> Refusal | None:
+    """What a model holds in few bits, and makes weights of at each call, would be held as these weights."""
+    for read in found.reads:
+        held = (one for one in weights.stored(read.leaf.node) if not one.value.is_floating_point())
+        packed = next(held, None)
+        if packed is not None:
+            return Refusal(
+                "weight_dtype",
+                f"the weight of {described(read.node)} is made of {packed.name} at each call, in fewer bits",
+                read.node.name, "rewrite the model before it is quantized",
+            )  # fmt: skip
+    return None
 
 
 def _refuse_form(node: Node, spec: NormSpec, operands: Operands) -> Refusal | None:

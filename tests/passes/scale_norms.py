@@ -240,3 +240,14 @@ def part_of_a_weight_that_is_read_whole(s, x):
 )
 def cross_attention(s, x):
     return s.layer(x, s.norm(x.cos()))
+
+
+@case(
+    "weight_dtype",
+    norm=ln(),
+    w=lambda: torch.arange(-12, 12, dtype=torch.int8).reshape(4, 6),
+    step=param(4, 1),
+    args=ROWS,
+)
+def weights_of_few_bits(s, x):
+    return F.linear(s.norm(x), s.w.to(x.dtype) * s.step)
