@@ -22,6 +22,8 @@ from normfuse.analysis.flow import Carries, Shift
 from normfuse.analysis.operator_table import carried_axis, flow
 from normfuse.analysis.ranges import SPLITS, narrowed, pieces_of, widened
 from normfuse.analysis.readers import value_readers
+from normfuse.analysis.rows_layout import RESHAPES
+from normfuse.analysis.spread_map import Spread, joined_axis
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import CASTS, aten, bind, is_call
 from normfuse.ir.location import described
@@ -145,6 +147,11 @@ def _carried(
 ) -> Refusal | None:
     """On through an operator that computes something else of each position, the channels apart."""
     out = carried_axis(user, value, axis, maps)
+    joined = _joined(user, value, axis) if out is None else None
+    if joined is not None:
+        out, before, after = joined
+        found.carried.append((user, out))
+        return _push(user, out, tuple(Spread(m, before, after) for m in maps), weights, found)
     carries = flow(user, out) if out is not None else None
     if out is None or not isinstance(carries, Carries) or len(carries.operands) > 1:
         return _nonlinear(user)
@@ -155,6 +162,14 @@ def _carried(
         maps = (Diagonal(1 / carries.factor), *maps, Diagonal(carries.factor))
     found.carried.append((user, out))
     return _push(user, out, maps, weights, found)
+
+
+def _joined(user: Node, value: Node, axis: int) -> tuple[int, int, int] | None:
+    """Where a reshape joins the channels with other axes."""
+    before, after = shape_of(value), shape_of(user)
+    if not is_call(user, *RESHAPES) or user.args[0] is not value or before is None or after is None:
+        return None
+    return joined_axis(before, after, axis)
 
 
 def _reads_once(user: Node, value: Node) -> bool:

@@ -20,7 +20,14 @@ from normfuse.ir.calls import aten, is_call
 from normfuse.ir.location import described
 from normfuse.ir.sizes import rank_of, same, same_product, shape_of, tensor_of
 
-__all__ = ["LAYOUT", "SPLITS"]
+__all__ = ["LAYOUT", "RESHAPES", "SPLITS"]
+
+#: Operators that count the same elements, in the same order, by other axes.
+RESHAPES = (
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
+    aten.unflatten.int, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
+    aten.reshape_as.default, aten.view_as.default,
+)  # fmt: skip
 
 #: Operators that return a list of parts of their input.
 SPLITS = (
@@ -46,11 +53,7 @@ def _wrap(dim: int, rank: int) -> int:
     return dim + rank if dim < 0 else dim
 
 
-@row(
-    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
-    aten.unflatten.int, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
-    aten.reshape_as.default, aten.view_as.default,
-)  # fmt: skip
+@row(*RESHAPES)
 def _reshape(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     """The channels stay whole when as many elements lie before and after them as there did."""
     source = node.args[0]

@@ -142,16 +142,16 @@ class WeightValues:
 
     def records_gradients(self, node: Node) -> bool:
         """Whether a weight value is computed from anything that trains."""
+        return any(found.trains for found in self.stored(node))
+
+    def stored(self, node: Node) -> list[Input]:
+        """The inputs that a weight value is computed from."""
         seen, stack = {node}, [node]
         while stack:
-            current = stack.pop()
-            found = self._inputs.get(current)
-            if found is not None and found.trains:
-                return True
-            fresh = [n for n in current.all_input_nodes if n not in seen]
+            fresh = [n for n in stack.pop().all_input_nodes if n not in seen]
             seen.update(fresh)
             stack.extend(fresh)
-        return False
+        return [found for n, found in self._inputs.items() if n in seen]
 
     def train(self, maps: Iterable[ChannelMap]) -> bool:
         """Whether gradients flow into what maps are made of."""

@@ -129,9 +129,9 @@ def _plan_norms(change: Change, basis: Basis, work: Work, weights: WeightValues)
             bare = without_affine(spec)
             change.cores[norm], change.behind[norm] = basis.norm(bare, static_size(*value) or 0)
             maps = (*change.behind[norm], *affine_of(spec, operands))
-            move = refuse_operands(norm, operands, work, weights) or _moved(
-                norm, value[1], maps, basis, weights
-            )
+            move: Move | Refusal | None = refuse_operands(norm, operands, work, weights)
+            if move is None and not spec.affine_dims:
+                move = _moved(norm, value[1], maps, basis, weights)
             if isinstance(move, Move):
                 change.moves[norm] = move
     settle_ownership(change.moves, weights)

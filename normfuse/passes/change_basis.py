@@ -22,11 +22,10 @@ from normfuse.ir.canonical import canonical_region, scaled, shifted
 from normfuse.ir.effects import Effects
 from normfuse.ir.emit import call
 from normfuse.ir.region import norm_of
-from normfuse.ir.sizes import is_row_major, static_size
+from normfuse.ir.sizes import is_row_major, rank_of, static_size
 from normfuse.ir.spec import NormSpec
 from normfuse.passes.basis import Basis, Change, plan
 from normfuse.passes.evidence import Certificate, evidence
-from normfuse.passes.fold_scale import norm_axis_of
 from normfuse.passes.place import Placement, Substitution
 from normfuse.passes.rule import Rule
 from normfuse.passes.settle_shifts import note_shift
@@ -137,7 +136,7 @@ def _write_out(norm: Node, change: Change, work: Work, placement: Placement) -> 
     region = norm_of(norm)
     assert region is not None
     spec, operands, result = region.spec, region.operands(norm), norm.meta["val"]
-    axis, core, graph = norm_axis_of(norm), change.cores[norm], norm.graph
+    axis, core, graph = rank_of(norm) + spec.dims[0], change.cores[norm], norm.graph
     wide = core.statistics_dtype or core.compute_dtype
     _put_core(norm, replace(core, scale_dtype=wide, out_dtype=wide), work)
     readers, value = list(norm.users), norm

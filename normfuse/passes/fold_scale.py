@@ -49,7 +49,7 @@ _KEEP_SIZE = LAYOUT | {
     aten.dropout.default, aten.mean.dim,
 }  # fmt: skip
 
-__all__ = ["FOLD_SCALE", "affine_of", "fold_scale", "norm_axis_of", "refuse_operands", "without_affine"]
+__all__ = ["FOLD_SCALE", "affine_of", "fold_scale", "refuse_operands", "without_affine"]
 
 
 def fold_scale(work: Work) -> None:
@@ -116,9 +116,7 @@ def _planned(node: Node, work: Work, weights: WeightValues) -> Move | Refusal:
     refusal = _refuse_form(node, spec, operands) or refuse_operands(node, operands, work, weights)
     if refusal is not None:
         return refusal
-    axis = rank_of(node) + spec.dims[0]
-    maps = affine_of(spec, operands)
-    return _pushed(node, axis, maps, weights)
+    return _pushed(node, affine_axis(node, spec), affine_of(spec, operands), weights)
 
 
 def _pushed(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Move | Refusal:
@@ -126,7 +124,8 @@ def _pushed(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Move | 
     if isinstance(found, Refusal):
         return found
     dtype = found.narrowest(node)
-    return _refuse_growth(node, found, dtype) or Move(axis, maps, found.reads, dtype)
+    refusal = _refuse_growth(node, found, dtype) or _refuse_integers(found, weights)
+    return refusal or Move(axis, maps, found.reads, dtype)
 
 
 def _refuse_growth(node: Node, found: Pushed, dtype: torch.dtype) -> Refusal | None:
@@ -138,18 +137,33 @@ def _refuse_growth(node: Node, found: Pushed, dtype: torch.dtype) -> Refusal | N
     return Refusal("overflow", message, grown.name, "keep the values in a wider dtype")
 
 
+def _refuse_integers(found: Pushed, weights: WeightValues) -> Refusal | None:
+    """What a model holds in few bits, and makes weights of at each call, would be held as these weights."""
+    for read in found.reads:
+        held = (one for one in weights.stored(read.leaf.node) if not one.value.is_floating_point())
+        packed = next(held, None)
+        if packed is not None:
+            return Refusal(
+                "weight_dtype",
+                f"the weight of {described(read.node)} is made of {packed.name} at each call, in fewer bits",
+                read.node.name, "rewrite the model before it is quantized",
+            )  # fmt: skip
+    return None
+
+
 def _refuse_form(node: Node, spec: NormSpec, operands: Operands) -> Refusal | None:
-    bare = without_affine(spec)
-    if spec.affine_dims or len(spec.dims) != 1 or not is_expressible(bare):
-        return Refusal(
-            "unusual_form", f"{described(node)} is no plain norm over the axis along which its weight lies",
-            node.name,
-        )  # fmt: skip
+    if not is_expressible(without_affine(spec)):
+        return Refusal("unusual_form", f"{described(node)} without its weight is no plain norm", node.name)
+    if len(spec.affine_dims or spec.dims) != 1:
+        message = f"the weight of {described(node)} lies along several axes"
+        return Refusal("several_axes", message, node.name)
     return None
 
 
 def refuse_operands(node: Node, operands: Operands, work: Work, weights: WeightValues) -> Refusal | None:
-    width = (shape_of(node) or ())[norm_axis_of(node)]
+    region = norm_of(node)
+    assert region is not None
+    width = (shape_of(node) or ())[affine_axis(node, region.spec)]
     for operand in (operands.scale, operands.shift):
         if operand is None:
             continue
@@ -169,11 +183,10 @@ def refuse_operands(node: Node, operands: Operands, work: Work, weights: WeightV
     return refusal_of_values(node, operands, 0.0, work.program)
 
 
-def norm_axis_of(node: Node) -> int:
-    """The axis that a norm over one axis normalizes."""
-    region = norm_of(node)
-    assert region is not None
-    return rank_of(node) + region.spec.dims[0]
+def affine_axis(node: Node, spec: NormSpec) -> int:
+    """The axis along which the weight and bias of a norm lie."""
+    (dim,) = spec.affine_dims or spec.dims
+    return rank_of(node) + dim
 
 
 def _apply(node: Node, move: Move, work: Work, placement: Placement) -> Refusal | None:

@@ -8,6 +8,7 @@ from torch.fx import GraphModule
 
 from normfuse.analysis.contraction import reading
 from normfuse.analysis.forward import push
+from normfuse.analysis.spread_map import joined_axis
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import set_arguments
 from normfuse.ir.effects import Effects
@@ -78,6 +79,32 @@ def test_the_shift_is_what_the_maps_make_of_zero():
         torch.nn.functional.linear, real(2, 4), [real(5, 4), real(5)], 1,
         [matrix(3, 7), matrix(4, 3)], real(4),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("shift", [None, real(4)])
+@pytest.mark.parametrize(("shape", "axis"), [((2, 3, 4), 2), ((2, 4, 5), 1), ((2, 3, 4, 5), 2)])
+def test_channels_that_a_reshape_joins_take_the_maps_in_every_run(shape, axis, shift):
+    """Square ones: the sizes of the reshape stay."""
+    width = torch.Size(shape[1:]).numel()
+    check(
+        lambda x, *rest: torch.nn.functional.linear(x.flatten(1), *rest),
+        real(*shape), [real(5, width), real(5)], axis, [matrix(4, 4), matrix(4, 4, 1)], shift,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "axis", "joined"),
+    [
+        ((2, 3, 4), (2, 12), 2, (1, 3, 1)),
+        ((2, 3, 4), (2, 12), 1, (1, 1, 4)),
+        ((2, 3, 4, 5), (2, 60), 2, (1, 3, 5)),
+        ((2, 3, 4, 5), (6, 20), 3, (1, 4, 1)),
+        ((2, 3, 4), (4, 6), 2, None),
+        ((2, 3, 4), (2, 4, 3), 2, None),
+    ],
+)
+def test_the_place_of_channels_that_are_joined_with_others(before, after, axis, joined):
+    assert joined_axis(before, after, axis) == joined
 
 
 def test_a_grouped_reader_takes_no_matrix():

@@ -26,9 +26,11 @@ ROW_MODULES = ("rows_elementwise", "rows_layout", "rows_linear", "rows_reduce")
 MODULES = (
     *(f"analysis.{name}" for name in ROW_MODULES), "analysis.operator_table", "analysis.contraction",
     "analysis.absorb", "analysis.forward", "analysis.beside", "analysis.stream", "analysis.exactness",
-    "analysis.ranges", "analysis.centring", "analysis.weights", "analysis.factors",
+    "analysis.ranges", "analysis.centring", "analysis.weights", "analysis.factors", "analysis.spread_map",
+    "analysis.together", "analysis.resize", "ir.span", "passes.basis", "passes.change_basis",
     "passes.canonicalize", "passes.functionalize", "passes.lift", *(f"passes.{rule}" for rule in RULE_NAMES),
-    "passes.scaled_norms", "passes.settle_shifts", "passes.stored_values", "passes.premises",
+    "passes.scaled_norms", "passes.ownership", "passes.settle_shifts", "passes.stored_values",
+    "passes.premises",
     "folding.precision", "folding.premise", "folding.conditions", "ir.effects", "analysis.readers",
 )  # fmt: skip
 """Where the rules and the table decide, and what they all ask of a graph."""

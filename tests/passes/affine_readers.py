@@ -176,6 +176,11 @@ def mean_to_a_classifier(s, x):
     return s.lin(s.norm(x).mean((2, 3)))
 
 
+@case(norm=bn(6), lin=linear(294, 3))
+def flattened_to_a_classifier(s, x):
+    return s.lin(s.norm(x).flatten(1))
+
+
 @case("shift_blocked", norm=bn(6), lin=linear(6, 3))
 def sum_to_a_classifier(s, x):
     return s.lin(s.norm(x).sum((2, 3)))

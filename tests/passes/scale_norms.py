@@ -135,18 +135,64 @@ def one_number_that_comes_from_outside(s, x, g):
     return s.lin(F.rms_norm(x, (6,)) * g)
 
 
+HEADS = (normal(2, 5, 3, 4),)
+
+
+@case(norm=ln(4), lin=linear(12, 5), args=HEADS)
+def one_weight_for_all_heads(s, x):
+    return s.lin(s.norm(x).flatten(2))
+
+
+@case(norm=rms(4), lin=linear(12, 5, bias=False), args=(normal(2, 3, 5, 4),))
+def heads_that_are_moved_before_they_are_joined(s, x):
+    return s.lin(s.norm(x).transpose(1, 2).reshape(2, 5, 12))
+
+
+@case(g=param(3, 1), lin=linear(12, 5), args=HEADS)
+def one_number_for_each_head(s, x):
+    return s.lin((F.rms_norm(x, (4,)) * s.g).flatten(2))
+
+
+@case("several_axes", g=param(3, 4), lin=linear(12, 5), args=HEADS)
+def one_weight_for_each_head(s, x):
+    return s.lin((F.rms_norm(x, (4,)) * s.g).flatten(2))
+
+
+@case("several_axes", norm=lambda: nn.LayerNorm((3, 4)), lin=linear(4, 5), args=HEADS)
+def norm_over_several_axes(s, x):
+    return s.lin(s.norm(x))
+
+
+@case("nonlinear_reader", norm=ln(4), lin=linear(6, 5), args=HEADS)
+def part_of_what_was_joined(s, x):
+    return s.lin(s.norm(x).flatten(2)[..., :6])
+
+
+@case(c=conv(6, 4, 1), lin=linear(96, 5), args=IMAGE, **FIRST)
+def pixels_that_are_joined(s, x):
+    h = channels_first(s, x)
+    return s.c(h), s.lin(h.flatten(1))
+
+
 @case(norm=ln(), lin=linear(6, 6), args=ROWS)
 def one_layer_behind_one_norm_twice(s, x):
     return s.lin(s.norm(s.lin(s.norm(x))))
 
 
-@case("weight_tied", "weight_tied", a=ln(), b=ln(), lin=linear(6, 6), args=ROWS)
+@case(a=ln(), b=ln(), lin=linear(6, 6), args=ROWS)
 def one_layer_behind_two_norms(s, x):
+    """Where it writes what the second norm reads, it has become a weight of its own."""
     return s.lin(s.b(s.lin(s.a(x))))
 
 
 @case("weight_tied", norm=ln(), lin=linear(6, 6), args=ROWS)
 def layer_that_also_reads_something_else(s, x):
+    return s.lin(s.norm(s.lin(x).relu()))
+
+
+@case(norm=ln(), lin=linear(6, 6), args=ROWS)
+def layer_that_also_writes_what_the_norm_reads(s, x):
+    """Its weight without a mean is one of its own."""
     return s.lin(s.norm(s.lin(x)))
 
 
@@ -201,3 +247,14 @@ def part_of_a_weight_that_is_read_whole(s, x):
 )
 def cross_attention(s, x):
     return s.layer(x, s.norm(x.cos()))
+
+
+@case(
+    "weight_dtype",
+    norm=ln(),
+    w=lambda: torch.arange(-12, 12, dtype=torch.int8).reshape(4, 6),
+    step=param(4, 1),
+    args=ROWS,
+)
+def weights_of_few_bits(s, x):
+    return F.linear(s.norm(x), s.w.to(x.dtype) * s.step)

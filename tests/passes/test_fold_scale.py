@@ -73,3 +73,18 @@ def test_a_compiled_graph_holds_both_weights_and_a_program_one(bias: bool, added
     both = (6 * 4 + 4) * 8
     assert normfuse.last_report(fast).copied_bytes == normfuse.explain(model, x).copied_bytes == both
     assert normfuse.rewrite(model, (x,)).report.copied_bytes == added
+
+
+def test_sizes_that_are_not_known() -> None:
+    case = next(c for c in CASES if c.name == "one_weight_for_all_heads")
+    model = case.model()
+    fast = torch.compile(
+        copy.deepcopy(model),
+        backend=normfuse.normfuse_backend,
+        options={"normfuse.inner": "eager"},
+        dynamic=True,
+    )
+    for batch in (2, 3, 7):
+        x = (torch.randn(batch, batch + 1, 3, 4, dtype=torch.float64),)
+        assert same(evaluate(fast, x), evaluate(model, x))
+    assert codes(normfuse.last_report(fast)) == []
