@@ -22,13 +22,14 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
-from normfuse.errors import VerificationError
+from normfuse.errors import OptionError, VerificationError
 from normfuse.ir import Input, Program, Role
 from normfuse.options import Options
 from normfuse.passes.canonicalize import canonicalize
 from normfuse.passes.functionalize import functionalize
 from normfuse.passes.lift import lift
 from normfuse.passes.pipeline import run_pipeline
+from normfuse.passes.rotate import give_rotation
 from normfuse.passes.work import Work
 from normfuse.report import Report
 from normfuse.rule_names import RULE_NAMES
@@ -54,9 +55,9 @@ draw, and a smaller one in the next. A loss of precision that a rewrite causes i
 """
 
 TARGETS: tuple[dict[str, Any], ...] = (
-    {}, {"target": "crms_norm"}, {"target": "crms_norm", "crms_basis": "orthonormal"},
+    {}, {"target": "crms_norm"}, {"target": "crms_norm", "crms_basis": "orthonormal"}, {"rotation": True},
 )  # fmt: skip
-"""What a network may be rewritten to."""
+"""What a network may be rewritten to; a rotation is a random one of its width."""
 
 BEYOND_CHANCE = 1000.0
 """The ratio that no cancellation explains: means that cancel make ratios above r with a chance of 1/r."""
@@ -104,7 +105,12 @@ def check(recipe: Recipe, thorough: bool = False) -> Counter[str]:
 
 def asked(recipe: Recipe) -> dict[str, Any]:
     """The options under which a network is rewritten, by its seed."""
-    return TARGETS[recipe.seed // 64 % len(TARGETS)]
+    options = TARGETS[recipe.seed // 64 % len(TARGETS)]
+    if "rotation" not in options:
+        return options
+    generator = torch.Generator().manual_seed(recipe.seed)
+    random = torch.randn(recipe.width, recipe.width, generator=generator, dtype=torch.float64)
+    return {"rotation": torch.linalg.qr(random).Q}
 
 
 def copied(program: Program) -> Program:
@@ -117,15 +123,24 @@ def copied(program: Program) -> Program:
 
 
 def rewritten(program: Program, **options) -> tuple[Program, Report, list[Tensor]]:
-    """A rewritten copy, what happened, and the folded weights behind its last inputs."""
-    made = copied(program)
-    report, folded = run_pipeline(made, Options.checked(options))
+    """A rewritten copy, what happened, and the weights behind its last inputs."""
+    made, added = copied(program), list[Tensor]()
+    asked_for = Options.checked(options, prefix="")
+    if asked_for.rotation is not None:
+        give_rotation(made, asked_for.rotation)
+        added.append(asked_for.rotation)
+    try:
+        report, folded = run_pipeline(made, asked_for)
+    except OptionError as error:
+        assert "the model's RMSNorms run over" in str(error), error
+        return rewritten(program)
     made.gm.graph.lint()
     made.gm.recompile()
     weights = made.weights
     tensors = [one.recipe.compute([weights[s].value for s in one.sources]) for one in folded]
     new = [Input(f.node, Role.PARAMETER, f.node.name, t) for f, t in zip(folded, tensors, strict=True)]
-    return Program(made.gm, [*made.inputs, *new], made.copies_tables, made.grad_enabled), report, tensors
+    whole = Program(made.gm, [*made.inputs, *new], made.copies_tables, made.grad_enabled)
+    return whole, report, [*added, *tensors]
 
 
 def evaluate(gm: GraphModule, given: Sequence[Tensor], weights: Sequence[Tensor], kept: int) -> list[Tensor]:
@@ -233,7 +248,7 @@ def _same_gradients(program: Program, case: Case) -> None:
     """
     made = _in_training(copied(program))
     with patch("normfuse.passes.pipeline.hoist", lambda _: []):
-        run_pipeline(made, Options(policy="convert", **asked(case.recipe)))
+        run_pipeline(made, Options(policy="convert", **(asked(case.recipe) | {"rotation": None})))
     made.gm.recompile()
     try:
         wide, wide_made = widen(program.gm), widen(made.gm)

@@ -1,0 +1,71 @@
+"""CRMSNorm in both bases, and rotations, on models of the library."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import normfuse
+from tests.models.test_transformers import CHANGED, JUDGED, compiled, distance
+from tests.models.zoo import ZOO, build
+
+BASES = ("drop_last", "orthonormal")
+CRMS = [name for name in CHANGED if "rms_norm" not in ZOO[name].found]
+#: With a head of its own, with an explicit centring, with patches, and one that keeps norms.
+USUAL = ("gpt_neox", "gpt2", "vit", "bloom")
+TURNED = ("gpt2", "opt", "llama", "gpt_neox", "vit")
+
+
+def usual(name: str) -> list[pytest.MarkDecorator]:
+    return [] if name in USUAL else [pytest.mark.slow]
+
+
+@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=usual(name)) for name in CRMS])
+def test_what_becomes_an_rms_norm_becomes_a_crms_norm(name: str, basis: str) -> None:
+    model, args, kwargs = build(name, torch.float64)
+    fast = compiled(model, target="crms_norm", crms_basis=basis)
+    with torch.no_grad():
+        # What computes in float32 inside is as far from itself as rounding to it makes it.
+        bound = 1e-6 if ZOO[name].float32_inside else 1e-11
+        assert distance(model(*args, **kwargs), fast(*args, **kwargs)) <= bound
+    kinds = {("crms_norm" if kind == "rms_norm" else kind): n for kind, n in ZOO[name].after.items()}
+    assert normfuse.last_report(fast).after == kinds
+
+
+@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(
+            name, dtype, marks=[] if (name, dtype) == ("gpt2", torch.bfloat16) else [pytest.mark.slow]
+        )
+        for name, dtype in JUDGED
+        if name in CRMS
+    ],
+)
+def test_it_is_no_further_from_float64(name: str, dtype: torch.dtype, basis: str) -> None:
+    """In drop_last the rounding error of a coordinate counts for the last one, too: root 2 times in all."""
+    model, args, kwargs = build(name, dtype)
+    fast = compiled(model, target="crms_norm", crms_basis=basis)
+    with torch.no_grad():
+        fast(*args, **kwargs)
+        result = normfuse.verify(model, fast, args, kwargs)
+    assert result.error_ratio <= (1.5 if basis == "orthonormal" else 1.5 * 2**0.5), str(result)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=usual(name)) for name in TURNED])
+def test_a_random_rotation(name: str, seed: int) -> None:
+    model, args, kwargs = build(name, torch.float32)
+    report = normfuse.rewrite(model, args, kwargs, verify="off").report
+    width = next(p for n, p in model.named_parameters() if "norm" in n or "ln_f" in n).shape[-1]
+    generator = torch.Generator().manual_seed(seed)
+    rotation = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64)).Q
+    made = normfuse.rewrite(model, args, kwargs, verify="sites", rotation=rotation)
+    assert made.report.after == report.after
+    assert all("rotate" in site.rules for site in made.report.sites), str(made)
+    with torch.no_grad():
+        result = normfuse.verify(model, made, args, kwargs)
+    assert result.ok, str(result)
+    assert result.error_ratio <= 1.5
