@@ -126,6 +126,7 @@ class Placement:
             set_arguments(made, {bias[0]: bias[1]})
         if plan.resized is not None:
             resize(made, *plan.resized)
+            return made  # what reads the sizes alone goes on reading the old ones
         readers = set(value_readers(plan.node))
         for user in [u for u in plan.node.users if u not in readers]:
             user.replace_input_with(plan.node, made)

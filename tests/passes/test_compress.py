@@ -70,6 +70,12 @@ def channels_in_front(s, x):
     return s.conv(s.ln(h).transpose(1, 2)), s.conv(s.ln2(h).transpose(1, 2)).relu()
 
 
+@cases(1, extras=lambda: {"w": param(1, 1, D)})
+def a_weight_that_is_made_larger_is_read_for_its_sizes(s, x):
+    table = s.w.expand(6, 6, D)
+    return s.ln(s.lin(x) + table), torch.zeros_like(table) + x.sum()
+
+
 @cases(1)
 def nothing_can_undo_it(s, x):
     return s.ln(s.lin(x)).relu()
