@@ -22,7 +22,8 @@ from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import aten, bind, set_arguments
 from normfuse.ir.dtypes import opmath
 from normfuse.ir.emit import call, cast
-from normfuse.ir.sizes import shape_of
+from normfuse.ir.refresh import refresh_readers
+from normfuse.ir.sizes import lies_alike, shape_of
 from normfuse.passes.runs import as_it_lay, as_runs, times_shift
 
 __all__ = ["Placement", "Substitution"]
@@ -70,6 +71,8 @@ class Placement:
             made = mapping.emit(self._graph, node, axis)
         for reader in existing:
             reader.replace_input_with(node, made)
+        if not lies_alike(node, made):
+            refresh_readers(made)
         return made
 
     def make(self, plan: Plan, before: Node) -> Node:
