@@ -163,7 +163,7 @@ class WeightValues:
         readers = {user for i in self._inputs.values() if _memory(i) == own for user in i.node.users}
         return len(readers) > 1
 
-    def readers_of(self, node: Node) -> set[Node]:
+    def readers_of(self, node: Node) -> list[Node]:
         """All operators on data that read a weight value, or whatever else is made of the same memory."""
         stack = [i.node for i in self._inputs.values() if _memory(i) in self._memories(node)]
         seen, found = set(stack), set[Node]()
@@ -174,7 +174,7 @@ class WeightValues:
                 elif user not in seen:
                     seen.add(user)
                     stack.append(user)
-        return found
+        return sorted(found)
 
     def _memories(self, node: Node) -> set[int | None]:
         """The memory of all that a weight value is made of."""

@@ -66,7 +66,7 @@ class Placement:
 
     def after(self, node: Node, axis: int, mapping: ChannelMap, readers: set[Node] | None) -> Node:
         """Apply a map to an activation, for the given readers or for all."""
-        existing = set(node.users) if readers is None else readers
+        existing = [user for user in node.users if readers is None or user in readers]
         with self._graph.inserting_before(_behind(node)):
             made = mapping.emit(self._graph, node, axis)
         for reader in existing:
@@ -206,7 +206,7 @@ class Placement:
 
     @contextmanager
     def _inserting(self, sources: set[Node], before: Node) -> Iterator[set[Node]]:
-        for source in sources:
+        for source in sorted(sources):  # in the graph's order: equal graphs are rewritten alike
             self._raise(source, before)
         with self._graph.inserting_before(_behind(max(sources))):
             yield sources
