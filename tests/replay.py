@@ -17,7 +17,6 @@ import argparse
 import hashlib
 import json
 import operator
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -202,7 +201,7 @@ def described(program: Program, report: Any, folded: Sequence[Any]) -> Record:
         "structure": _structure(program, folded),
         "sites": [_site(site) for site in report.sites],
         "centrings": report.centrings,
-        "recipes": sorted(f"{one.recipe.label}: {_hash(_plain(one.recipe.key))}" for one in folded),
+        "recipes": sorted(f"{one.recipe.label}: {_recipe(one.recipe)}" for one in folded),
         "values": sorted(
             f"{one.recipe.label}: {_figure(one.recipe.compute([weights[s].value for s in one.sources]))}"
             for one in folded
@@ -221,9 +220,10 @@ def _site(site: Any) -> dict[str, Any]:
     }
 
 
-def _plain(key: str) -> str:
-    """Without the last line of a key that names an object by its address."""
-    return re.sub(r"\n\d{9,}$", "", key)
+def _recipe(recipe: Any) -> str:
+    """How a weight is computed, whatever the order of the steps."""
+    places = [node for node in recipe.body.nodes if node.op == "placeholder"]
+    return _made_of(recipe.body, {node: f"source {i}" for i, node in enumerate(places)})
 
 
 def _figure(value: torch.Tensor) -> str:
@@ -236,13 +236,17 @@ def _figure(value: torch.Tensor) -> str:
 
 def _structure(program: Program, folded: Sequence[Any]) -> str:
     """What the outputs are made of, whatever the order and the names of the nodes."""
-    known: dict[Node, str] = {i.node: i.name for i in program.inputs}
-    known |= {one.node: _hash(_plain(one.recipe.key) + one.recipe.label) for one in folded}
-    for node in program.gm.graph.nodes:
+    known = {i.node: i.name for i in program.inputs}
+    known |= {one.node: f"{_recipe(one.recipe)} of {one.recipe.label}" for one in folded}
+    return _made_of(program.gm.graph, known)
+
+
+def _made_of(graph: Graph, known: dict[Node, str]) -> str:
+    for node in graph.nodes:
         if node not in known:
             made = map_aggregate((node.args, node.kwargs), lambda a: known[a] if isinstance(a, Node) else a)
             known[node] = _hash(f"{node.op} {node.target} {made}")
-    return known[program.gm.graph.output_node()]
+    return known[graph.output_node()]
 
 
 def _hash(text: str) -> str:
