@@ -1,6 +1,6 @@
 """What the pipeline makes of many programs, written down, and what two such records differ in.
 
-    python -m tests.replay record FILE [--cases N] [--skip RULE]
+    python -m tests.replay record FILE [--cases N] [--skip RULE] [--like FILE]
     python -m tests.replay compare OLD NEW
 
 The programs are the fuzz corpus, N random networks, every call of the operator table between weights and
@@ -17,8 +17,8 @@ import argparse
 import hashlib
 import json
 import operator
-import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,34 +36,45 @@ from normfuse.torch_compat import outside_tracing
 
 aten = torch.ops.aten
 Record = dict[str, Any]
-Named = tuple[str, Callable[[Options], list[Record]]]
+#: The name of a program, what runs it, and the recipe of a random network.
+Named = tuple[str, Callable[[Options], list[Record]], str]
 
 
-def fuzz_cases(count: int) -> Iterator[Named]:
-    """The corpus, and so many random networks, the same ones for every commit with these strategies."""
+def fuzz_cases(count: int, like: Path | None) -> Iterator[Named]:
+    """The corpus, and so many random networks, or those of another record: commits draw different ones."""
+    from tests.fuzz.campaign import CORPUS
+    from tests.fuzz.recipe import Recipe
+
+    stored = [(f"corpus {p.stem}", p.read_text(encoding="utf-8")) for p in sorted(CORPUS.glob("*.json"))]
+    texts = _drawn(count) if like is None else _recipes(like)
+    drawn = [(f"fuzz {hashlib.sha256(text.encode()).hexdigest()[:12]}", text) for text in texts]
+    for name, text in (*stored, *drawn):
+        yield name, lambda options, t=text: [_run(_fuzzed(Recipe.from_json(t)), options)], text
+
+
+def _recipes(like: Path) -> list[str]:
+    return [one["recipe"] for name, one in _read(like).items() if name.startswith("fuzz ")]
+
+
+def _drawn(count: int) -> list[str]:
     from hypothesis import HealthCheck, Phase, given, seed, settings
 
-    from tests.fuzz.campaign import CORPUS
     from tests.fuzz.recipe import Recipe
     from tests.fuzz.strategy import recipes
 
-    for path in sorted(CORPUS.glob("*.json")):
-        stored = Recipe.from_json(path.read_text(encoding="utf-8"))
-        yield f"corpus {path.stem}", lambda options, recipe=stored: [_run(_fuzzed(recipe), options)]
-    drawn: list[Recipe] = []
+    drawn: dict[str, None] = {}
 
     @seed(1)
     @settings(
-        max_examples=count, database=None, deadline=None, phases=[Phase.generate],
+        max_examples=2 * count, database=None, deadline=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(recipes())
     def draw(recipe: Recipe) -> None:
-        drawn.append(recipe)
+        drawn[recipe.to_json()] = None
 
     draw()
-    for number, drawn_one in enumerate(drawn[:count]):
-        yield f"fuzz {number}", lambda options, recipe=drawn_one: [_run(_fuzzed(recipe), options)]
+    return list(drawn)[:count]
 
 
 def _fuzzed(recipe: Any) -> Program:
@@ -78,11 +89,11 @@ def table_cases() -> Iterator[Named]:
     """Each call on each of its operands, which a weight writes, read by norms of both kinds."""
     from tests.analysis.table_cases import CASES
 
-    for number, call in enumerate(CASES):
+    for call in CASES:
         for place in range(8):
             for stored in (False, True):
-                name = f"table {number} {call} of {place}{' stored' if stored else ''}"
-                yield name, lambda options, c=call, p=place, s=stored: _tabled(c, p, s, options)
+                name = f"table {call} of {place}{' stored' if stored else ''}"
+                yield name, lambda options, c=call, p=place, s=stored: _tabled(c, p, s, options), ""
 
 
 def _tabled(call: Any, place: int, stored: bool, options: Options) -> list[Record]:
@@ -142,8 +153,8 @@ def model_cases() -> Iterator[Named]:
     from tests.models.zoo import ZOO
 
     for name in sorted(ZOO):
-        yield f"compiled {name}", lambda options, n=name: _watched(n, options, _compile)
-        yield f"exported {name}", lambda options, n=name: _watched(n, options, _export)
+        yield f"compiled {name}", lambda options, n=name: _watched(n, options, _compile), ""
+        yield f"exported {name}", lambda options, n=name: _watched(n, options, _export), ""
 
 
 def _compile(model: Any, args: Any, kwargs: Any, options: Options) -> None:
@@ -190,7 +201,7 @@ def described(program: Program, report: Any, folded: Sequence[Any]) -> Record:
         "structure": _structure(program, folded),
         "sites": [_site(site) for site in report.sites],
         "centrings": report.centrings,
-        "recipes": sorted(f"{one.recipe.label}: {_hash(_plain(one.recipe.key))}" for one in folded),
+        "recipes": sorted(f"{one.recipe.label}: {_recipe(one.recipe)}" for one in folded),
         "values": sorted(
             f"{one.recipe.label}: {_figure(one.recipe.compute([weights[s].value for s in one.sources]))}"
             for one in folded
@@ -209,9 +220,10 @@ def _site(site: Any) -> dict[str, Any]:
     }
 
 
-def _plain(key: str) -> str:
-    """Without the last line of a key that names an object by its address."""
-    return re.sub(r"\n\d{9,}$", "", key)
+def _recipe(recipe: Any) -> str:
+    """How a weight is computed, whatever the order of the steps."""
+    places = [node for node in recipe.body.nodes if node.op == "placeholder"]
+    return _made_of(recipe.body, {node: f"source {i}" for i, node in enumerate(places)})
 
 
 def _figure(value: torch.Tensor) -> str:
@@ -224,27 +236,34 @@ def _figure(value: torch.Tensor) -> str:
 
 def _structure(program: Program, folded: Sequence[Any]) -> str:
     """What the outputs are made of, whatever the order and the names of the nodes."""
-    known: dict[Node, str] = {i.node: i.name for i in program.inputs}
-    known |= {one.node: _hash(_plain(one.recipe.key) + one.recipe.label) for one in folded}
-    for node in program.gm.graph.nodes:
+    known = {i.node: i.name for i in program.inputs}
+    known |= {one.node: f"{_recipe(one.recipe)} of {one.recipe.label}" for one in folded}
+    return _made_of(program.gm.graph, known)
+
+
+def _made_of(graph: Graph, known: dict[Node, str]) -> str:
+    for node in graph.nodes:
         if node not in known:
             made = map_aggregate((node.args, node.kwargs), lambda a: known[a] if isinstance(a, Node) else a)
             known[node] = _hash(f"{node.op} {node.target} {made}")
-    return known[program.gm.graph.output_node()]
+    return known[graph.output_node()]
 
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def record(path: Path, cases: int, skip: Sequence[str]) -> None:
+def record(path: Path, cases: int, skip: Sequence[str], like: Path | None = None) -> None:
     """Run everything and write a line of JSON for each program."""
     options = Options.checked({"skip": list(skip)} if skip else {})
-    named = [*fuzz_cases(cases), *table_cases(), *model_cases()]
+    named = [*fuzz_cases(cases, like), *table_cases(), *model_cases()]
+    count: Counter[str] = Counter()
     with path.open("w", encoding="utf-8") as file:
-        for name, run in named:
-            for number, one in enumerate(_records(run, options)):
-                file.write(json.dumps({"name": f"{name} {number}" if number else name, **one}) + "\n")
+        for name, run, recipe in named:
+            for one in _records(run, options):
+                count[name] += 1
+                number = f" {count[name]}" if count[name] > 1 else ""
+                file.write(json.dumps({"name": f"{name}{number}", "recipe": recipe, **one}) + "\n")
 
 
 def _records(run: Callable[[Options], list[Record]], options: Options) -> list[dict[str, Any]]:
@@ -309,12 +328,13 @@ def main(arguments: list[str] | None = None) -> int:
     recording.add_argument("file", type=Path)
     recording.add_argument("--cases", type=int, default=200)
     recording.add_argument("--skip", action="append", default=[])
+    recording.add_argument("--like", type=Path, help="a record whose random networks to take")
     comparing = commands.add_parser("compare")
     comparing.add_argument("old", type=Path)
     comparing.add_argument("new", type=Path)
     given = parser.parse_args(arguments)
     if given.command == "record":
-        record(given.file, given.cases, given.skip)
+        record(given.file, given.cases, given.skip, given.like)
         return 0
     groups = compare(given.old, given.new)
     for reason, names in groups.items():

@@ -163,7 +163,7 @@ class WeightValues:
         unknown = node not in self._folded and (not memories or None in memories)
         return unknown or len(self.readers_of(node)) > 1
 
-    def readers_of(self, node: Node) -> set[Node]:
+    def readers_of(self, node: Node) -> list[Node]:
         """All operators on data that read a weight value, or whatever else is made of the same memory.
 
         Parts of one weight that do not overlap are weights of their own, as those of a packed projection, and
@@ -182,7 +182,7 @@ class WeightValues:
                     seen.add(user)
                 elif overlaps:
                     found.add(user)
-        return found
+        return sorted(found)
 
     def _spans(self, node: Node) -> set[Span]:
         """The memory that a weight value is made of."""

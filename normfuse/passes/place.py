@@ -23,7 +23,8 @@ from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import aten, bind, set_arguments
 from normfuse.ir.dtypes import opmath
 from normfuse.ir.emit import call, cast
-from normfuse.ir.sizes import shape_of
+from normfuse.ir.refresh import refresh_readers
+from normfuse.ir.sizes import lies_alike, same_shape, shape_of
 from normfuse.passes.runs import as_it_lay, as_runs, times_shift
 
 __all__ = ["Placement", "Substitution"]
@@ -66,12 +67,14 @@ class Placement:
 
     def after(self, node: Node, axis: int, mapping: ChannelMap, readers: set[Node] | None) -> Node:
         """Apply a map to an activation, for the given readers or for all."""
-        existing = set(node.users) if readers is None else readers
+        existing = [user for user in node.users if readers is None or user in readers]
         with self._graph.inserting_before(_behind(node)):
             made = mapping.emit(self._graph, node, axis)
         for reader in existing:
             reader.replace_input_with(node, made)
         self.mark_sources(made, {node})
+        if same_shape(node, made) and not lies_alike(node, made):
+            refresh_readers(made)
         return made
 
     def mark_sources(self, made: Node, values: set[Node]) -> None:
@@ -249,7 +252,7 @@ class Placement:
 
     @contextmanager
     def _inserting(self, sources: set[Node], before: Node) -> Iterator[set[Node]]:
-        for source in sources:
+        for source in sorted(sources):  # in the graph's order: equal graphs are rewritten alike
             self._raise(source, before)
         with self._graph.inserting_before(_behind(max(sources))):
             yield sources

@@ -293,3 +293,18 @@ def relative_positions_by_slice(s, x):
 @attack(0, "channel_mix", extras=lambda: {"wide": nn.Linear(5, 2 * D)})
 def every_other_channel(s, x):
     return s.ln(s.wide(x)[..., ::2])
+
+
+@attack(2)
+def views_behind_a_centring_of_a_part(s, x):
+    """The part lies with gaps, what is centred without: views of it have other strides than before."""
+    h = torch.relu(s.lin(x))[:, :4]
+    return s.ln(h.transpose(0, 1)), s.ln2(h.unbind(0)[1])
+
+
+@attack(2, "unusual_form")
+def a_norm_that_stays_behind_a_centring_of_a_part(s, x):
+    h = torch.relu(s.lin(x))[:, :4]
+    t = h.transpose(0, 1)
+    kept = (t - t.mean(-1, keepdim=True)) / (t.std(-1, keepdim=True, unbiased=False) + 1e-5)
+    return s.ln(h.transpose(1, 2).transpose(1, 2)), s.ln2(h.split(2, 1)[0]), kept

@@ -153,13 +153,13 @@ def test_the_guilty_norm_is_found_by_bisection_where_no_value_tells_it(chain, gu
 
 def test_what_is_given_up_and_changed_all_the_same_ends_with_the_original(chain, monkeypatch):
     """A rule that does not look at what verification forbids."""
-    lifted = Watch.lifted
+    lifted = Watch._lifted
 
     def forgetful(self: Watch, work: Work) -> None:
         lifted(self, work)
         work.forbidden.clear()
 
-    monkeypatch.setattr(Watch, "lifted", forgetful)
+    monkeypatch.setattr(Watch, "_lifted", forgetful)
     made = rewritten_with(torch.zeros_like, "convs.2", chain)
     assert actions(made) == ["reverted"] * 4
     assert {site.refusal.code for site in made.report.sites} == {"over_budget"}
