@@ -308,6 +308,11 @@ def a_sum_with_a_weight(s, x):
     return s.norm(x.cos() * 2.2 + s.table) + s.table
 
 
+@case("took", args=X, norm=ln(), lin=linear(D, D))
+def a_sum_that_repeats_the_product(s, x):
+    return s.norm(x[:1].cos() * 2.2 + s.lin(x))
+
+
 @case("took", args=X, norm=ln(), one=buffer())
 def a_sum_with_one_number_for_all(s, x):
     return s.norm(x.cos() * 2.2 + s.one)

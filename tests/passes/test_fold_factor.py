@@ -88,6 +88,25 @@ def test_a_product_that_norms_alone_read_is_gone() -> None:
     assert products(made.module()) == []
 
 
+@pytest.mark.parametrize("by", [0.5, -0.5])
+def test_readers_take_what_no_weight_of_the_norm_can(by: float) -> None:
+    """The number behind, and the sign of the number before."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.lin(F.rms_norm(x * by, (6,), None, 0.1) / 3.0)
+
+    model, x = Net().double().eval(), normal(4, 6)
+    made = normfuse.rewrite(copy.deepcopy(model), (x,))
+    assert made.report.sites[0].rules == ["fold_factor", "fold_scale"]
+    assert products(made.module()) == []
+    assert apart(model, made.module(), (x,)) <= EXACT
+
+
 def entry(value: float) -> torch.Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
