@@ -49,7 +49,7 @@ def factor_of(node: Node) -> Factor | None:
         return found
     terms = [bind(reader)["self"], bind(reader)["other"]]
     beside = terms[1 - terms.index(node)]
-    if beside is node or tensor_of(beside) is None or not same_shape(reader, node):
+    if beside is node or tensor_of(beside) is None:
         return found
     return replace(found, value=reader, beside=beside)
 

@@ -21,7 +21,6 @@ _WHY = {
     "cancellation": "the means in {} are so large beside the deviations that they would cancel in {}",
     "large_tap": "what is added to the result of a weight with {} is larger than that, and rounds it in {}",
     "large_bias": "the bias in {} is so large beside the weight that it may cancel values in {}",
-    "factor": "the factor {} of what a norm reads is zero, negative, too large or too small in {}",
     "shift": "the shift of a norm with {} is so large that adding it first would cost precision in {}",
 }
 
@@ -87,7 +86,7 @@ class Condition:
 
     def _is_whole(self) -> bool:
         """Whether the question is about all that it needs."""
-        if self.reason in ("overflow", "factor"):
+        if self.reason == "overflow":
             return not self.places and bool(self.values)
         if self.reason == "large_tap":
             return not self.places and len(self.values) == 2

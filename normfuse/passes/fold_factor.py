@@ -75,21 +75,19 @@ class _Folding:
     def behind(self, norm: Node) -> None:
         """The number that multiplies what a norm gives."""
         region = norm_of(norm)
-        if region is None or region.spec.post_factor == 1 or region.spec.statistics != "input":
+        if region is None or region.spec.post_factor == 1 or not self._work.may(norm, FOLD_FACTOR.name):
             return
-        if self._work.may(norm, FOLD_FACTOR.name):
-            refusal = refusal_behind(norm, self._program, self._weights)
-            refusal = refusal or take_behind(norm, self._placement, self._program)
-            self._settle([norm], norm.name, refusal)
+        refusal = refusal_behind(norm, self._program, self._weights)
+        refusal = refusal or take_behind(norm, self._placement, self._program)
+        self._settle([norm], norm.name, refusal)
 
     def before(self, product: Node) -> None:
         """The number that multiplies a value, for all norms that read the product."""
-        factor = factor_of(product) if product.users and product not in self._weights else None
-        if factor is None or factor.of in self._weights:
+        factor, norms = factor_of(product), list[Node]()
+        refusal = None if factor is None else norms_behind(factor.value, norms)
+        if factor is None or not norms:
             return
-        norms: list[Node] = []
-        refusal = norms_behind(factor.value, norms) or self._refuse(factor, norms)
-        plan = refusal or self._beside(factor, norms[0])
+        plan = refusal or self._refuse(factor, norms) or self._beside(factor, norms[0])
         if isinstance(plan, Refusal):
             self._settle(norms, product.name, plan)
             return
@@ -183,7 +181,7 @@ class _Folding:
 
 
 def _waits(site: Site) -> bool:
-    return bool(site.spec["post_factor"] != 1) and site.spec["statistics"] == "input"
+    return bool(site.spec["post_factor"] != 1)
 
 
 FOLD_FACTOR = Rule(

@@ -59,14 +59,12 @@ def take_behind(norm: Node, placement: Placement, program: Program) -> Refusal |
 
 def refusal_before(norm: Node, factor: Factor, program: Program, weights: WeightValues) -> Refusal | None:
     """Why a norm cannot take the factor of what it reads, if so."""
-    spec, operands = _norm(norm).spec, _norm(norm).operands(norm)
+    operands = _norm(norm).operands(norm)
     if operands.eps is not None and operands.eps not in weights:
         return Refusal("eps_operand", f"the eps of {described(norm)} depends on the call", norm.name)
     refusal = _refuse_form(norm) or _refuse_range(norm, factor, program)
     if refusal is not None or isinstance(factor.by, Node) or factor.by > 0:
         return refusal
-    if not spec.has_scale and not spec.has_shift:
-        return None
     return _refuse_weights(norm, (operands.scale or operands.shift,), program, weights)
 
 

@@ -66,6 +66,18 @@ def an_eps_of_zero(s, x):
     return s.norm(x * -3.0)
 
 
+@case("took", args=X, eps=buffer())
+def an_eps_that_is_a_weight(s, x):
+    h = x * -3.0
+    return (h * torch.rsqrt(h.square().mean(-1, keepdim=True) + s.eps.abs())).sin()
+
+
+@case("eps_operand", args=(*X, torch.tensor(0.1, dtype=torch.float64)))
+def an_eps_that_is_an_input(s, x, eps):
+    h = x * 3.0
+    return (h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)).sin()
+
+
 @case("took", args=X)
 def a_length(s, x):
     return F.normalize(x * -0.01, dim=-1, eps=0.02).sin()
@@ -306,6 +318,27 @@ def a_sum_that_is_read_elsewhere(s, x):
 @case("took", args=X, norm=ln(), table=param(5, D))
 def a_sum_with_a_weight(s, x):
     return s.norm(x.cos() * 2.2 + s.table) + s.table
+
+
+@case("", args=X, norm=ln(), lin=linear(D, D))
+def a_sum_of_which_the_type_is_read(s, x):
+    return s.norm(torch.ones_like(x.cos() * 2.2 + s.lin(x)) + x)
+
+
+@case("raw_reader", args=X, norm=ln(), lin=linear(D, 2 * D))
+def a_sum_with_two_parts_of_one_value(s, x):
+    left, right = s.lin(x).chunk(2, -1)
+    return s.norm(x.cos() * 2.2 + (left + right))
+
+
+@case("took", args=X, norm=ln(), lin=linear(D, D))
+def a_sum_with_a_product_of_its_own(s, x):
+    return s.norm(x.cos() * 2.2 + s.lin(x) * 0.5)
+
+
+@case("took", args=X, norm=ln(), lin=linear(D, D))
+def a_sum_that_repeats_the_product(s, x):
+    return s.norm(x[:1].cos() * 2.2 + s.lin(x))
 
 
 @case("took", args=X, norm=ln(), one=buffer())

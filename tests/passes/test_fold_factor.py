@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -88,6 +90,25 @@ def test_a_product_that_norms_alone_read_is_gone() -> None:
     assert products(made.module()) == []
 
 
+@pytest.mark.parametrize("by", [0.5, -0.5])
+def test_readers_take_what_no_weight_of_the_norm_can(by: float) -> None:
+    """The number behind, and the sign of the number before."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.lin(F.rms_norm(x * by, (6,), None, 0.1) / 3.0)
+
+    model, x = Net().double().eval(), normal(4, 6)
+    made = normfuse.rewrite(copy.deepcopy(model), (x,))
+    assert made.report.sites[0].rules == ["fold_factor", "fold_scale"]
+    assert products(made.module()) == []
+    assert apart(model, made.module(), (x,)) <= EXACT
+
+
 def entry(value: float) -> torch.Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
@@ -127,6 +148,7 @@ def test_one_entry_divides_and_is_shared() -> None:
     model, x = Shared().double().eval(), normal(4, 6)
     assert apart(model, compiled(model), (x,)) <= EXACT
     assert words(normfuse.last_report()) == [*TOOK, *TOOK]
+    assert normfuse.last_report().folded == 1  # of an eps of zero nothing is made
 
 
 def error(value: torch.Tensor, exact: torch.Tensor) -> float:
@@ -217,6 +239,62 @@ def test_gradients_end_where_they_ended() -> None:
     model, x = Net(3.0, rms()).double(), normal(4, 6).requires_grad_()
     compiled(model)(x).sum()
     assert words(normfuse.last_report()) == ["grad_mode"]
+
+
+def test_weights_that_write_a_term_train_as_they_are() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.lin = rms(), nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(x * 2.2 + self.lin(x))
+
+    model, x = Net().double(), normal(4, 6)
+    fast = compiled(model)
+    wanted = torch.autograd.grad(model(x).sin().sum(), list(model.parameters()))
+    found = torch.autograd.grad(fast(x).sin().sum(), list(fast.parameters()))
+    assert words(normfuse.last_report()) == ["trains"]
+    assert distance(list(found), list(wanted)) <= EXACT
+
+
+class Two(nn.Module):
+    """Two norms of one product, and one of another; each behind a number as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(rms() for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        h = x * 2.0
+        return self.norms[0](h) / 3.0, self.norms[1](h), self.norms[2](x * 0.5)
+
+
+def test_a_norm_that_verification_gives_up_keeps_its_factors() -> None:
+    """The norm beside it needs the product, then; the third one goes on."""
+    from normfuse.passes import scaled_norms
+
+    def wrong(norm, factor, spec, operands, placement, original=scaled_norms._with_eps):
+        spec, operands = original(norm, factor, spec, operands, placement)
+        return (replace(spec, eps=1.0) if spec.has_scale and is_first(norm) else spec), operands
+
+    def is_first(norm: torch.fx.Node) -> bool:
+        return norm is next(n for n in norm.graph.nodes if n.op == "call_module")
+
+    model, x = Two().double().eval(), normal(4, 6)
+    with patch.object(scaled_norms, "_with_eps", wrong):
+        made = normfuse.rewrite(copy.deepcopy(model), (x,), verify="sites")
+    assert [site.refusals["fold_factor"].code for site in made.report.sites[:2]] == [
+        "over_budget",
+        "raw_reader",
+    ]
+    assert words(made.report)[2:] == TOOK
+    assert apart(model, made.module(), (x,)) <= EXACT
+
+
+def test_who_waits_when_the_rule_is_off() -> None:
+    made = normfuse.rewrite(Two().double().eval(), (normal(4, 6),), verify="off", skip=["fold_factor"])
+    assert words(made.report) == ["not_asked", "", ""]
 
 
 def test_a_zero_vector_has_the_gradient_that_it_had() -> None:
