@@ -16,7 +16,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from normfuse.analysis.absorb import Leaf, Maps, transposed
-from normfuse.analysis.channel_map import Diagonal, Trait
+from normfuse.analysis.channel_map import Diagonal, Trait, dtype_of
 from normfuse.analysis.contraction import Reading, reading
 from normfuse.analysis.flow import Carries, Shift
 from normfuse.analysis.operator_table import carried_axis, flow
@@ -27,10 +27,10 @@ from normfuse.analysis.spread_map import Spread, joined_axis
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import CASTS, aten, bind, is_call
 from normfuse.ir.location import described
-from normfuse.ir.sizes import shape_of, tensors_of, widened_by
+from normfuse.ir.sizes import lies_alike, shape_of, tensors_of, widened_by
 from normfuse.report import Refusal
 
-__all__ = ["Pushed", "Read", "Value", "push"]
+__all__ = ["Pushed", "Read", "Value", "before_rounding", "push"]
 
 Value = tuple[Node, int]
 
@@ -54,6 +54,11 @@ class Read:
     @property
     def has_shift(self) -> bool:
         return not all(m.is_linear for m in self.maps)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That in which the weight is read."""
+        return dtype_of(self.reading.weight.node)
 
     @property
     def channels(self) -> int:
@@ -231,12 +236,15 @@ def _absorbed(user: Node, found: Reading, maps: Maps, weights: WeightValues) -> 
     if not all(m.admitted_by(found.needs) for m in maps):
         message = f"{described(user)} is grouped, and none of its groups sees all channels"
         return Refusal("grouped_weight", message, user.name)
-    leaf = Leaf(_before_rounding(weight), found.axis, transposed(maps), found.groups)
+    leaf = Leaf(before_rounding(weight), found.axis, transposed(maps), found.groups)
     return Read(user, found.weight.name, leaf, maps, found.bias, found)
 
 
-def _before_rounding(weight: Node) -> Node:
+def before_rounding(weight: Node) -> Node:
     """What a weight was made of by rounding it, as autocast does: with the maps it is rounded once."""
     while is_call(weight, *CASTS) and widened_by(weight) < 0 and len(weight.all_input_nodes) == 1:
-        weight = weight.all_input_nodes[0]
+        (wide,) = weight.all_input_nodes
+        if not lies_alike(weight, wide):
+            break
+        weight = wide
     return weight

@@ -167,11 +167,12 @@ class WeightValues:
         """All operators on data that read a weight value, or whatever else is made of the same memory.
 
         Parts of one weight that do not overlap are weights of their own, as those of a packed projection, and
-        so is what was folded.
+        so are folded weights, which are copies.
         """
         own = self._spans(node)
         memories = {span.memory for span in own}
-        stack = [node, *(i.node for i in self._inputs.values() if _memory(i) in memories)]
+        stack = [i.node for i in self._inputs.values() if _memory(i) in memories]
+        stack += [n for n in self._folded if not memories.isdisjoint(s.memory for s in self._spans(n))]
         seen, found = set(stack), set[Node]()
         while stack:
             value = stack.pop()
@@ -192,7 +193,7 @@ class WeightValues:
 
     def _own_spans(self, node: Node) -> set[Span]:
         if node in self._folded:
-            return set()
+            return {Span(id(self._whole(node)))}
         if node in self._inputs:
             return {Span.of(_memory(self._inputs[node]), self._inputs[node].value)}
         whole, value = _viewed(node), tensor_of(node)
@@ -201,6 +202,12 @@ class WeightValues:
             start = self._inputs[whole].value.storage_offset() - base.storage_offset()
             return {Span.of(_memory(self._inputs[whole]), value, start)}
         return set().union(*(self._spans(operand) for operand in node.all_input_nodes))
+
+    def _whole(self, node: Node) -> Node:
+        """The folded weight that the algebra at a node is a part of."""
+        while above := next((user for user in node.users if user in self._folded), None):
+            node = above
+        return node
 
 
 def _viewed(node: Node) -> Node | None:

@@ -97,10 +97,8 @@ def _has_affine(region: NormRegion | None) -> bool:
 
 
 def affine_of(spec: NormSpec, operands: Operands) -> Maps:
-    """What follows the core of a norm, innermost first."""
+    """What follows the core of a norm with a weight or a bias, innermost first."""
     times = () if spec.post_factor == 1 else (Diagonal(spec.post_factor),)
-    if not spec.has_scale and not spec.has_shift:
-        return times
     return (Standardise(0.0, scale=operands.scale, shift=operands.shift), *times)
 
 

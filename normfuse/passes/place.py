@@ -5,7 +5,7 @@ Nodes made on weights are marked in their metadata, so that a later pass can com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,7 +14,7 @@ from torch.fx import Graph, Node
 from normfuse.analysis.absorb import Constant, Kept, Leaf, Maps, Plan, Rebuilt, Redirected, linear_parts
 from normfuse.analysis.beside import Beside
 from normfuse.analysis.channel_map import ChannelMap, Diagonal, dtype_of
-from normfuse.analysis.forward import Read
+from normfuse.analysis.forward import Read, before_rounding
 from normfuse.analysis.own_tap import OwnTap
 from normfuse.analysis.readers import value_readers
 from normfuse.analysis.resize import resize
@@ -38,7 +38,7 @@ class Placement:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self._folded: dict[Leaf | Constant, Node] = {}
+        self._folded: dict[Hashable, Node] = {}
         self._erased: set[Node] = set()
         self.made: list[Node] = []
 
@@ -168,19 +168,25 @@ class Placement:
 
     def shifted(self, read: Read) -> Node:
         """The bias of a reader plus what its weight makes of the shift."""
-        bound = bind(read.node)
-        bias, leaf = bound[read.bias], read.leaf
-        sources = {leaf.node, *_sources(read.maps), *([bias] if isinstance(bias, Node) else [])}
-        with self._inserting(sources, read.node):
-            wide = opmath(dtype_of(leaf.node))
-            shift = self._of_zero(read.maps, read.channels, wide)
-            weight = cast(self._graph, leaf.node, wide)
-            made = times_shift(self._graph, weight, shift, read.reading)
-            if isinstance(bias, Node):
-                made = call(self._graph, aten.add.Tensor, made, bias)
-            made = cast(self._graph, made, dtype_of(read.reading.weight.node))
-        self._mark(made, sources)
-        return made
+        given, how = bind(read.node)[read.bias], read.reading
+        bias = before_rounding(given) if isinstance(given, Node) else None
+        plan = ("bias", read.leaf, read.maps, bias, read.dtype, how.summed, how.kept, how.shape)
+        if plan not in self._folded:
+            sources = {read.leaf.node, *_sources(read.maps), *([] if bias is None else [bias])}
+            with self._inserting(sources, read.node):
+                made = self._with_shift(read, bias)
+            self._note(plan, made, sources)
+        self._raise(self._folded[plan], read.node)
+        return self._folded[plan]
+
+    def _with_shift(self, read: Read, bias: Node | None) -> Node:
+        wide = opmath(dtype_of(read.leaf.node))
+        shift = self._of_zero(read.maps, read.channels, wide)
+        weight = cast(self._graph, read.leaf.node, wide)
+        made = times_shift(self._graph, weight, shift, read.reading)
+        if bias is not None:
+            made = call(self._graph, aten.add.Tensor, made, bias)
+        return cast(self._graph, made, read.dtype)
 
     def beside(self, found: Beside, mapping: ChannelMap) -> dict[str, Node]:
         """The weight that a norm stands beside, and its bias, with what the norm does.
@@ -218,19 +224,20 @@ class Placement:
 
     def behind(self, read: Read) -> dict[str, Node]:
         """The weight that reads a norm, and its bias, with what the norm does."""
-        made = self.fold(read.leaf, read.node)
-        changed = {read.weight: self._rounded(made, read)}
+        changed = {read.weight: self._rounded(self.fold(read.leaf, read.node), read)}
         return changed | {read.bias: self.shifted(read)} if read.has_shift else changed
 
     def _rounded(self, made: Node, read: Read) -> Node:
         """A folded weight in the dtype in which it is read."""
-        dtype = dtype_of(read.reading.weight.node)
-        if dtype_of(made) == dtype:
+        plan = ("rounded", made, read.dtype)
+        if dtype_of(made) == read.dtype:
             return made
-        with self._inserting({made}, read.node):
-            rounded = cast(self._graph, made, dtype)
-        self._mark(rounded, {made})
-        return rounded
+        if plan not in self._folded:
+            with self._inserting({made}, read.node):
+                rounded = cast(self._graph, made, read.dtype)
+            self._note(plan, rounded, {made})
+        self._raise(self._folded[plan], read.node)
+        return self._folded[plan]
 
     def times(self, weight: Node, number: float, before: Node) -> Node:
         """A weight value times a number."""
@@ -257,7 +264,7 @@ class Placement:
         with self._graph.inserting_before(_behind(max(sources))):
             yield sources
 
-    def _note(self, plan: Leaf | Constant, made: Node, sources: set[Node]) -> None:
+    def _note(self, plan: Hashable, made: Node, sources: set[Node]) -> None:
         self._mark(made, sources)
         self._folded[plan] = made
 

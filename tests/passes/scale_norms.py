@@ -57,6 +57,11 @@ def layer_norm_without_a_bias(s, x):
     return s.lin(s.norm(x))
 
 
+@case(norm=ln(elementwise_affine=False), lin=linear(6, 4), args=ROWS)
+def no_weight_at_all(s, x):
+    return s.lin(s.norm(x) * 2)
+
+
 def _fill(**values: float) -> Callable[[nn.Module], None]:
     def fill(model: nn.Module) -> None:
         for name, value in values.items():
@@ -181,8 +186,7 @@ def one_layer_behind_one_norm_twice(s, x):
 
 @case(a=ln(), b=ln(), lin=linear(6, 6), args=ROWS)
 def one_layer_behind_two_norms(s, x):
-    """Where it writes what the second norm reads, it has become a weight of its own."""
-    return s.lin(s.b(s.lin(s.a(x))))
+    return s.lin(s.a(x)), s.lin(s.b(x.cos()))
 
 
 @case("weight_tied", norm=ln(), lin=linear(6, 6), args=ROWS)
@@ -258,3 +262,19 @@ def cross_attention(s, x):
 )
 def weights_of_few_bits(s, x):
     return F.linear(s.norm(x), s.w.to(x.dtype) * s.step)
+
+
+@case(first=linear(6, 6), norm=ln(), args=ROWS)
+def layer_whose_weight_is_centred_where_it_writes(s, x):
+    return F.linear(s.norm(F.linear(x, s.first.weight)), s.first.weight, s.first.bias)
+
+
+@case("weight_tied", first=linear(6, 6), norm=ln(), args=ROWS)
+def layer_whose_weight_is_read_as_it_was_where_it_writes(s, x):
+    return F.linear(s.norm(F.linear(x, s.first.weight).relu()), s.first.weight, s.first.bias)
+
+
+@case("nonlinear_reader", "weight_tied", "weight_tied", first=linear(6, 6), a=ln(), b=ln(), c=ln(), args=ROWS)
+def layer_that_two_norms_read_and_a_third_has_centred(s, x):
+    h = s.first(x)
+    return s.c(h).relu(), F.linear(s.a(x), s.first.weight), F.linear(s.b(x.cos()), s.first.weight)

@@ -29,9 +29,12 @@ def codes(report: normfuse.Report) -> list[str]:
 
 
 def is_bare(report: normfuse.Report) -> bool:
-    """Whether the rule was applied to every norm that it left without a reason."""
-    affine = [s for s in report.sites if s.spec["has_scale"] or s.spec["has_shift"]]
-    return bool(affine) and all(("fold_scale" in s.rules) != ("fold_scale" in s.refusals) for s in affine)
+    """Whether the rule was applied to every norm that has a weight and that it left without a reason."""
+    for site in report.sites:
+        outcomes = ("fold_scale" in site.rules) + ("fold_scale" in site.refusals)
+        if outcomes != bool(site.spec["has_scale"] or site.spec["has_shift"]):
+            return False
+    return bool(report.sites)
 
 
 def same(found: list, wanted: list) -> bool:

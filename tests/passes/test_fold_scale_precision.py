@@ -153,3 +153,29 @@ def test_sums_of_what_a_small_weight_kept_small_stay_in_float16(
         found = compiled(model)(x)
     assert codes(normfuse.last_report()) == reasons
     assert bool(found.isfinite().all())
+
+
+def test_a_layer_that_is_called_twice_has_one_folded_weight() -> None:
+    """Autocast caches what it casts, or casts it at each call: the folded weight is one in any case."""
+    model = network(lambda s, x: s.one(s.norm(x)) + s.one(s.norm(x.cos())), nn.LayerNorm(D), 0.05)
+    for around in (torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False)):
+        with torch.no_grad(), around:
+            compiled(model)(rows())
+        report = normfuse.last_report()
+        assert (codes(report), report.folded) == ([], 2)
+
+
+def test_a_weight_that_is_laid_out_anew_when_it_is_cast_lies_as_it_did() -> None:
+    """Strides of the results depend on it."""
+    norm, weight = nn.RMSNorm(4), torch.randn(4, 4, 2, 3)
+
+    def run(s: Net, x: torch.Tensor) -> torch.Tensor:
+        kernel = s.kernel.to(torch.bfloat16, memory_format=torch.channels_last)
+        return torch.conv2d(s.norm(x).movedim(-1, 1).contiguous(), kernel)
+
+    model = Net(run, {"norm": norm.bfloat16(), "kernel": nn.Parameter(weight)}).eval()
+    x = torch.randn(2, 3, 4, 4).bfloat16()
+    with torch.no_grad():
+        found, wanted = compiled(model)(x), model(x)
+    assert codes(normfuse.last_report()) == []
+    assert (found.stride(), found.dtype) == (wanted.stride(), wanted.dtype)
