@@ -7,7 +7,7 @@ them lives in ``normfuse.backends``.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -126,14 +126,9 @@ def statically_known_true(condition: Any) -> bool:
 
 
 @contextmanager
-def asking(values: Iterable[Any]) -> Iterator[None]:
-    """Run operators on fake values to see what they make: no gradients, no casts, and no new guards."""
-    modes = {id(v.fake_mode): v.fake_mode for v in values if isinstance(v, FakeTensor)}
-    with torch.no_grad(), autocast_off(), enable_python_dispatcher(), ExitStack() as stack:
-        for mode in modes.values():
-            stack.enter_context(mode)
-            if mode.shape_env is not None:
-                stack.enter_context(mode.shape_env.suppress_guards())
+def asking() -> Iterator[None]:
+    """Make fake tensors here and run operators on them to see what they give: no gradients, no casts."""
+    with torch.no_grad(), autocast_off(), FakeTensorMode():
         yield
 
 

@@ -1,9 +1,9 @@
 """Whether the value recorded for a node is what its operator gives for the recorded values of its operands.
 
 Every analysis reads dtypes, sizes and strides from ``meta["val"]``, so a rewrite that forgets to change one
-misleads all that follow. Operators run on fake values again; nothing is guarded, and sizes count as different
-only where they provably are. What cannot be asked twice is not asked: operators that draw random numbers,
-write to memory, or make sizes from data.
+misleads all that follow. Operators run again on fake values of their own, with open sizes as they were when
+the graph was traced: what is known about open sizes stays as it is. What cannot be asked twice is not asked:
+operators that draw random numbers, write to memory, or make sizes from data.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from normfuse.ir.region import NormRegion, norm_of
-from normfuse.ir.sizes import same
-from normfuse.torch_compat import FakeTensor, asking, statically_known_true
+from normfuse.torch_compat import FakeTensor, asking
 
 __all__ = ["Agreement", "state_of"]
 
@@ -39,10 +38,9 @@ class _Layout:
     device: torch.device
     shape: tuple[Any, ...]
     strides: tuple[Any, ...]
-    is_open: bool
 
 
-#: Stands for a tensor that does not lie in memory by strides, or is a wrapper of others.
+#: Stands for a tensor that is a wrapper, or does not lie in memory by strides, and for a size from data.
 _UNUSUAL = "unusual"
 
 #: What operators made of values that are alike; layers repeat, and so do tests.
@@ -95,7 +93,7 @@ class Agreement:
         try:
             made = _made(node, dict(zip(operands, given, strict=True)))
         except Exception as error:
-            return "" if _is_open((recorded, *given)) else f"does not take its operands: {error}"
+            return f"does not take its operands: {error}"
         return _difference(recorded, made)
 
     def _recorded(self, node: Node) -> Any:
@@ -132,12 +130,12 @@ def _resizes(node: Node) -> bool:
 
 def _made(node: Node, given: dict[Node, Any]) -> Any:
     """What is known about the result of an operator."""
-    alike = None if any(map(_is_open, given.values())) else _alike(node, given)
+    alike = _alike(node, given)
     if alike is not None and alike in _MADE:
         return _MADE[alike]
     assert callable(node.target)
-    args, kwargs = tree_map_only(Node, lambda n: n.meta["val"], (node.args, node.kwargs))
-    with asking(tree_leaves((args, kwargs))):
+    with asking():
+        args, kwargs = tree_map_only(Node, lambda n: _like(given[n]), (node.args, node.kwargs))
         made = _described(node.target(*args, **kwargs))
     if alike is not None:
         if len(_MADE) >= _ENOUGH:
@@ -168,28 +166,35 @@ def _frozen(value: Any, given: dict[Node, Any]) -> Hashable:
 
 
 def _described(value: Any) -> Any:
-    """A value with each tensor as what is known about it."""
-    if isinstance(value, torch.Tensor):
-        if type(value) not in _PLAIN or value.layout is not torch.strided:
-            return _UNUSUAL
-        shape, strides = tuple(value.shape), tuple(value.stride())
-        is_open = any(type(size) is not int for size in (*shape, *strides))
-        return _Layout(value.dtype, value.device, shape, strides, is_open)
-    return tuple(map(_described, value)) if isinstance(value, (list, tuple)) else value
+    """A value with each tensor as what is known about it, and open sizes as they were in the trace."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_described, value))
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return _UNUSUAL if value.node.hint is None else value.node.hint
+    if not isinstance(value, torch.Tensor):
+        return value
+    if type(value) not in _PLAIN or value.layout is not torch.strided or value.is_quantized:
+        return _UNUSUAL
+    shape, strides = tuple(map(_described, value.shape)), tuple(map(_described, value.stride()))
+    if _UNUSUAL in shape or _UNUSUAL in strides:
+        return _UNUSUAL
+    return _Layout(value.dtype, value.device, shape, strides)
 
 
-def _is_open(value: Any) -> bool:
-    """Whether a size is a symbol."""
-    if isinstance(value, _Layout):
-        return value.is_open
-    if isinstance(value, tuple):
-        return any(map(_is_open, value))
-    return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
+def _like(described: Any) -> Any:
+    """A value of which the same is known."""
+    if isinstance(described, tuple):
+        return [_like(one) for one in described]
+    if not isinstance(described, _Layout):
+        return described
+    return torch.empty_strided(
+        described.shape, described.strides, dtype=described.dtype, device=described.device
+    )
 
 
 def _difference(recorded: Any, made: Any) -> str:
     """What of a recorded value differs from the one that was made, in the words of a person."""
-    if not _is_open((recorded, made)) and recorded == made:
+    if recorded == made:
         return ""
     if isinstance(recorded, tuple) and isinstance(made, tuple) and len(recorded) == len(made):
         found = (_difference(*pair) for pair in zip(recorded, made, strict=True))
@@ -210,17 +215,8 @@ def _said(value: Any) -> str:
     return "a tensor" if isinstance(value, _Layout) else f"no tensor ({type(value).__name__})"
 
 
-def _agree(name: str, before: Any, after: Any, shape: tuple[Any, ...]) -> bool:
-    """Whether two values of a property may be the same; how an axis of one entry lies is nothing."""
-    if name in ("dtype", "device"):
-        return bool(before == after)
-    if len(before) != len(after):
-        return False
-    if name == "strides" and any(same(size, 0) for size in shape):
-        return True
-    sizes = shape if name == "strides" else [None] * len(before)
-    return not any(_differ(a, b) and not same(s, 1) for s, a, b in zip(sizes, before, after, strict=True))
-
-
-def _differ(a: Any, b: Any) -> bool:
-    return a is not b and bool(statically_known_true(a != b))
+def _agree(name: str, before: Any, after: Any, shape: tuple[int, ...]) -> bool:
+    """Whether two values of a property are the same; how an axis of one entry lies is nothing."""
+    if name != "strides" or 0 in shape or len(before) != len(after):
+        return bool(before == after) or (name == "strides" and 0 in shape)
+    return all(a == b for size, a, b in zip(shape, before, after, strict=True) if size != 1)
