@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from tests.fuzz import pieces_broadcast, pieces_move, pieces_read, pieces_stored, pieces_write
+from tests.fuzz import pieces_broadcast, pieces_move, pieces_read, pieces_scale, pieces_stored, pieces_write
 from tests.fuzz.network import STEPS
 from tests.fuzz.recipe import Recipe, Step
 
 __all__ = ["FRIENDLY", "HOSTILE", "recipes"]
 
+assert set(STEPS["norm"]) >= pieces_scale.FOLDED
 BLOCKED = pieces_write.BLOCKED | pieces_stored.BLOCKED | pieces_broadcast.BLOCKED
 FRIENDLY = {
     "write": sorted(set(STEPS["write"]) - BLOCKED),
