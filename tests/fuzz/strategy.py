@@ -10,13 +10,13 @@ from tests.fuzz.recipe import Recipe, Step
 
 __all__ = ["FRIENDLY", "HOSTILE", "recipes"]
 
-assert set(STEPS["norm"]) >= pieces_scale.FOLDED
 BLOCKED = pieces_write.BLOCKED | pieces_stored.BLOCKED | pieces_broadcast.BLOCKED
 FRIENDLY = {
     "write": sorted(set(STEPS["write"]) - BLOCKED),
     "stored": sorted(set(STEPS["stored"]) - BLOCKED),
     "move": sorted(set(STEPS["move"]) - pieces_move.BLOCKED),
     "norm": sorted(set(STEPS["norm"]) - pieces_read.NEAR_MISSES),
+    "scaled": sorted(pieces_scale.SCALED),
     "tap": sorted(set(STEPS["tap"]) - pieces_read.RAW_TAPS),
 }
 HOSTILE = {
@@ -24,9 +24,10 @@ HOSTILE = {
     "stored": sorted(set(STEPS["stored"]) & BLOCKED),
     "move": sorted(pieces_move.BLOCKED),
     "norm": sorted(pieces_read.NEAR_MISSES),
+    "scaled": [],
     "tap": sorted(pieces_read.RAW_TAPS),
 }
-_KINDS = ("norm", "write", "write", "norm", "write", "move", "norm", "move", "tap", "stored")
+_KINDS = ("norm", "write", "write", "norm", "write", "move", "norm", "move", "tap", "stored", "scaled")
 _JOINS = ("add", "add", "add", *pieces_write.JOINS)
 
 
