@@ -85,6 +85,8 @@ class Program:
     doubted: frozenset[tuple[str, str]] = frozenset()
     inner: list[Inner] = field(default_factory=list)
     rotation: Node | None = None
+    _weights: dict[Node, Input] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _counted: int = field(init=False, repr=False, compare=False, default=-1)
 
     def copied(self) -> Program:
         """The same program over a graph of its own; tensors, fake values and submodules are shared."""
@@ -108,4 +110,7 @@ class Program:
     @property
     def weights(self) -> dict[Node, Input]:
         """The inputs that are parameters, buffers or constants."""
-        return {i.node: i for i in self.inputs if i.is_weight}
+        if self._counted != len(self.inputs):
+            self._weights = {i.node: i for i in self.inputs if i.is_weight}
+            self._counted = len(self.inputs)
+        return self._weights

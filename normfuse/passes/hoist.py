@@ -110,10 +110,13 @@ def _copy(graph: Graph, weight: Node) -> None:
 
 
 def _placeholder(graph: Graph, root: Node, last: Node) -> Node:
-    """An input behind the last one, for all that reads a folded weight."""
+    """An input behind the last one, for all that reads a folded weight.
+
+    The graph may hold folded weights of an earlier rewrite: a name that is taken gets a number, a target not.
+    """
     with graph.inserting_after(last):
         node = graph.placeholder(f"folded_{root.name}")
-    node.target = node.name  # an earlier rewrite may have given an input the name that was asked for
+    node.target = node.name
     node.meta = {"val": root.meta["val"]}
     for user in [u for u in root.users if FOLD not in u.meta]:
         user.replace_input_with(root, node)

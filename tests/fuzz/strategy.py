@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from tests.fuzz import pieces_broadcast, pieces_move, pieces_read, pieces_stored, pieces_write
+from tests.fuzz import pieces_broadcast, pieces_move, pieces_read, pieces_scale, pieces_stored, pieces_write
 from tests.fuzz.network import STEPS
 from tests.fuzz.recipe import Recipe, Step
 
@@ -16,6 +16,7 @@ FRIENDLY = {
     "stored": sorted(set(STEPS["stored"]) - BLOCKED),
     "move": sorted(set(STEPS["move"]) - pieces_move.BLOCKED),
     "norm": sorted(set(STEPS["norm"]) - pieces_read.NEAR_MISSES),
+    "scaled": sorted(pieces_scale.SCALED),
     "tap": sorted(set(STEPS["tap"]) - pieces_read.RAW_TAPS),
 }
 HOSTILE = {
@@ -23,9 +24,10 @@ HOSTILE = {
     "stored": sorted(set(STEPS["stored"]) & BLOCKED),
     "move": sorted(pieces_move.BLOCKED),
     "norm": sorted(pieces_read.NEAR_MISSES),
+    "scaled": [],
     "tap": sorted(pieces_read.RAW_TAPS),
 }
-_KINDS = ("norm", "write", "write", "norm", "write", "move", "norm", "move", "tap", "stored")
+_KINDS = ("norm", "write", "write", "norm", "write", "move", "norm", "move", "tap", "stored", "scaled")
 _JOINS = ("add", "add", "add", *pieces_write.JOINS)
 
 
