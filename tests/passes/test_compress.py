@@ -178,3 +178,42 @@ def test_the_report_says_what_it_costs():
 def test_options_that_contradict_each_other(options, message):
     with pytest.raises(normfuse.OptionError, match=message):
         normfuse.rewrite(randomised(Block()), (normal(3, 5),), **options)
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_another_checkpoint_goes_over_to_the_basis(basis):
+    model, x = randomised(Block()), (normal(3, 5),)
+    made = normfuse.rewrite(model, x, target="crms_norm", crms_basis=basis)
+    other = {name: value * 1.5 + 1 for name, value in model.state_dict().items()}
+    folded = made.weight_map.fold(other)
+    model.load_state_dict(other)
+    again = normfuse.rewrite(model, x, target="crms_norm", crms_basis=basis)
+    assert {n: t.shape for n, t in folded.items()} == {
+        n: t.shape for n, t in again.program.state_dict.items()
+    }
+    assert all(torch.equal(folded[name], value) for name, value in again.program.state_dict.items())
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_a_compiled_model_follows_its_weights(basis):
+    model, x = randomised(Block()), normal(3, 5)
+    options = {"normfuse.inner": "eager", "normfuse.target": "crms_norm", "normfuse.crms_basis": basis}
+    fast = torch.compile(model, backend="normfuse", options=options)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(fast(x), model(x), rtol=1e-12, atol=1e-12)
+            for value in model.parameters():
+                value.mul_(1.25)
+    assert normfuse.last_report(fast).after == {"crms_norm": 2}
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_open_sizes(basis):
+    model, x = randomised(Block()), normal(3, 5)
+    made = normfuse.rewrite(
+        model, (x,), target="crms_norm", crms_basis=basis, dynamic_shapes=({0: torch.export.Dim("rows")},)
+    )
+    assert made.report.after == {"crms_norm": 2}
+    with torch.no_grad():
+        more = normal(7, 5)
+        torch.testing.assert_close(made.module()(more), model(more), rtol=1e-12, atol=1e-12)
