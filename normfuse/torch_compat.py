@@ -128,8 +128,13 @@ def statically_known_true(condition: Any) -> bool:
 @contextmanager
 def asking() -> Iterator[None]:
     """Make fake tensors here and run operators on them to see what they give: no gradients, no casts."""
-    with torch.no_grad(), autocast_off(), FakeTensorMode():
+    with torch.no_grad(), autocast_off(), _own_mode():
         yield
+
+
+@functools.cache
+def _own_mode() -> FakeTensorMode:
+    return FakeTensorMode()
 
 
 def plain_size(size: Any) -> Any:

@@ -183,7 +183,8 @@ def test_no_norm_is_left_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_gradients_keep_may_stay() -> None:
     """Training leaves the algebra on weights in the graph, and that is no fault."""
-    fast = torch.compile(network(), backend="normfuse", options={"normfuse.inner": "eager"})
+    options = {"normfuse.inner": "eager"}
+    fast = torch.compile(network(), backend=normfuse.normfuse_backend, options=options)
     fast(normal(2, 3, FEATURES)).sum().backward()
 
 
