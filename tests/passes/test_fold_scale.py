@@ -91,3 +91,12 @@ def test_sizes_that_are_not_known() -> None:
         x = (torch.randn(batch, batch + 1, 3, 4, dtype=torch.float64),)
         assert same(evaluate(fast, x), evaluate(model, x))
     assert codes(normfuse.last_report(fast)) == []
+
+
+def test_only_norms_with_a_weight_of_their_own_wait_for_the_rule() -> None:
+    """Neither one without a weight nor one that is folded as a whole."""
+    layers = (nn.BatchNorm1d(6), nn.ReLU(), nn.LayerNorm(6, elementwise_affine=False), nn.LayerNorm(6))
+    model = nn.Sequential(*layers, nn.Linear(6, 4)).eval()
+    report = normfuse.rewrite(model, (torch.randn(3, 6),), verify="off", skip=["fold_scale"]).report
+    assert [site.module for site in report.sites if "fold_scale" in site.refusals] == ["3"]
+    assert codes(report) == ["not_asked"]
