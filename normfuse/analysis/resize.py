@@ -19,11 +19,13 @@ from normfuse.analysis.channel_map import ChannelMap
 from normfuse.analysis.readers import reads_only_type
 from normfuse.errors import InvariantError
 from normfuse.ir.calls import aten, bind, is_call
+from normfuse.ir.emit import fake_value
 from normfuse.ir.location import described
 from normfuse.ir.sizes import rank_of, same, shape_of, tensors_of
 from normfuse.report import Refusal
+from normfuse.torch_compat import autocast_off, plain_size
 
-__all__ = ["Preview", "fixed_by_type", "resize"]
+__all__ = ["Preview", "channels_of", "fixed_by_type", "resize"]
 
 #: Arguments that name the sizes of the result.
 _SIZES = ("size", "shape")
@@ -76,7 +78,8 @@ class Preview:
         given, named = tree_map_only(
             Node, lambda n: operands[n] if n in operands else self._of(n), (args, kwargs)
         )
-        return node.target(*given, **named)  # type: ignore[operator]
+        with autocast_off():
+            return node.target(*given, **named)  # type: ignore[operator]
 
     def _of(self, node: Node) -> Any:
         return self.fakes.get(node, node.meta["val"])
@@ -85,10 +88,15 @@ class Preview:
 def resize(node: Node, axis: int, width: int) -> None:
     """Give a node, whose operands have changed, its sizes and its fake value."""
     node.args, node.kwargs = _with_sizes(node, axis, width)
-    given, named = tree_map_only(Node, lambda n: n.meta["val"], (node.args, node.kwargs))
-    node.meta["val"] = node.target(*given, **named)  # type: ignore[operator]
+    node.meta["val"] = fake_value(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
     if not _has_width(node.meta["val"], node, axis, width):
         raise InvariantError(f"{node.name} cannot have {width} channels")
+
+
+def channels_of(node: Node, axis: int) -> int | None:
+    """The size along an axis of a value, or of the parts of a list, when it is a plain number."""
+    size = plain_size(tensors_of(node)[0].shape[axis])
+    return size if isinstance(size, int) else None
 
 
 def fixed_by_type(node: Node, axis: int) -> Refusal | None:

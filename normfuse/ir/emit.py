@@ -24,10 +24,10 @@ def fake_value(target: OpOverload, args: Any, kwargs: Mapping[str, Any] | None =
         return target(*given, **named)
 
 
-def call(graph: Graph, target: OpOverload, *args: Any) -> Node:
+def call(graph: Graph, target: OpOverload, *args: Any, **kwargs: Any) -> Node:
     """Insert an operator at the graph's insertion point."""
-    node = graph.call_function(target, args)
-    node.meta["val"] = fake_value(target, args)
+    node = graph.call_function(target, args, kwargs)
+    node.meta["val"] = fake_value(target, args, kwargs)
     return node
 
 

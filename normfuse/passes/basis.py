@@ -17,19 +17,18 @@ from normfuse.analysis.absorb import Maps
 from normfuse.analysis.centring import Decision
 from normfuse.analysis.channel_map import ChannelMap
 from normfuse.analysis.forward import Pushed, push
-from normfuse.analysis.resize import Preview, fixed_by_type
+from normfuse.analysis.resize import Preview, channels_of, fixed_by_type
 from normfuse.analysis.stream import Stream, Value
 from normfuse.analysis.together import keep_together
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.location import described
 from normfuse.ir.region import norm_of
-from normfuse.ir.sizes import is_row_major, static_size, tensor_of, tensors_of
+from normfuse.ir.sizes import is_row_major, static_size, tensor_of
 from normfuse.ir.spec import NormSpec
 from normfuse.passes.fold_scale import affine_of, refuse_operands, without_affine
 from normfuse.passes.ownership import Move, settle_ownership
 from normfuse.passes.work import Work
 from normfuse.report import Refusal
-from normfuse.torch_compat import plain_size
 
 __all__ = ["Basis", "Change", "plan"]
 
@@ -95,7 +94,7 @@ def _plan_widths(change: Change, basis: Basis) -> Refusal | None:
     decision, preview = change.decision, Preview()
     for value in decision.centred:
         node, axis = value
-        channels = _channels(node, axis)
+        channels = channels_of(node, axis)
         if channels is None or basis.into.width(channels) < 1:
             message = f"the number of channels of {described(node)} is one, or only known when the graph runs"
             return Refusal("fixed_width", message, node.name)
@@ -111,12 +110,6 @@ def _plan_widths(change: Change, basis: Basis) -> Refusal | None:
         if refusal is not None:
             return refusal
     return None
-
-
-def _channels(node: Node, axis: int) -> int | None:
-    """The size along an axis of a value, or of the parts of a list, when it is a plain number."""
-    size = plain_size(tensors_of(node)[0].shape[axis])
-    return size if isinstance(size, int) else None
 
 
 def _plan_norms(change: Change, basis: Basis, work: Work, weights: WeightValues) -> Refusal | None:

@@ -13,7 +13,7 @@ from torch.fx import Node
 from normfuse.analysis.absorb import Maps
 from normfuse.analysis.centring import decide
 from normfuse.analysis.forward import Pushed, push
-from normfuse.analysis.resize import resize
+from normfuse.analysis.resize import channels_of, resize
 from normfuse.analysis.stream import Value, explore
 from normfuse.analysis.weights import WeightValues
 from normfuse.folding.recipe import FOLD
@@ -103,8 +103,8 @@ def _write(change: Change, basis: Basis, placement: Placement) -> None:
             if value not in stream.raw:
                 readers.update(stream.norms.get(value, ()))
             placement.after(node, axis, basis.into, readers)
-        elif value in change.widths and not value[0]._erased:
-            resize(*value, change.widths[value])
+        elif not value[0]._erased and value[0].op != "placeholder":
+            resize(*value, change.widths.get(value) or channels_of(*value) or 0)
 
 
 def _read(

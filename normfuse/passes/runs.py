@@ -6,6 +6,7 @@ group are numbered along another axis. ``[G * A, B, ...] -> [A, G * B, ...]`` pu
 
 from __future__ import annotations
 
+import torch
 from torch.fx import Graph, Node
 
 from normfuse.analysis.absorb import Leaf
@@ -49,7 +50,8 @@ def laid_like(graph: Graph, made: Node, weight: Node) -> Node:
         return made
     inverse = [order.index(axis) for axis in range(wanted.dim())]
     made = call(graph, aten.permute.default, made, order)
-    made = call(graph, aten.contiguous.default, made)
+    # ``contiguous`` would leave the stride of an axis of size 1, by which convolutions choose as well.
+    made = call(graph, aten.clone.default, made, memory_format=torch.contiguous_format)
     return call(graph, aten.permute.default, made, inverse)
 
 
