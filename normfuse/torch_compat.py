@@ -14,7 +14,12 @@ from typing import Any
 import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule
@@ -23,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 __all__ = [
+    "SIZES_FROM_DATA",
     "FakeTensor",
     "FakeTensorMode",
     "PreDispatchMode",
@@ -130,6 +136,10 @@ def asking() -> Iterator[None]:
     """Make fake tensors here and run operators on them to see what they give: no gradients, no casts."""
     with torch.no_grad(), autocast_off(), _own_mode():
         yield
+
+
+#: What an operator raises on fake values whose sizes or numbers depend on data.
+SIZES_FROM_DATA = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from torch.fx import Graph, Node
 from torch.utils._pytree import tree_map_only
 
 from normfuse.ir.region import NormRegion, norm_of
-from normfuse.torch_compat import FakeTensor, asking
+from normfuse.torch_compat import SIZES_FROM_DATA, FakeTensor, asking
 
 __all__ = ["Agreement", "state_of"]
 
@@ -90,8 +90,12 @@ class Agreement:
         given, recorded = tuple(map(self._recorded, operands)), self._recorded(node)
         if not _can_be_asked(node, operands) or any(one is _UNUSUAL for one in (*given, recorded)):
             return ""
+        if node.target is operator.getitem and None in (given[0], recorded):
+            return ""  # what operators with graphs inside return is not recorded
         try:
             made = _made(node, dict(zip(operands, given, strict=True)))
+        except SIZES_FROM_DATA:
+            return ""
         except Exception as error:
             return f"does not take its operands: {error}"
         return _difference(recorded, made)

@@ -236,7 +236,7 @@ BAD_USE = [
     (["rewrite", "{in}", "-o", "{out}", "--json", "{dir}/none/r.json"], "none does not exist"),
     (
         ["rewrite", "{in}", "-o", "{out}", "--target", "rms_nrm"],
-        "is not one of 'rms_norm', 'layer_norm'",
+        "is not one of 'rms_norm', 'crms_norm', 'layer_norm'",
     ),
     (
         ["rewrite", "{in}", "-o", "{out}", "--only", "recentr"],

@@ -59,6 +59,7 @@ def layer_norm_without_a_bias(s, x):
 
 @case(norm=ln(elementwise_affine=False), lin=linear(6, 4), args=ROWS)
 def no_weight_at_all(s, x):
+    """A number behind it goes into its readers all the same."""
     return s.lin(s.norm(x) * 2)
 
 
@@ -184,7 +185,7 @@ def one_layer_behind_one_norm_twice(s, x):
     return s.lin(s.norm(s.lin(s.norm(x))))
 
 
-@case(a=ln(), b=ln(), lin=linear(6, 6), args=ROWS)
+@case("weight_tied", "weight_tied", a=ln(), b=ln(), lin=linear(6, 6), args=ROWS)
 def one_layer_behind_two_norms(s, x):
     return s.lin(s.a(x)), s.lin(s.b(x.cos()))
 

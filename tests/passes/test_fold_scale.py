@@ -32,7 +32,8 @@ def is_bare(report: normfuse.Report) -> bool:
     """Whether the rule was applied to every norm that has a weight and that it left without a reason."""
     for site in report.sites:
         outcomes = ("fold_scale" in site.rules) + ("fold_scale" in site.refusals)
-        if outcomes != bool(site.spec["has_scale"] or site.spec["has_shift"]):
+        scales = site.spec["has_scale"] or site.spec["has_shift"] or site.spec["post_factor"] != 1
+        if outcomes != bool(scales):
             return False
     return bool(report.sites)
 
