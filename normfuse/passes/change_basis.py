@@ -116,7 +116,7 @@ def _read(
     if move is not None:
         pushed = push(norm, move.axis, move.maps, weights, are_normalized=basis.keeps_lengths)
     if move is None or not isinstance(pushed, Pushed):
-        _write_out(norm, change, work, placement)
+        _write_out(norm, change, basis, work, placement)
         return False
     behind = [(read, placement.behind(read)) for read in pushed.reads]
     _put_core(norm, change.cores[norm], work)
@@ -127,11 +127,11 @@ def _read(
         set_arguments(read.node, values)
         if read.has_shift:
             note_shift(read.node)
-    _restore(work, norm, norm, move.axis, move.maps)
+    _restore(work, norm, norm, move.axis, move.maps, not basis.keeps_lengths)
     return True
 
 
-def _write_out(norm: Node, change: Change, work: Work, placement: Placement) -> None:
+def _write_out(norm: Node, change: Change, basis: Basis, work: Work, placement: Placement) -> None:
     """The maps, and the norm's own weight and bias, as operators behind its core."""
     region = norm_of(norm)
     assert region is not None
@@ -149,7 +149,7 @@ def _write_out(norm: Node, change: Change, work: Work, placement: Placement) -> 
     for reader in readers:
         reader.replace_input_with(norm, value)
     placement.mark_sources(value, {norm, *operands.as_args()[1:]})
-    _restore(work, norm, value, axis, ())
+    _restore(work, norm, value, axis, (), not basis.keeps_lengths)
 
 
 def _put_core(norm: Node, core: NormSpec, work: Work) -> None:
@@ -163,6 +163,7 @@ def _put_core(norm: Node, core: NormSpec, work: Work) -> None:
     norm.meta["val"] = result.meta["val"]
 
 
-def _restore(work: Work, norm: Node, value: Node, axis: int, maps: Maps) -> None:
+def _restore(work: Work, norm: Node, value: Node, axis: int, maps: Maps, is_blurred: bool) -> None:
     before = work.restored.get(norm)
-    work.restored[norm] = Restored(value, axis, (*maps, *(() if before is None else before.maps)))
+    whole = (*maps, *(() if before is None else before.maps))
+    work.restored[norm] = Restored(value, axis, whole, is_blurred)

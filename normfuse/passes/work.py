@@ -17,11 +17,16 @@ __all__ = ["Restored", "Work"]
 
 @dataclass(frozen=True)
 class Restored:
-    """What a norm returned once: ``maps``, innermost first, of ``value`` along ``axis``."""
+    """What a norm returned once: ``maps``, innermost first, of ``value`` along ``axis``.
+
+    ``is_blurred`` says that one entry adds up the rounding errors of the others. It alone would look wrong;
+    what its readers make of it is judged by what they give.
+    """
 
     value: Node
     axis: int
     maps: tuple[ChannelMap, ...]
+    is_blurred: bool = False
 
 
 @dataclass

@@ -62,7 +62,8 @@ class Watch:
         self.folded = [one.recipe.compute([values[s] for s in one.sources]) for one in folded]
         numbers = {id(site): index for index, site in enumerate(self.sites)}
         values_of = {**work.sites, **_written(work)}
-        nodes = {numbers[id(site)]: node for node, site in values_of.items()}
+        blurred = {node for node, how in work.restored.items() if how.is_blurred}
+        nodes = {numbers[id(site)]: node for node, site in values_of.items() if node not in blurred}
         self.left = sorted(nodes)
         with _whole(work) as values:
             self.after = Probe.of(work.program, [values.get(n, n) for n in (nodes[i] for i in self.left)])

@@ -69,3 +69,13 @@ def test_a_random_rotation(name: str, seed: int) -> None:
         result = normfuse.verify(model, made, args, kwargs)
     assert result.ok, str(result)
     assert result.error_ratio <= 1.5
+
+
+@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("name", ["vit", pytest.param("opt", marks=pytest.mark.slow)])
+def test_verification_by_sites_undoes_nothing_for_its_basis(name: str, basis: str) -> None:
+    """In drop_last one coordinate has the errors of all others; what reads it is judged instead."""
+    model, args, kwargs = build(name, torch.float32)
+    report = normfuse.rewrite(model, args, kwargs, target="crms_norm", crms_basis=basis).report
+    assert report.errors
+    assert report.after == {"crms_norm": 5}
