@@ -22,11 +22,13 @@ from normfuse.analysis.stream import Stream, Value
 from normfuse.analysis.together import keep_together
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.location import described
-from normfuse.ir.region import norm_of
+from normfuse.ir.program import Program
+from normfuse.ir.region import Operands, norm_of
 from normfuse.ir.sizes import is_row_major, static_size, tensor_of
 from normfuse.ir.spec import NormSpec
 from normfuse.passes.fold_scale import affine_of, refuse_operands, without_affine
 from normfuse.passes.ownership import Move, settle_ownership
+from normfuse.passes.stored_values import refusal_of_large_bias
 from normfuse.passes.work import Work
 from normfuse.report import Refusal
 
@@ -125,11 +127,16 @@ def _plan_norms(change: Change, basis: Basis, work: Work, weights: WeightValues)
             move: Move | Refusal | None = refuse_operands(norm, operands, work, weights)
             if move is None and not spec.affine_dims:
                 move = _moved(norm, value[1], maps, basis, weights)
-            if isinstance(move, Move):
+            if isinstance(move, Move) and _keeps_precision(norm, operands, move, work.program):
                 change.moves[norm] = move
     settle_ownership(change.moves, weights)
     written_out = (norm for norm in change.cores if norm not in change.moves)
     return next((_layout(norm) for norm in written_out if not _is_row_major(norm)), None)
+
+
+def _keeps_precision(norm: Node, operands: Operands, move: Move, program: Program) -> bool:
+    """Whether readers may add the bias of a norm, as where they take it without a change of basis."""
+    return operands.shift is None or refusal_of_large_bias(norm, operands, move.dtype, program) is None
 
 
 def _is_row_major(norm: Node) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch.fx import Node
 
 from normfuse.analysis.absorb import Maps
@@ -26,9 +27,12 @@ from normfuse.ir.sizes import is_row_major, rank_of, static_size
 from normfuse.ir.spec import NormSpec
 from normfuse.passes.basis import Basis, Change, plan
 from normfuse.passes.evidence import Certificate, evidence
+from normfuse.passes.ownership import Move
 from normfuse.passes.place import Placement, Substitution
+from normfuse.passes.premises import rest_on_range, rest_on_small_bias
 from normfuse.passes.rule import Rule
 from normfuse.passes.settle_shifts import note_shift
+from normfuse.passes.stored_values import refusal_of_overflow
 from normfuse.passes.work import Restored, Work
 from normfuse.report import Site
 
@@ -119,6 +123,11 @@ def _read(
         _write_out(norm, change, basis, work, placement)
         return False
     behind = [(read, placement.behind(read)) for read in pushed.reads]
+    made = [value for _, values in behind for value in values.values()]
+    if not _fits(norm, made, move, work):
+        placement.discard(made)
+        _write_out(norm, change, basis, work, placement)
+        return False
     _put_core(norm, change.cores[norm], work)
     if change.widths:
         for node, axis in pushed.carried:
@@ -128,6 +137,21 @@ def _read(
         if read.has_shift:
             note_shift(read.node)
     _restore(work, norm, norm, move.axis, move.maps, not basis.keeps_lengths)
+    return True
+
+
+def _fits(norm: Node, made: list[Node], move: Move, work: Work) -> bool:
+    """Whether the dtype of what reads a norm can hold its weights, now and when they change."""
+    program = work.program
+    if program.grad_enabled:
+        return True
+    if move.dtype == torch.float16 and refusal_of_overflow(norm, made, program) is not None:
+        return False
+    region = norm_of(norm)
+    assert region is not None
+    rest_on_small_bias(program, norm, region.operands(norm), move.dtype)
+    if move.dtype == torch.float16:
+        rest_on_range(program, norm, made)
     return True
 
 

@@ -217,3 +217,30 @@ def test_open_sizes(basis):
     with torch.no_grad():
         more = normal(7, 5)
         torch.testing.assert_close(made.module()(more), model(more), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_a_bias_that_may_cancel_values_stays_behind_its_norm(basis):
+    model = randomised(Block()).float()
+    with torch.no_grad():
+        model.ln.bias.copy_(model.ln.weight * 3)
+        model.ln2.bias.zero_()
+    x = (normal(3, 5).float(),)
+    made = normfuse.rewrite(model, x, target="crms_norm", crms_basis=basis, verify="off")
+    assert made.report.after == {"crms_norm": 2}
+    assert made.report.sites[0].refusals["fold_scale"].code == "large_bias"
+    assert made.program.state_dict["up.weight"].shape == (9, 8)
+    assert made.program.state_dict["out.weight"].shape == (4, 7)
+
+
+def test_readers_that_would_overflow_stay_as_they_are():
+    model = randomised(Block()).half()
+    with torch.no_grad():
+        model.up.weight[:, 0], model.up.weight[:, -1] = 4e4, -4e4
+        model.ln.weight.fill_(1)
+        model.ln.bias.zero_()
+    made = normfuse.rewrite(
+        model, (normal(3, 5).half(),), target="crms_norm", skip=["fold_scale"], verify="off"
+    )
+    assert made.report.after == {"crms_norm": 2}
+    assert all(bool(t.isfinite().all()) for t in made.program.state_dict.values())
