@@ -107,7 +107,7 @@ def _write(change: Change, basis: Basis, placement: Placement) -> None:
             if value not in stream.raw:
                 readers.update(stream.norms.get(value, ()))
             placement.after(node, axis, basis.into, readers)
-        elif not value[0]._erased and value[0].op != "placeholder":
+        elif not placement.is_erased(value[0]) and value[0].op != "placeholder":
             resize(*value, change.widths.get(value) or channels_of(*value) or 0)
 
 
@@ -129,9 +129,8 @@ def _read(
         _write_out(norm, change, basis, work, placement)
         return False
     _put_core(norm, change.cores[norm], work)
-    if change.widths:
-        for node, axis in pushed.carried:
-            resize(node, axis, static_size(norm, move.axis) or 0)
+    for node, axis in pushed.carried:
+        resize(node, axis, static_size(norm, move.axis) or 0)
     for read, values in behind:
         set_arguments(read.node, values)
         if read.has_shift:

@@ -44,7 +44,8 @@ def fold_factor(work: Work) -> None:
     for node in work.sites:
         folding.behind(node)
     for node in reversed(list(work.program.gm.graph.nodes)):
-        folding.before(node)
+        if not folding.placement.is_erased(node):
+            folding.before(node)
     for node, taken in folding.taken.items():
         region = norm_of(node)
         assert region is not None
@@ -68,7 +69,7 @@ class _Folding:
         self.taken: dict[Node, _Taken] = {}
         self._work, self._program = work, work.program
         graph = work.program.gm.graph
-        self._placement = Placement(graph)
+        self.placement = Placement(graph)
         self._weights = WeightValues(work.program, Effects(graph))
         self._weights.admit(n for n in graph.nodes if FOLD in n.meta)
 
@@ -78,7 +79,7 @@ class _Folding:
         if region is None or region.spec.post_factor == 1 or not self._work.may(norm, FOLD_FACTOR.name):
             return
         refusal = refusal_behind(norm, self._program, self._weights)
-        refusal = refusal or take_behind(norm, self._placement, self._program)
+        refusal = refusal or take_behind(norm, self.placement, self._program)
         self._settle([norm], norm.name, refusal)
 
     def before(self, product: Node) -> None:
@@ -93,18 +94,18 @@ class _Folding:
             return
         changed = [] if plan is None else [leaf.node for leaf in leaves_of(plan)]
         for norm in norms:
-            take_before(norm, factor, self._placement, self._program)
+            take_before(norm, factor, self.placement, self._program)
         if plan is not None and factor.beside is not None:
-            self._placement.substitute([(factor.value, factor.beside, plan)])
+            self.placement.substitute([(factor.value, factor.beside, plan)])
         product.replace_all_uses_with(factor.of)
-        self._placement.erase(product)
+        self.placement.erase(product)
         self._settle(norms, product.name, None, changed)
 
     def _settle(
         self, norms: list[Node], name: str, refusal: Refusal | None, changed: Sequence[Node] = ()
     ) -> None:
         """Note what happened to norms, with the weights that changed besides their own."""
-        self._weights.admit(self._placement.made)
+        self._weights.admit(self.placement.made)
         for norm in norms:
             if refusal is not None:
                 self._work.sites[norm].refuse(refusal, FOLD_FACTOR.name)
@@ -168,13 +169,13 @@ class _Folding:
             message = f"{described(factor.value)} is made of several parts of one value"
             return Refusal("raw_reader", message, factor.value.name)
         for leaf in leaves_of(plan):
-            refusal = refusal_of_large_tap(norm, leaf, self._placement, self._program)
+            refusal = refusal_of_large_tap(norm, leaf, self.placement, self._program)
             if refusal is not None:
                 return refusal
-        made = self._placement.weights(plan, factor.value)
+        made = self.placement.weights(plan, factor.value)
         refusal = refusal_of_overflow(norm, made, self._program)
         if refusal is not None:
-            self._placement.discard(made)
+            self.placement.discard(made)
         else:
             rest_on_range(self._program, norm, made)
         return refusal

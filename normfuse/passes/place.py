@@ -285,6 +285,10 @@ class Placement:
             self._raise(operand, before)
         before.prepend(node)
 
+    def is_erased(self, node: Node) -> bool:
+        """Whether a node is no longer in the graph, since what read it reads something else."""
+        return node in self._erased
+
     def erase(self, node: Node) -> None:
         """Remove a node and what only it needed."""
         stack = [node]
