@@ -128,9 +128,11 @@ def _read(
         placement.discard(made)
         _write_out(norm, change, basis, work, placement)
         return False
+    before = static_size(norm, move.axis)
     _put_core(norm, change.cores[norm], work)
+    now = static_size(norm, move.axis)
     for node, axis in pushed.carried:
-        resize(node, axis, static_size(norm, move.axis) or 0)
+        resize(node, axis, (channels_of(node, axis) if now == before else now) or 0)
     for read, values in behind:
         set_arguments(read.node, values)
         if read.has_shift:

@@ -78,6 +78,8 @@ class LegalForm:
             yield from _left_behind(work)
         if "lower" in self._passed:
             yield from _not_lowered(work)
+        if self._passed == {"capture"}:
+            self._agreement.take(work.program.gm.graph)
         yield from self._agreement.disagreements(work.program.gm.graph)
 
 

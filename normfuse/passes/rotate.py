@@ -36,9 +36,13 @@ def give_rotation(program: Program, matrix: Tensor) -> None:
     value = matrix.to(weights[0].device) if weights else matrix
     with graph.inserting_after(placeholders[-1]):
         node = graph.placeholder("rotation")
+    node.target = node.name  # an input of the model may be called so
+    taken, number = {i.name for i in program.inputs}, 1
+    while (name := "rotation" if number == 1 else f"rotation_{number}") in taken:
+        number += 1
     fake = next(t for n in placeholders if (t := tensor_of(n)) is not None)
     node.meta["val"] = fake.new_empty(value.shape, dtype=value.dtype, device=value.device)
-    program.inputs.append(Input(node, Role.CONSTANT, "rotation", value))
+    program.inputs.append(Input(node, Role.CONSTANT, name, value))
     program.rotation = node
 
 
@@ -54,8 +58,9 @@ def rotate(work: Work) -> None:
     read = {node: value for node in work.sites if (value := rms_axis(node)) is not None}
     sizes = {static_size(*value) for value in read.values()}
     if size not in sizes:
-        named = ", ".join(sorted(str(s) for s in sizes if s is not None)) or "no fixed number of"
-        raise OptionError(f"rotation is {size} x {size}, and the model's RMSNorms run over {named} channels")
+        named = ", ".join(sorted(str(s) for s in sizes if s is not None))
+        found = f"the model's RMSNorms run over {named} channels" if named else _why_none(work)
+        raise OptionError(f"rotation is {size} x {size}, and {found}")
 
     def reads(node: Node) -> Value | None:
         value = rms_axis(node)
@@ -69,6 +74,11 @@ def rotate(work: Work) -> None:
         work.report.notes.append(
             f"{written_out} values are rotated as the program runs, where no weight could take the rotation"
         )
+
+
+def _why_none(work: Work) -> str:
+    codes = dict.fromkeys(site.refusal.code for site in work.report.sites if site.refusal is not None)
+    return f"no norm of the model is or became an RMSNorm ({', '.join(codes) or 'it has none'})"
 
 
 def _never(site: Site) -> bool:
