@@ -19,7 +19,13 @@ def orthogonal(d: int, seed: int = 0) -> torch.Tensor:
 Q = orthogonal(D)
 
 
-@pytest.mark.parametrize("attack", [pytest.param(a.values[0], id=a.id) for a in ATTACKS])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        pytest.param(a.values[0], id=a.id, marks=[] if index % 2 else [pytest.mark.slow])
+        for index, a in enumerate(ATTACKS)
+    ],
+)
 def test_every_attack_on_recentring(attack):
     """Where no norm is one of so many channels and without a mean, the rotation is refused."""
     try:
