@@ -100,6 +100,8 @@ def _plan_widths(change: Change, basis: Basis) -> Refusal | None:
         if channels is None or basis.into.width(channels) < 1:
             message = f"the number of channels of {described(node)} is one, or only known when the graph runs"
             return Refusal("fixed_width", message, node.name)
+        if value == decision.cut and not _is_row_major(node):
+            return _layout(node)
         width = basis.into.width(channels)
         if width == channels:
             continue
@@ -139,14 +141,14 @@ def _keeps_precision(norm: Node, operands: Operands, move: Move, program: Progra
     return operands.shift is None or refusal_of_large_bias(norm, operands, move.dtype, program) is None
 
 
-def _is_row_major(norm: Node) -> bool:
-    result = tensor_of(norm)
+def _is_row_major(node: Node) -> bool:
+    result = tensor_of(node)
     return result is not None and is_row_major(result)
 
 
-def _layout(norm: Node) -> Refusal:
-    message = f"{described(norm)} gives values in an unusual order, which what would follow it does not keep"
-    return Refusal("layout", message, norm.name)
+def _layout(node: Node) -> Refusal:
+    message = f"{described(node)} gives values in an unusual order, which what would follow it does not keep"
+    return Refusal("layout", message, node.name)
 
 
 def _moved(norm: Node, axis: int, maps: Maps, basis: Basis, weights: WeightValues) -> Move | Refusal:
