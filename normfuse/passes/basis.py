@@ -87,7 +87,7 @@ def plan(stream: Stream, decision: Decision, basis: Basis, work: Work, weights: 
 def _torn(value: Value) -> Refusal:
     return Refusal(
         "mixed_stream",
-        f"{described(value[0])} is joined with values that something else reads as they are",
+        f"something that reads {described(value[0])}, or that it is made of, does not change with it",
         value[0].name,
     )
 
