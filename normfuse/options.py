@@ -25,9 +25,10 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "verify": ("off", "output", "sites", "thorough"),
     "allow": ("exact",),
     "memory": ("copy",),
+    "freeze": ("auto", "on", "off"),
 }
 #: Names and values that are settled and mean nothing yet.
-_NOT_YET = ("freeze", "lower")
+_NOT_YET = ("lower",)
 _NOT_YET_VALUES = {
     "allow": ("approximate",),
     "memory": ("in_place",),
@@ -56,6 +57,8 @@ class Options:
             ``"thorough"`` does so on every kind of hostile inputs.
         only, skip: rules by name.
         rotation: an orthogonal matrix in float64 to turn the stream by; for :func:`normfuse.rewrite`.
+        freeze: whether weights are compiled into the graph, and it is compiled again when they change:
+            ``"auto"`` on a CPU in inference, ``"on"``, ``"off"``.
         allow, memory: one choice each for now: exact rules, and copies beside the originals.
     """
 
@@ -70,6 +73,7 @@ class Options:
     skip: tuple[str, ...] = ()
     allow: str = "exact"
     memory: str = "copy"
+    freeze: str = "auto"
     rotation: torch.Tensor | None = field(default=None, compare=False)
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
@@ -96,6 +100,7 @@ class Options:
         values["skip"] = values.get("skip") or ()
         _check_together(values.get("only"), values["skip"], prefix)
         _check_basis(values, prefix)
+        _check_freezing(values, prefix)
         if values.get("rotation") is not None:
             values["rotation"] = _rotation(values, prefix)
         if values.get("expect") is not None:
@@ -169,6 +174,16 @@ def _check_basis(values: Mapping[str, Any], prefix: str) -> None:
         raise OptionError(f"{prefix}crms_basis goes with {prefix}target='crms_norm', not with {target!r}")
     if target == "crms_norm" and "compress" in values["skip"]:
         raise OptionError(f"{prefix}skip leaves out compress, which {prefix}target='crms_norm' asks for")
+
+
+def _check_freezing(values: Mapping[str, Any], prefix: str) -> None:
+    """Refuse to freeze where nothing is compiled."""
+    if prefix != PREFIX and "freeze" in values:
+        raise OptionError(
+            f"{prefix}freeze is for torch.compile; a rewritten program stores its weights anyway"
+        )
+    if values.get("freeze") == "on" and values.get("inner", "inductor") != "inductor":
+        raise OptionError(f"{prefix}freeze='on' goes with {prefix}inner='inductor', which compiles")
 
 
 def _rotation(values: Mapping[str, Any], prefix: str) -> torch.Tensor:

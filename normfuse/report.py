@@ -124,8 +124,10 @@ class Report:
     ``seconds`` is the time that normfuse itself took, ``centrings`` the number of explicit
     mean subtractions put into the graphs, ``folded`` the number of weights with a folded copy, and
     ``copied_bytes`` the memory that these hold beside the originals: a compiled graph keeps both, a rewritten
-    program only what is read. Of several models or layers that share a graph the first one counts. ``errors``
-    holds, where the sites were verified, the error of the outputs over the original's, by the inputs.
+    program only what is read. ``frozen`` is the number of graphs that were compiled with the weights in them,
+    and ``frozen_bytes`` the memory of those that are stored in another order for it. Of several models or
+    layers that share a graph the first one counts. ``errors`` holds, where the sites were verified, the error
+    of the outputs over the original's, by the inputs.
     ``breaks`` are the places at which Dynamo broke the model into several graphs, each with its reason.
     ``time`` is what all operators took before the rewrite, estimated from their sizes in bytes of memory
     traffic that would take as long; None where an operator is not known.
@@ -137,6 +139,8 @@ class Report:
     centrings: int = 0
     folded: int = 0
     copied_bytes: int = 0
+    frozen: int = 0
+    frozen_bytes: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
@@ -170,6 +174,8 @@ class Report:
         self.centrings += other.centrings
         self.folded += other.folded
         self.copied_bytes += other.copied_bytes
+        self.frozen += other.frozen
+        self.frozen_bytes += other.frozen_bytes
         self.seconds += other.seconds
         self.notes += [n for n in other.notes if n not in self.notes]
         self.breaks += [b for b in other.breaks if b not in self.breaks]
@@ -186,6 +192,8 @@ class Report:
             "centrings": self.centrings,
             "folded": self.folded,
             "copied_bytes": self.copied_bytes,
+            "frozen": self.frozen,
+            "frozen_bytes": self.frozen_bytes,
             "seconds": self.seconds,
             "notes": list(self.notes),
             "breaks": list(self.breaks),

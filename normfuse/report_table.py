@@ -52,15 +52,25 @@ _NOTHING = 0.005
 
 
 def _memory(report: Report) -> list[str]:
-    """One line that says what it costs."""
-    if not report.copied_bytes:
-        return []
-    size, unit = float(report.copied_bytes), "bytes"
+    """A line each that says what folding and freezing cost."""
+    lines = []
+    if report.copied_bytes:
+        lines.append(f"folded weights hold {_bytes(report.copied_bytes)} of memory beside the originals")
+    if report.frozen:
+        graphs = "1 graph holds" if report.frozen == 1 else f"{report.frozen} graphs hold"
+        size = _bytes(report.frozen_bytes)
+        lines.append(
+            f"{graphs} the weights as constants, {size} beside the originals, and checks them at every call"
+        )
+    return lines
+
+
+def _bytes(count: int) -> str:
+    size, unit = float(count), "bytes"
     for larger in ("kB", "MB", "GB", "TB"):
         if size >= 1000:
             size, unit = size / 1000, larger
-    shown = f"{size:.0f}" if unit == "bytes" or size >= 100 else f"{size:.3g}"
-    return [f"folded weights hold {shown} {unit} of memory beside the originals"]
+    return f"{size:.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.3g} {unit}"
 
 
 def headline(report: Report) -> str:

@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 
 from normfuse.folding import BrokenPremiseError, Fact
 
-__all__ = ["doubt", "doubted"]
+__all__ = ["doubt", "doubted", "graph_name"]
 
 
 @dataclass
@@ -35,7 +35,7 @@ _doubts: dict[str, list[_Doubt]] = {}
 
 def doubt(gm: GraphModule, broken: BrokenPremiseError) -> None:
     """Remember what did not hold for the weights of this call of a Dynamo graph."""
-    name = _name(gm)
+    name = graph_name(gm)
     kept = [one for one in _doubts.get(name, []) if one.lasts]
     _doubts[name] = [*kept, _Doubt(weakref.ref(broken.weight), broken.facts)]
 
@@ -46,13 +46,13 @@ def doubted(gm: GraphModule) -> frozenset[Fact]:
         return frozenset()
     for name in [n for n, found in _doubts.items() if not any(one.lasts for one in found)]:
         del _doubts[name]
-    found = [one for one in _doubts.get(_name(gm), []) if one.lasts]
+    found = [one for one in _doubts.get(graph_name(gm), []) if one.lasts]
     for one in found:
         one.is_new = False
     return frozenset(fact for one in found for fact in one.facts)
 
 
-def _name(gm: GraphModule) -> str:
+def graph_name(gm: GraphModule) -> str:
     """The same for graphs that Dynamo makes of the same code for the same types of inputs."""
     return "\n".join(f"{n.op} {n.target} {n.args} {n.kwargs} {_facts(n.meta)}" for n in gm.graph.nodes)
 

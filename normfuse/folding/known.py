@@ -12,7 +12,7 @@ from normfuse.folding.contents import TURNS, Bytes, Words
 from normfuse.folding.sampled import Sampled, are_unchanged
 from normfuse.folding.watch import Watch
 
-__all__ = ["NOTHING", "Check", "Known"]
+__all__ = ["NOTHING", "Check", "Known", "takes_turns"]
 
 #: Where a source stands among the inputs, who it was, version, address, dtype, shape and strides.
 Check = tuple[int, weakref.ref[torch.Tensor], int, int, torch.dtype, torch.Size, tuple[int, ...]]
@@ -80,3 +80,21 @@ class Known(NamedTuple):
 
 
 NOTHING = Known(-1, [], [], [], [], [], [], ())
+
+#: Which compiled graph was called last with the weights of a model, by the identity of the first of them.
+_latest: dict[int, int] = {}
+#: So many models are remembered.
+_MANY = 1000
+
+
+def takes_turns(key: int, number: int) -> bool:
+    """Whether another graph than the one of this ``number`` was called last with the weights called ``key``.
+
+    The model may have been changed between the two, as between training and evaluation.
+    """
+    if _latest.get(key) == number:
+        return False
+    if len(_latest) >= _MANY:
+        _latest.clear()
+    _latest[key] = number
+    return True

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import count
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 
 from normfuse.folding import store
-from normfuse.folding.known import NOTHING, Check, Known
+from normfuse.folding.known import NOTHING, Check, Known, takes_turns
 from normfuse.folding.premise import Asked, BrokenPremiseError
 from normfuse.folding.recipe import Recipe
 from normfuse.folding.store import LOCK, FoldedWeight, Owner
@@ -21,16 +20,7 @@ __all__ = ["Slot", "Slots"]
 _Identity = tuple[Any, ...]
 #: So much is remembered of what was found before.
 _MANY = 1000
-#: Which compiled graph was called last with the weights of a model, by the identity of the first of them.
-_latest: dict[int, int] = {}
-_numbers = count()
 _shared: WeakValueDictionary[tuple[str, _Identity], FoldedWeight] = WeakValueDictionary()
-
-
-def _note_latest(key: int, number: int) -> None:
-    if len(_latest) >= _MANY:
-        _latest.clear()
-    _latest[key] = number
 
 
 def _identity(sources: Sequence[torch.Tensor]) -> _Identity:
@@ -127,8 +117,14 @@ class Slots:
         self._judged: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._known: dict[int, Known] = {}
         self._first = min((p for slot in slots for p in slot.positions), default=0)
-        self._number, self._calls = next(_numbers), 0
+        self._number, self._calls = next(store.numbers), 0
         store.register(self)
+
+    @property
+    def places(self) -> set[int]:
+        """Where the inputs stand that anything here depends on."""
+        asked = {p for premise in self._premises for places in premise.positions for p in places}
+        return asked | {p for slot in self._slots for p in slot.positions}
 
     def let_go(self) -> None:
         """Hold no folded tensor until the next call."""
@@ -151,10 +147,8 @@ class Slots:
         self._calls += 1
         if known.epoch != store.epoch or not known.holds_for(inputs, self._calls):
             return self._look_up(inputs)
-        if _latest.get(key) != self._number:
-            if not known.looks_unchanged():
-                return self._look_up(inputs)
-            _note_latest(key, self._number)
+        if takes_turns(key, self._number) and not known.looks_unchanged():
+            return self._look_up(inputs)
         return known.tensors
 
     def _look_up(self, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
@@ -186,7 +180,7 @@ class Slots:
         kept = {key: one for key, one in self._known.items() if one.epoch == store.epoch}
         key = id(inputs[self._first])
         self._known = {**kept, key: known}
-        _note_latest(key, self._number)
+        takes_turns(key, self._number)
 
     def _ask_again(self, found: Sequence[FoldedWeight], inputs: Sequence[Any]) -> None:
         numbers, refolds = tuple(f.number for f in found), tuple(f.refolds for f in found)

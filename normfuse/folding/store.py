@@ -23,7 +23,8 @@ from normfuse.folding.watch import Watch
 from normfuse.torch_compat import outside_tracing, storage_id, storage_is_abandoned
 
 __all__ = [
-    "LOCK", "FoldedWeight", "Holder", "Owner", "forget", "has_folded", "invalidate", "living", "register",
+    "LOCK", "FoldedWeight", "Holder", "Owner", "Reader", "forget", "has_folded", "invalidate", "living",
+    "numbers", "readers", "register",
 ]  # fmt: skip
 
 Owner = weakref.ref[torch.nn.Module]
@@ -32,10 +33,11 @@ Owner = weakref.ref[torch.nn.Module]
 LOCK = RLock()
 #: Counts the changes of all folded weights: while it stands still, what was looked up holds.
 epoch = 0
-_alive: WeakSet[FoldedWeight] = WeakSet()
-#: The folded weights by the storages of their sources, which they hold.
-_reading: dict[int, WeakSet[FoldedWeight]] = {}
-_numbers = count()
+_alive: WeakSet[Reader] = WeakSet()
+#: Who has read which storages; those are held as long as they have readers.
+_reading: dict[int, WeakSet[Reader]] = {}
+#: Tells readers, and compiled graphs, from one another.
+numbers = count()
 
 
 class Holder(Protocol):
@@ -65,33 +67,28 @@ class _Stamp(NamedTuple):
         )
 
 
-class FoldedWeight:
-    """One folded tensor and the state of the sources it was made of.
+class Reader:
+    """Something that was made of weights, and the state of those when it was.
 
     It is released when one of ``owners`` goes, the modules that hold the sources; without owners, when a
     source goes. ``watched`` are the sources, by number, that may be running statistics, with owners.
-    ``is_lent`` says that autograd may have saved the tensor, which nothing may write to from then on.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
         sources: Sequence[torch.Tensor],
         owners: Sequence[Owner] = (),
         watched: Mapping[int, Owner | None] | None = None,
     ) -> None:
-        self.recipe, self.number = recipe, next(_numbers)
+        self.number = next(numbers)
         self._watched = dict(watched or {})
         self.watches: list[Watch] = []
-        self.refolds = 0
-        self.is_lent = False
         self._is_writing: Callable[[], bool] | None = None
         self._has_owners = any(owner() is not None for owner in owners)
         self.stamps: list[_Stamp] = []
         self.sources: list[weakref.ref[torch.Tensor]] = []
         self._storages: list[torch.UntypedStorage] = []
         self._note(sources)
-        self.tensor = recipe.compute(sources)
         _alive.add(self)
         for owner in owners:
             if (module := owner()) is not None:
@@ -112,35 +109,18 @@ class FoldedWeight:
         _advance()
 
     def is_current(self, sources: Sequence[torch.Tensor]) -> bool:
-        """Whether the sources are the ones that were folded, unchanged."""
+        """Whether the sources are the ones that were read, unchanged."""
         if self.is_unsettled or self.stamps != [_Stamp.of(s) for s in sources]:
             return False
         if any(known() is not s for known, s in zip(self.sources, sources, strict=True)):
             return False
         return not any(watch.has_changed() for watch in self.watches)
 
-    def agrees(self, sources: Sequence[torch.Tensor]) -> bool:
-        """Whether the sources, read once more, give the tensor bit by bit."""
-        return torch.equal(self.recipe.compute(sources), self.tensor)
-
-    def refold(self, sources: Sequence[torch.Tensor]) -> None:
-        """Compute the tensor again, into the same memory where autograd cannot have saved it."""
-        self._note(sources)
-        try:
-            fresh = self.recipe.compute(sources)
-            with outside_tracing():
-                self.tensor = fresh if self.is_lent else self.tensor.copy_(fresh)
-            self.is_lent = False
-        except BaseException:
-            self.forget()
-            raise
-        self.refolds += 1
-
     @property
     def is_unsettled(self) -> bool:
         """Whether a known writer may write to the sources at any moment.
 
-        When it has come to its end, what was folded meanwhile is folded once more.
+        When it has come to its end, what was read meanwhile is read once more.
         """
         if self._is_writing is not None and not self._is_writing():
             self._is_writing = None
@@ -152,13 +132,12 @@ class FoldedWeight:
         self._is_writing = is_writing
 
     def forget(self) -> None:
-        """Make the next call fold again."""
+        """Make the next call read the sources again."""
         self.stamps[:] = [stamp._replace(version=-1) for stamp in self.stamps]
         _advance()
 
     def release(self) -> None:
         """Give the memory back: the model is gone."""
-        self.tensor = torch.empty(0)
         self.stamps.clear()
         self.sources.clear()
         self.watches = []
@@ -177,16 +156,58 @@ class FoldedWeight:
         return any(storage_is_abandoned(s) for s in self._storages)
 
     def lies_at(self, places: Sequence[tuple[Any, ...]]) -> bool:
-        """Whether it was folded from the memory at these addresses; they come first in each place."""
+        """Whether it was made from the memory at these addresses; they come first in each place."""
         return bool(self.stamps) and all(
             stamp.address == place[0] for stamp, place in zip(self.stamps, places, strict=True)
         )
 
     def can_serve(self, sources: Sequence[torch.Tensor]) -> bool:
-        """Whether sources like these give a tensor like this one."""
+        """Whether sources like these give the same kind of result."""
         return not self.is_released and all(
             stamp[2:] == _Stamp.of(s)[2:] for stamp, s in zip(self.stamps, sources, strict=True)
         )
+
+
+class FoldedWeight(Reader):
+    """One folded tensor and the state of the sources it was made of.
+
+    ``is_lent`` says that autograd may have saved the tensor, which nothing may write to from then on.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        sources: Sequence[torch.Tensor],
+        owners: Sequence[Owner] = (),
+        watched: Mapping[int, Owner | None] | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.refolds = 0
+        self.is_lent = False
+        super().__init__(sources, owners, watched)
+        self.tensor = recipe.compute(sources)
+
+    def agrees(self, sources: Sequence[torch.Tensor]) -> bool:
+        """Whether the sources, read once more, give the tensor bit by bit."""
+        return torch.equal(self.recipe.compute(sources), self.tensor)
+
+    def refold(self, sources: Sequence[torch.Tensor]) -> None:
+        """Compute the tensor again, into the same memory where autograd cannot have saved it."""
+        self._note(sources)
+        try:
+            fresh = self.recipe.compute(sources)
+            with outside_tracing():
+                self.tensor = fresh if self.is_lent else self.tensor.copy_(fresh)
+            self.is_lent = False
+        except BaseException:
+            self.forget()
+            raise
+        self.refolds += 1
+
+    def release(self) -> None:
+        """Give the memory back: the model is gone."""
+        self.tensor = torch.empty(0)
+        super().release()
 
 
 def register(holder: Holder) -> None:
@@ -200,49 +221,56 @@ def _advance() -> None:
         epoch += 1
 
 
-def _release(folded: weakref.ref[FoldedWeight]) -> None:
-    alive = folded()
+def _release(reader: weakref.ref[Reader]) -> None:
+    alive = reader()
     if alive is not None:
         alive.release()
 
 
-def _releasing(folded: weakref.ref[FoldedWeight]) -> Callable[[object], None]:
+def _releasing(reader: weakref.ref[Reader]) -> Callable[[object], None]:
     """For a reference to a source: what happens when the source goes."""
-    return lambda _: _release(folded)
+    return lambda _: _release(reader)
 
 
-def _note_reader(folded: FoldedWeight, storages: Iterable[torch.UntypedStorage]) -> None:
+def _note_reader(reader: Reader, storages: Iterable[torch.UntypedStorage]) -> None:
     with LOCK:
         if len(_reading) > 8 * len(_alive) + 1000:
             for key in [k for k, readers in _reading.items() if not readers]:
                 del _reading[key]
         for storage in storages:
-            _reading.setdefault(storage._cdata, WeakSet()).add(folded)
+            _reading.setdefault(storage._cdata, WeakSet()).add(reader)
 
 
 def has_folded() -> bool:
-    """Whether there is any folded weight."""
+    """Whether anything was made of weights that might change."""
     return bool(_reading) and len(_alive) > 0
 
 
-def forget(tensors: Iterable[torch.Tensor]) -> set[FoldedWeight]:
-    """Fold again, at their next use, the weights that read the memory of ``tensors``; which those are."""
+def forget(tensors: Iterable[torch.Tensor]) -> set[Reader]:
+    """Make anew, at its next use, whatever was made of the memory of ``tensors``; what that is."""
     with LOCK:
-        found: set[FoldedWeight] = set()
+        found: set[Reader] = set()
         for tensor in tensors:
             found.update(_reading.get(storage_id(tensor) or 0, ()))
-        for folded in found:
-            folded.forget()
+        for reader in found:
+            reader.forget()
     return found
+
+
+def readers() -> list[Reader]:
+    """Everything that is made of weights and kept."""
+    return [reader for reader in _alive if not reader.is_released]
 
 
 def living() -> list[FoldedWeight]:
     """Every folded weight that holds memory."""
-    return [f for f in _alive if not f.is_released]
+    return [reader for reader in readers() if isinstance(reader, FoldedWeight)]
 
 
 def invalidate(model: torch.nn.Module) -> int:
-    """Fold the weights of ``model`` again at the next call; returns how many folded tensors that concerns.
+    """Make what is made of the weights of ``model`` anew at the next call; returns how many things that are.
+
+    Those are folded weights, and graphs that were compiled with the weights in them (``normfuse.freeze``).
 
     Needed after a change of a few entries that raises no version counter: through ``.data``, NumPy, a kernel
     of your own or another process. In-place operators, ``load_state_dict``, every ``torch.optim.Optimizer``,

@@ -1,0 +1,140 @@
+"""Whether a graph is compiled with its weights in it, and which of them.
+
+Floating parameters, and whatever was folded, become constants where a product or a convolution reads them.
+What the graph writes to or returns stays an input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from normfuse.errors import OptionError
+from normfuse.folding import is_refilled
+from normfuse.folding.frozen import living_frozen
+from normfuse.freezing.machine import machine_memory
+from normfuse.freezing.products import Product, products
+from normfuse.freezing.steadiness import why_unsteady
+from normfuse.ir.effects import Effects
+from normfuse.ir.program import Program, Role
+from normfuse.options import Options
+
+__all__ = ["Freezing", "plan_freezing"]
+
+#: ``"auto"`` lets the constants of all models take this share of the machine's memory.
+_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Freezing:
+    """What becomes constant: ``places`` of inputs, and the products that read them."""
+
+    places: tuple[int, ...]
+    products: tuple[Product, ...]
+
+    @property
+    def rows(self) -> int:
+        """The most rows that a product reads."""
+        return max(product.rows for product in self.products)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the weights that products read, each of which is stored again in another order."""
+        sizes = {product.weight: product.bytes for product in self.products}
+        return sum(sizes.values())
+
+
+def plan_freezing(
+    options: Options,
+    settings: Mapping[str, Any],
+    program: Program,
+    folded: Sequence[Node],
+    example_inputs: Sequence[Any],
+    name: str,
+) -> tuple[Freezing | None, str]:
+    """What to freeze of a graph of this ``name``, or why nothing; no reason is given where that is plain.
+
+    The graph takes the inputs of ``program``, and then those that are ``folded``.
+
+    Raises:
+        OptionError: where it was asked for and cannot be.
+    """
+    obstacle = _obstacle(options, settings, program, example_inputs)
+    if obstacle is not None:
+        if obstacle and options.freeze == "on":
+            raise OptionError(f"normfuse.freeze='on' is not possible here: {obstacle}")
+        return None, "" if obstacle in _PLAIN else obstacle
+    unsteady = why_unsteady(name)
+    if unsteady:
+        return None, unsteady
+    return _planned(options, program, folded)
+
+
+_RECORDS = "gradients are recorded; call the model under torch.no_grad()"
+_ELSEWHERE = "the model is not on a CPU, where alone frozen weights are faster and their changes seen in time"
+_PLAIN = ("", _RECORDS, _ELSEWHERE)
+
+
+def _obstacle(
+    options: Options, settings: Mapping[str, Any], program: Program, example_inputs: Sequence[Any]
+) -> str | None:
+    if options.freeze == "off" or options.inner != "inductor" or "freezing" in settings:
+        return ""
+    if program.grad_enabled:
+        return _RECORDS
+    tensors = [value for value in example_inputs if isinstance(value, torch.Tensor)]
+    if any(value.device.type != "cpu" for value in tensors):
+        return _ELSEWHERE
+    for given in program.inputs:
+        if given.is_weight and (obstacle := _cannot_watch(given.value)):
+            return f"{given.name} {obstacle}"
+        if given.is_sharded:
+            return f"{given.name} is sharded, and gathered anew for every call"
+    return None
+
+
+def _cannot_watch(value: torch.Tensor) -> str:
+    if value.is_inference():
+        return "was made under torch.inference_mode(), so its changes are not counted"
+    if type(value) not in (torch.Tensor, torch.nn.Parameter) or value.layout != torch.strided:
+        return f"is a {type(value).__name__} of layout {value.layout}, whose memory cannot be watched"
+    return "is filled anew for every call" if is_refilled(value) else ""
+
+
+def _planned(options: Options, program: Program, folded: Sequence[Node]) -> tuple[Freezing | None, str]:
+    graph = program.gm.graph
+    given = [n for n in graph.nodes if n.op == "placeholder"]
+    constant = _staying(_candidates(given, program, folded), graph)
+    found = products(graph, constant)
+    if not found:
+        return None, "no product or convolution reads a weight" if options.freeze == "on" else ""
+    plan = Freezing(tuple(given.index(n) for n in constant), tuple(found))
+    held = sum(one.bytes for one in living_frozen())
+    if options.freeze == "auto" and plan.bytes + held > _SHARE * machine_memory():
+        return None, (
+            f"constants of {(plan.bytes + held) / 2**30:.1f} GiB would take more than {_SHARE:.0%} of this "
+            "machine's memory; normfuse.freeze='on' freezes all the same"
+        )
+    return plan, ""
+
+
+def _candidates(given: Sequence[Node], program: Program, folded: Sequence[Node]) -> list[Node]:
+    """Floating parameters and folded weights."""
+    is_weight = [i.role is Role.PARAMETER and i.value.is_floating_point() for i in program.inputs]
+    return [node for node, is_one in zip(given, is_weight, strict=False) if is_one] + list(folded)
+
+
+def _staying(nodes: Sequence[Node], graph: Graph) -> list[Node]:
+    """Those inputs that the graph neither writes to nor returns, as they are or as a view."""
+    effects = Effects(graph)
+    returned = set[int]()
+    for node in graph.output_node().all_input_nodes:
+        returned |= effects.memory(node) | effects.storages(node)
+    return [
+        node for node in nodes
+        if not effects.is_written(node) and returned.isdisjoint(effects.storages(node))
+    ]  # fmt: skip

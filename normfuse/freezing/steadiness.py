@@ -1,0 +1,67 @@
+"""Weights that keep changing are not compiled into a graph again and again.
+
+A change costs a compilation. The first is free; from then on a graph has to be called a thousand times for
+each, on average, or it is compiled without its weights from then on, for as long as the weights live.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+__all__ = ["give_up", "note_change", "why_unsteady"]
+
+CALLS_PER_CHANGE = 1000
+_OFTEN = "its weights changed more often than once in 1,000 calls"
+
+
+@dataclass
+class _History:
+    """What was seen of the weights of one graph."""
+
+    weights: list[weakref.ref[torch.Tensor]] = field(default_factory=list)
+    changes: int = 0
+    calls: int = 0
+    reason: str = ""
+
+    def holds(self) -> bool:
+        return any(weight() is not None for weight in self.weights)
+
+
+_histories: dict[str, _History] = {}
+
+
+def note_change(graph: str, weights: Iterable[torch.Tensor], calls: int) -> str:
+    """A graph was called ``calls`` times, and then with other weights; why it is frozen no more, if so."""
+    history = _history(graph, weights)
+    history.changes += 1
+    history.calls += calls
+    if history.calls < CALLS_PER_CHANGE * (history.changes - 1):
+        history.reason = history.reason or _OFTEN
+    return history.reason
+
+
+def give_up(graph: str, weights: Iterable[torch.Tensor], reason: str) -> None:
+    """Do not freeze a graph with these weights any more."""
+    _history(graph, weights).reason = reason
+
+
+def why_unsteady(graph: str) -> str:
+    """Why a graph is not to be frozen again; empty where it may be."""
+    history = _histories.get(graph)
+    if history is not None and not history.holds():
+        del _histories[graph]
+        return ""
+    return "" if history is None else history.reason
+
+
+def _history(graph: str, weights: Iterable[torch.Tensor]) -> _History:
+    for gone in [name for name, one in _histories.items() if not one.holds()]:
+        del _histories[gone]
+    history = _histories.setdefault(graph, _History())
+    known = {id(weight()) for weight in history.weights}
+    history.weights += [weakref.ref(w) for w in weights if id(w) not in known]
+    return history
