@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from normfuse.torch_compat import graph_module
+
 __all__ = ["with_constants"]
 
 
@@ -18,7 +20,7 @@ def with_constants(module: GraphModule, values: Mapping[int, torch.Tensor]) -> t
     """
     graph, nodes = Graph(), dict[Node, Node]()
     graph.output(graph.graph_copy(module.graph, nodes))
-    made = GraphModule(module, graph)
+    made = graph_module(module, graph)
     kept: list[int] = []
     for place, original in enumerate([n for n in module.graph.nodes if n.op == "placeholder"]):
         node = nodes[original]
@@ -28,7 +30,6 @@ def with_constants(module: GraphModule, values: Mapping[int, torch.Tensor]) -> t
             kept.append(place)
         else:
             graph.erase_node(node)
-    made.recompile()
     return made, kept
 
 

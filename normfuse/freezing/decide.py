@@ -68,9 +68,9 @@ def plan_freezing(
         if obstacle and options.freeze == "on":
             raise OptionError(f"normfuse.freeze='on' is not possible here: {obstacle}")
         return None, "" if obstacle in _PLAIN else obstacle
-    unsteady = why_unsteady(name)
-    if unsteady:
-        return None, unsteady
+    reason = why_unsteady(name) or _refilled(program)
+    if reason:
+        return None, reason
     return _planned(options, program, folded)
 
 
@@ -92,8 +92,6 @@ def _obstacle(
     for given in program.inputs:
         if given.is_weight and (obstacle := _cannot_watch(given.value)):
             return f"{given.name} {obstacle}"
-        if given.is_sharded:
-            return f"{given.name} is sharded, and gathered anew for every call"
     return None
 
 
@@ -102,13 +100,24 @@ def _cannot_watch(value: torch.Tensor) -> str:
         return "was made under torch.inference_mode(), so its changes are not counted"
     if type(value) not in (torch.Tensor, torch.nn.Parameter) or value.layout != torch.strided:
         return f"is a {type(value).__name__} of layout {value.layout}, whose memory cannot be watched"
-    return "is filled anew for every call" if is_refilled(value) else ""
+    return ""
+
+
+def _refilled(program: Program) -> str:
+    """Which weight changes without a count, as those of sharded models do at every call; empty for none."""
+    for given in program.inputs:
+        if given.is_sharded or (given.is_weight and is_refilled(given.value)):
+            return f"{given.name} is filled anew, as weights of sharded models are for every call"
+    return ""
 
 
 def _planned(options: Options, program: Program, folded: Sequence[Node]) -> tuple[Freezing | None, str]:
     graph = program.gm.graph
+    effects = Effects(graph)
     given = [n for n in graph.nodes if n.op == "placeholder"]
-    constant = _staying(_candidates(given, program, folded), graph)
+    if _writes_to_several(given, effects):
+        return None, "it writes to memory that several of its inputs lie in"
+    constant = _staying(_candidates(given, program, folded), graph, effects)
     found = products(graph, constant)
     if not found:
         return None, "no product or convolution reads a weight" if options.freeze == "on" else ""
@@ -128,9 +137,14 @@ def _candidates(given: Sequence[Node], program: Program, folded: Sequence[Node])
     return [node for node, is_one in zip(given, is_weight, strict=False) if is_one] + list(folded)
 
 
-def _staying(nodes: Sequence[Node], graph: Graph) -> list[Node]:
+def _writes_to_several(given: Sequence[Node], effects: Effects) -> bool:
+    """Whether inputs that are views of one another are written, for which Inductor passes others."""
+    written = [memory for node in given if effects.is_written(node) for memory in effects.storages(node)]
+    return len(set(written)) < len(written)
+
+
+def _staying(nodes: Sequence[Node], graph: Graph, effects: Effects) -> list[Node]:
     """Those inputs that the graph neither writes to nor returns, as they are or as a view."""
-    effects = Effects(graph)
     returned = set[int]()
     for node in graph.output_node().all_input_nodes:
         returned |= effects.memory(node) | effects.storages(node)

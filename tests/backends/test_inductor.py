@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import normfuse
-from normfuse.backends import compile as compile_module
+from normfuse.backends import inner as inner_module
 from tests.backends.networks import example, prenorm
 
 
@@ -33,9 +33,9 @@ def test_folded_weights_are_static_inputs(monkeypatch: pytest.MonkeyPatch) -> No
         seen.append((count, _try_get_metadata_from_dynamo(gm, {}.keys(), count, [])[1]))
         return gm
 
-    monkeypatch.setattr(compile_module, "run_inner", look)
+    monkeypatch.setattr(inner_module, "run_inner", look)
     with torch.no_grad():
-        torch.compile(prenorm(), backend=normfuse.normfuse_backend)(example())
+        torch.compile(prenorm(), backend="normfuse", options={"normfuse.freeze": "off"})(example())
     ((count, static),) = seen
     assert normfuse.last_report().folded == 12
     assert set(range(count - 12, count)) <= set(static)
@@ -50,9 +50,25 @@ def test_a_second_compilation_comes_from_the_cache() -> None:
             torch._dynamo.reset()
             counters.clear()
             model = prenorm(seed, torch.float32, width=24)
-            fast = torch.compile(model, backend="normfuse")
+            fast = torch.compile(model, backend="normfuse", options={"normfuse.freeze": "off"})
             assert torch.allclose(fast(x), model(x), atol=1e-4)
     assert counters["aot_autograd"]["autograd_cache_hit"] == 1
+
+
+def test_a_frozen_graph_is_tuned_once() -> None:
+    """Inductor's cache takes no graph with packed weights; what it chose for a product it remembers."""
+    x = example(dtype=torch.float32)
+    tuned = []
+    with torch.no_grad():
+        for seed in (5, 6):
+            torch._dynamo.reset()
+            counters.clear()
+            model = prenorm(seed, torch.float32, width=20)
+            fast = torch.compile(model, backend="normfuse", options={"normfuse.freeze": "on"})
+            assert torch.allclose(fast(x), model(x), atol=1e-4)
+            assert normfuse.last_report(fast).frozen == 1
+            tuned.append(counters["inductor"]["select_algorithm_autotune"])
+    assert tuned[1] == 0
 
 
 def test_dynamic_shapes_compile_as_often_as_with_inductor() -> None:

@@ -11,6 +11,7 @@ import normfuse
 from tests.changes import ways  # noqa: F401
 from tests.changes.models import image, network
 from tests.changes.registry import WAYS, Way, page
+from tests.freezing.holding import hold
 
 PAGE = Path(__file__).parents[2] / "docs" / "changing-weights.md"
 #: In float64, a few hundred roundings deep.
@@ -18,12 +19,14 @@ BOUND = 1e-11
 
 
 class Compiled:
-    def __init__(self) -> None:
+    def __init__(self, frozen: bool) -> None:
         torch._dynamo.reset()
         self.model = network()
-        self._fast = torch.compile(self.model, backend="normfuse", options={"normfuse.inner": "eager"})
+        options = {"normfuse.freeze": "on"} if frozen else {"normfuse.inner": "eager"}
+        self._fast = torch.compile(self.model, backend="normfuse", options=options)
         self.difference()
         assert normfuse.last_report().after == {"rms_norm": 3}
+        assert normfuse.last_report().frozen == frozen
 
     def difference(self) -> float:
         with torch.no_grad():
@@ -35,9 +38,12 @@ class Compiled:
             return self.model(image())
 
 
+@pytest.mark.parametrize("frozen", [False, True], ids=["folded", "frozen"])
 @pytest.mark.parametrize("one", [pytest.param(w, id=w.change.__name__) for w in WAYS])
-def test_a_change(one: Way) -> None:
-    compiled = Compiled()
+def test_a_change(one: Way, frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if frozen:
+        hold(monkeypatch)
+    compiled = Compiled(frozen)
     for again in range(3):
         before = compiled.answers()
         torch.manual_seed(again)

@@ -1,0 +1,101 @@
+"""A graph compiled with its weights in it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch._dynamo.exc import TorchDynamoException
+from torch.fx import GraphModule
+
+from normfuse.backends import inner
+from normfuse.backends.doubts import graph_name
+from normfuse.backends.dynamo import compiled_again
+from normfuse.backends.inner import without_autocast
+from normfuse.backends.ready import Ready, RewrittenGraph, check_rewritten, fake_of, is_watched
+from normfuse.capture.autocasting import is_autocast_enabled
+from normfuse.errors import NormfuseError, cause, is_strict
+from normfuse.folding import Slots
+from normfuse.folding.frozen import FrozenWeights
+from normfuse.freezing.call import FrozenCall
+from normfuse.freezing.constants import with_constants
+from normfuse.freezing.decide import Freezing, plan_freezing
+from normfuse.freezing.tuning import quiet, settings_for
+from normfuse.ir.program import Program
+from normfuse.options import Options
+from normfuse.torch_compat import autocast_off
+
+__all__ = ["compile_frozen"]
+
+log = logging.getLogger("normfuse")
+
+
+def compile_frozen(
+    gm: GraphModule,
+    graph: Ready,
+    rewritten: RewrittenGraph,
+    example_inputs: Sequence[Any],
+    options: Options,
+    settings: Mapping[str, Any],
+) -> FrozenCall | None:
+    """The graph with its weights as constants, or None and, unless it is plain, a note that says why not."""
+    program, report = rewritten.program, rewritten.report
+    plan, reason = plan_freezing(options, settings, program, graph.folded, example_inputs, graph_name(gm))
+    if plan is None:
+        if reason:
+            report.notes.append(f"a graph is compiled without its weights in it: {reason}")
+        return None
+    try:
+        return _compiled(gm, graph, rewritten, example_inputs, plan, options, settings)
+    except (TorchDynamoException, NormfuseError):
+        raise
+    except Exception as error:
+        if is_strict():
+            raise
+        report.notes.append(f"a graph is compiled without its weights in it: {cause(error)}")
+        log.info("freezing failed", exc_info=error)
+        return None
+
+
+def _compiled(
+    gm: GraphModule,
+    graph: Ready,
+    rewritten: RewrittenGraph,
+    example_inputs: Sequence[Any],
+    plan: Freezing,
+    options: Options,
+    settings: Mapping[str, Any],
+) -> FrozenCall:
+    program, report = rewritten.program, rewritten.report
+    state = _state(graph_name(gm), plan, graph.slots, program, example_inputs)
+    tensors = graph.slots.tensors(example_inputs)
+    check_rewritten(gm, rewritten, example_inputs, tensors)
+    given = [*example_inputs, *tensors, *graph.constants]
+    first = len(example_inputs) + len(tensors)
+    values = {place: given[place] for place in (*plan.places, *range(first, len(given)))}
+    module, kept = with_constants(graph.module, values)
+    fakes = [fake_of(v, rewritten.fake_mode) if p >= len(example_inputs) else v for p, v in enumerate(given)]
+    tuned = settings_for(plan.products, settings)
+    with autocast_off(), torch.no_grad(), quiet(tuned):
+        compiled = inner.run_inner(module, [fakes[p] for p in kept], options, tuned)
+    if is_autocast_enabled():
+        compiled = without_autocast(compiled)
+    state.compiled = compiled
+    report.frozen, report.frozen_bytes, report.copied_bytes = 1, plan.bytes, 0
+    return FrozenCall(state, kept, gm, compiled_again())
+
+
+def _state(
+    graph: str, plan: Freezing, slots: Slots, program: Program, example_inputs: Sequence[Any]
+) -> FrozenWeights:
+    """The weights that the constants are made of, as they are now."""
+    inputs = program.inputs
+    places = sorted(slots.places | {p for p in plan.places if p < len(inputs)})
+    owners = {id(o): o for p in places if (o := inputs[p].owner) is not None}
+    watched = {i: inputs[p].owner for i, p in enumerate(places) if is_watched(inputs[p].node, program)}
+    sources = [example_inputs[p] for p in places]
+    state = FrozenWeights(graph, places, sources, list(owners.values()), watched)
+    state.rows, state.bytes = plan.rows, plan.bytes
+    return state

@@ -1,0 +1,170 @@
+"""What is frozen, and the reasons why not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import normfuse
+from normfuse.backends import inner as backend
+from normfuse.freezing import decide
+from normfuse.report import Report
+from tests.backends.networks import example, prenorm
+from tests.freezing.holding import compilations, hold
+
+
+def report_of(model: nn.Module, x: torch.Tensor | None = None, **options: Any) -> Report:
+    given = {f"normfuse.{name}": value for name, value in options.items()}
+    fast = torch.compile(model, backend="normfuse", options=given)
+    fast(example() if x is None else x)
+    return normfuse.last_report(fast)
+
+
+def test_auto_freezes_in_inference(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch)
+    model = prenorm()
+    with torch.no_grad():
+        report = report_of(model)
+    assert report.frozen == 1
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    assert report.frozen_bytes == sum(w.numel() * w.element_size() for w in weights)
+    assert report.copied_bytes == 0
+    assert "1 graph holds the weights as constants" in str(report)
+    assert report.to_dict()["frozen"] == 1
+    assert all(settings["freezing"] for settings in compilations)
+
+
+@pytest.mark.parametrize("freeze", ["auto", "off"])
+def test_nothing_is_frozen_where_gradients_are_recorded(freeze: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch)
+    report = report_of(prenorm(), freeze=freeze)
+    assert report.frozen == 0
+    assert not [note for note in report.notes if "without its weights" in note]
+    assert not any("freezing" in settings for settings in compilations)
+
+
+def test_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch)
+    with torch.no_grad():
+        assert report_of(prenorm(), freeze="off").frozen == 0
+
+
+def test_a_model_without_norms_is_frozen_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)).double().eval()
+    x = torch.randn(4, 6, dtype=torch.float64)
+    with torch.no_grad():
+        fast = torch.compile(model, backend="normfuse")
+        torch.testing.assert_close(fast(x), model(x))
+        assert normfuse.last_report(fast).frozen == 1
+        model[0].bias.add_(1)
+        torch.testing.assert_close(fast(x), model(x))
+
+
+def test_on_with_gradients_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch)
+    with pytest.raises(
+        normfuse.OptionError, match=r"freeze='on' is not possible here: gradients are recorded"
+    ):
+        report_of(prenorm(), freeze="on")
+
+
+def test_weights_that_cannot_be_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch)
+    with torch.inference_mode():
+        model = nn.Linear(4, 4).eval()
+        x = torch.randn(2, 4)
+        report = report_of(model, x)
+        assert report.frozen == 0
+        assert any("torch.inference_mode()" in note for note in report.notes)
+        torch._dynamo.reset()
+        with pytest.raises(normfuse.OptionError, match=r"weight was made under torch\.inference_mode\(\)"):
+            report_of(model, x, freeze="on")
+
+
+def test_on_where_nothing_is_compiled() -> None:
+    with pytest.raises(normfuse.OptionError, match="freeze='on' goes with"):
+        report_of(prenorm(), freeze="on", inner="eager")
+
+
+def test_rewrite_takes_no_freeze() -> None:
+    program = torch.export.export(prenorm(), (example(),))
+    with pytest.raises(normfuse.OptionError, match=r"freeze is for torch\.compile"):
+        normfuse.rewrite(program, freeze="auto")
+
+
+def test_inductors_own_setting_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch)
+    model = prenorm()
+    with torch.no_grad():
+        fast = torch.compile(model, backend="normfuse", options={"freezing": False})
+        fast(example())
+    assert normfuse.last_report(fast).frozen == 0
+    assert [settings["freezing"] for settings in compilations] == [False]
+
+
+def test_auto_minds_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch)
+    monkeypatch.setattr(decide, "machine_memory", lambda: 1000)
+    with torch.no_grad():
+        report = report_of(prenorm())
+        assert report.frozen == 0
+        assert any("of this machine's memory" in note for note in report.notes)
+        torch._dynamo.reset()
+        assert report_of(prenorm(), freeze="on").frozen == 1
+
+
+def test_a_graph_that_writes_to_views_of_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch)
+    layer = nn.Linear(4, 4).eval()
+
+    def run(whole: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        part.add_(1)
+        return layer(whole)
+
+    fast = torch.compile(run, backend="normfuse")
+    with torch.no_grad():
+        whole, twin = torch.ones(2, 4), torch.ones(2, 4)
+        torch.testing.assert_close(fast(whole, whole[0]), run(twin, twin[0]))
+    assert normfuse.last_report(fast).frozen == 0
+    assert any("several of its inputs" in note for note in normfuse.last_report(fast).notes)
+
+
+@pytest.mark.parametrize(("batch", "tuned"), [(1, True), (64, False)])
+def test_kernels_are_tuned_for_few_rows(batch: int, tuned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch)
+    with torch.no_grad():
+        report_of(prenorm(), example(batch))
+    assert [settings.get("max_autotune_gemm", False) for settings in compilations] == [tuned]
+
+
+def test_the_users_settings_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch)
+    with torch.no_grad():
+        fast = torch.compile(prenorm(), backend="normfuse", options={"max_autotune_gemm": False})
+        fast(example(1))
+    assert [settings["max_autotune_gemm"] for settings in compilations] == [False]
+
+
+def test_inductors_own_error_leaves_the_weights_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch)
+    monkeypatch.setenv("NORMFUSE_STRICT", "0")
+    held = backend.run_inner
+
+    def failing(gm: Any, inputs: Any, options: Any, settings: Any) -> Any:
+        if "freezing" in settings:
+            raise RuntimeError("no such layout")
+        return held(gm, inputs, options, settings)
+
+    monkeypatch.setattr(backend, "run_inner", failing)
+    model = prenorm()
+    with torch.no_grad():
+        fast = torch.compile(model, backend="normfuse")
+        torch.testing.assert_close(fast(example()), model(example()))
+    report = normfuse.last_report(fast)
+    assert report.frozen == 0
+    assert report.after == {"rms_norm": 3}
+    assert any("no such layout" in note for note in report.notes)
