@@ -22,6 +22,7 @@ from normfuse.folding.frozen import FrozenWeights
 from normfuse.freezing.call import FrozenCall
 from normfuse.freezing.constants import with_constants
 from normfuse.freezing.decide import Freezing, plan_freezing
+from normfuse.freezing.room import make_room
 from normfuse.freezing.tuning import quiet, settings_for
 from normfuse.ir.program import Program
 from normfuse.options import Options
@@ -47,8 +48,12 @@ def compile_frozen(
         if reason:
             report.notes.append(f"a graph is compiled without its weights in it: {reason}")
         return None
+    state = _state(graph_name(gm), plan, graph.slots, program, example_inputs)
+    if options.freeze == "auto" and (reason := make_room(state)):
+        report.notes.append(f"a graph is compiled without its weights in it: {reason}")
+        return None
     try:
-        return _compiled(gm, graph, rewritten, example_inputs, plan, options, settings)
+        return _compiled(gm, graph, rewritten, example_inputs, plan, state, options, settings)
     except (TorchDynamoException, NormfuseError):
         raise
     except Exception as error:
@@ -65,11 +70,11 @@ def _compiled(
     rewritten: RewrittenGraph,
     example_inputs: Sequence[Any],
     plan: Freezing,
+    state: FrozenWeights,
     options: Options,
     settings: Mapping[str, Any],
 ) -> FrozenCall:
-    program, report = rewritten.program, rewritten.report
-    state = _state(graph_name(gm), plan, graph.slots, program, example_inputs)
+    report = rewritten.report
     tensors = graph.slots.tensors(example_inputs)
     check_rewritten(gm, rewritten, example_inputs, tensors)
     given = [*example_inputs, *tensors, *graph.constants]

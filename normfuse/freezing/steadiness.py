@@ -35,13 +35,14 @@ _histories: dict[str, _History] = {}
 
 
 def note_change(graph: str, weights: Iterable[torch.Tensor], calls: int) -> str:
-    """A graph was called ``calls`` times, and then with other weights; why it is frozen no more, if so."""
+    """A graph was called ``calls`` times, and then with other weights; why it is not frozen again, if new."""
     history = _history(graph, weights)
     history.changes += 1
     history.calls += calls
-    if history.calls < CALLS_PER_CHANGE * (history.changes - 1):
-        history.reason = history.reason or _OFTEN
-    return history.reason
+    if history.reason or history.calls >= CALLS_PER_CHANGE * (history.changes - 1):
+        return ""
+    history.reason = _OFTEN
+    return _OFTEN
 
 
 def give_up(graph: str, weights: Iterable[torch.Tensor], reason: str) -> None:

@@ -273,3 +273,33 @@ def test_under_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         model.head.weight.mul_(2)
     assert difference(fast, model) < BOUND
+
+
+def test_weights_are_constants_of_the_graph_with_the_fewest_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a prompt is read first, and then token after token."""
+    hold(monkeypatch)
+    gc.collect()
+    before = len(living_frozen())
+    model = prenorm()
+    fast = torch.compile(model, backend="normfuse", dynamic=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(3):
+            for batch in (8, 1, 1, 1):
+                assert difference(fast, model, example(batch)) < BOUND
+                assert len(living_frozen()) <= before + 1
+    (one,) = [f for f in living_frozen() if f.sources[0]() is model.embed.weight or f.rows == 6][-1:]
+    assert one.rows == 6, "six tokens of one example"
+    assert len([s for s in compilations if s.get("freezing")]) <= 4
+
+
+def test_on_holds_them_for_each_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch)
+    gc.collect()
+    before = len(living_frozen())
+    model = prenorm()
+    fast = frozen(model, dynamic=False)
+    for batch in (8, 1, 8, 1):
+        assert difference(fast, model, example(batch)) < BOUND
+    assert len(living_frozen()) == before + 2
+    assert len(compilations) == 2
