@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 
+from normfuse.folding.native import Run
 from normfuse.folding.sampled import Sampled, are_unchanged, sampled
 
-__all__ = ["TURNS", "Bytes", "Contents", "Words"]
+__all__ = ["TURNS", "Bytes", "Contents", "Spread", "whole_run"]
 
 #: The memory of a tensor on the host, whose ``raw`` are its bytes now, and what they were.
 Bytes = tuple["ctypes.Array[ctypes.c_char]", bytes]
-#: Words in the memory of a tensor, as they are now, and what they were.
-Words = tuple["memoryview[Any]", "memoryview[Any]"]
 
 _WORD = 8
 #: Weights of so many bytes are compared as a whole: a vector of 256 numbers in float32 among them.
@@ -36,18 +35,50 @@ _ROWS = 2**12
 _FEW, TURNS, _MANY = 8, 64, 2**10
 
 
+class Spread:
+    """Words that lie evenly over a tensor, now and as they were; every ``turns``-th is compared at a time."""
+
+    __slots__ = ("_base", "_step", "before", "now", "turns")
+
+    def __init__(self, view: memoryview[Any], step: int, count: int, turns: int = 1) -> None:
+        self.now = view[::step][:count]
+        self.before = memoryview(bytearray(self.now.tobytes())).cast("Q")
+        self.turns = turns
+        self._base, self._step = ctypes.addressof(ctypes.c_char.from_buffer(view)), _WORD * step
+
+    def differs(self, turn: int) -> bool:
+        """Whether any of the words whose turn it is differs from what it was."""
+        first = turn % self.turns
+        return self.now[first :: self.turns] != self.before[first :: self.turns]
+
+    def run(self) -> Run:
+        """The same for :mod:`normfuse.folding.native`, as long as this object lives."""
+        return Run(self._base, _address(self.before), self._step, _WORD, len(self.now), self.turns)
+
+
+def whole_run(whole: Bytes) -> Run:
+    """All bytes of a tensor for :mod:`normfuse.folding.native`, as long as ``whole`` lives."""
+    memory, before = whole
+    held = ctypes.cast(ctypes.c_char_p(before), ctypes.c_void_p).value
+    return Run(ctypes.addressof(memory), held, len(before), len(before), 1, 1)
+
+
+def _address(words: memoryview[Any]) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(words))
+
+
 @dataclass(frozen=True)
 class Contents:
     """What one tensor held.
 
-    Of a tensor on the host ``whole`` is compared at every call, or one of ``turns`` is; ``many`` where there
+    Of a tensor on the host ``whole`` is compared at every call, or ``few`` in turns; ``many`` where there
     is time. It has to lie where it lay: its memory is read by address. Of a tensor on an accelerator there
     is ``elsewhere``, compared where there is time.
     """
 
     whole: Bytes | None = None
-    turns: tuple[Words, ...] = ()
-    many: Words | None = None
+    few: Spread | None = None
+    many: Spread | None = None
     elsewhere: Sampled | None = None
 
     @classmethod
@@ -63,11 +94,10 @@ class Contents:
             return cls(whole=(memory, memory.raw))
         view = memoryview(memory).cast("B")[: size - size % _WORD].cast("Q")
         row = max(tensor.shape[-1] * tensor.element_size() // _WORD, 1)
-        many = _taken(_spread(view, row, _ROWS if may_be_statistics else _MANY))
+        many = _spread(view, row, _ROWS if may_be_statistics else _MANY)
         if may_be_statistics:
-            return cls(turns=(many,), many=many)
-        few = _spread(view, row, _FEW * TURNS)
-        return cls(turns=tuple(_taken(few[turn::TURNS]) for turn in range(TURNS)), many=many)
+            return cls(few=many, many=many)
+        return cls(few=_spread(view, row, _FEW * TURNS, TURNS), many=many)
 
     def has_changed(self) -> bool:
         """Whether any byte, or any of many words, is another than it was."""
@@ -75,7 +105,7 @@ class Contents:
             return self.whole[0].raw != self.whole[1]
         if self.elsewhere is not None:
             return not are_unchanged([self.elsewhere])
-        return self.many is not None and self.many[0] != self.many[1]
+        return self.many is not None and self.many.differs(0)
 
 
 def _is_on_host(tensor: torch.Tensor) -> bool:
@@ -90,13 +120,9 @@ def _extent(tensor: torch.Tensor) -> int:
     return (last + 1) * tensor.element_size()
 
 
-def _spread(view: memoryview[Any], row: int, count: int) -> memoryview[Any]:
+def _spread(view: memoryview[Any], row: int, count: int, turns: int = 1) -> Spread:
     """About ``count`` words, in every row where there are enough of them, and in every column in turn."""
     step = max(len(view) // count, 1)
     while step > 1 and math.gcd(step, row) > 1:
         step -= 1
-    return view[::step][: 2 * count]
-
-
-def _taken(words: memoryview[Any]) -> Words:
-    return words, memoryview(words.tobytes()).cast("Q")
+    return Spread(view, step, 2 * count, turns)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from normfuse.folding import store
-from normfuse.folding.known import NOTHING, Check, Known, takes_turns
+from normfuse.folding.known import NOTHING, Known, takes_turns
 from normfuse.folding.store import LOCK, Owner, Reader
 
 __all__ = ["FrozenWeights", "living_frozen"]
@@ -52,11 +52,11 @@ class FrozenWeights(Reader):
             sources = [inputs[p] for p in self.places]
             if self.is_released or not self.is_current(sources):
                 return False
-            checks: dict[int, Check] = {
-                place: (place, known, *stamp[:5])
+            checks = [
+                (place, known, stamp.version, stamp.address)
                 for place, known, stamp in zip(self.places, self.sources, self.stamps, strict=True)
-            }
-            self._known = Known.of(store.epoch, checks, dict(zip(self.places, self.watches, strict=True)), ())
+            ]
+            self._known = Known(store.epoch, checks, self.watches)
             return True
 
     def release(self) -> None:

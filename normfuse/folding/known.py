@@ -3,83 +3,90 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
+from typing import Any
 
 import torch
 
-from normfuse.folding.contents import TURNS, Bytes, Words
-from normfuse.folding.sampled import Sampled, are_unchanged
+from normfuse.folding.contents import whole_run
+from normfuse.folding.native import comparison
+from normfuse.folding.sampled import are_unchanged
 from normfuse.folding.watch import Watch
 
 __all__ = ["NOTHING", "Check", "Known", "takes_turns"]
 
-#: Where a source stands among the inputs, who it was, version, address, dtype, shape and strides.
-Check = tuple[int, weakref.ref[torch.Tensor], int, int, torch.dtype, torch.Size, tuple[int, ...]]
+#: Where a source stands among the inputs, who it was, and its version and address.
+Check = tuple[int, weakref.ref[torch.Tensor], int, int]
+
+_version = attrgetter("_version")
+_address = torch.Tensor.data_ptr
 
 
-class Known(NamedTuple):
+class Known:
     """The folded tensors, as long as ``epoch`` stands still and the sources are as they were.
 
-    The comparisons are spelled out because they run for every weight at every call.
+    Dynamo's own guards see other dtypes, shapes and strides. The epoch changes when a source goes, so that
+    its identity is that of no other tensor. What is compared at every call is spelled out as lists, since
+    each weight that is looked at in Python costs as much as all of it.
     """
 
-    epoch: int
-    checks: list[Check]
-    whole: list[Bytes]
-    turns: list[list[Words]]
-    many: list[Words]
-    elsewhere: list[Sampled]
-    counted: list[Watch]
-    tensors: tuple[torch.Tensor, ...]
+    __slots__ = (
+        "_addresses", "_compare", "_few", "_identities", "_places", "_runs", "_versions", "_whole", "counted",
+        "elsewhere", "epoch", "many", "tensors",
+    )  # fmt: skip
 
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         epoch: int,
-        checks: Mapping[int, Check],
-        watches: Mapping[int, Watch],
-        tensors: tuple[torch.Tensor, ...],
-    ) -> Known:
-        """What there is to compare, by the places of the sources among the inputs."""
-        contents = [watch.contents for watch in watches.values()]
-        whole = [one.whole for one in contents if one.whole is not None]
-        spread = [one.turns for one in contents if one.turns]
-        turns = [[words[turn % len(words)] for words in spread] for turn in range(TURNS)]
-        many = [one.many for one in contents if one.many is not None]
-        elsewhere = [one.elsewhere for one in contents if one.elsewhere is not None]
-        counted = [watch for watch in watches.values() if watch.counts]
-        return cls(epoch, list(checks.values()), whole, turns, many, elsewhere, counted, tensors)
+        checks: Iterable[Check],
+        watches: Iterable[Watch],
+        tensors: tuple[torch.Tensor, ...] = (),
+    ) -> None:
+        """What there is to compare; ``watches`` may hold a source once."""
+        self.epoch, self.tensors = epoch, tensors
+        found = list(checks)
+        self._places = [place for place, *_ in found]
+        self._identities = [id(source()) for _, source, *_ in found]
+        self._versions = [version for *_, version, _ in found]
+        self._addresses = [address for *_, address in found]
+        held = list(watches)
+        contents = [watch.contents for watch in held]
+        self._whole = [one.whole for one in contents if one.whole is not None]
+        self._few = [one.few for one in contents if one.few is not None]
+        self.many = [one.many for one in contents if one.many is not None]
+        self.elsewhere = [one.elsewhere for one in contents if one.elsewhere is not None]
+        self.counted = [watch for watch in held if watch.counts]
+        self._runs = [*map(whole_run, self._whole), *(few.run() for few in self._few)]
+        self._compare = comparison(self._runs)
 
     def holds_for(self, inputs: Sequence[Any], call: int) -> bool:
         """Whether the sources among these inputs are those that were looked at, unchanged.
 
         An address says on which device it is. ``call`` counts the calls: each looks at other words.
         """
-        for position, expected, version, address, dtype, shape, stride in self.checks:
-            source: torch.Tensor = inputs[position]
-            if expected() is not source or source._version != version or source.data_ptr() != address:
-                return False
-            if source.dtype is not dtype or source.shape != shape or source.stride() != stride:
-                return False
-        return not self._were_written(call % TURNS)
+        sources = [inputs[place] for place in self._places]
+        if [*map(id, sources)] != self._identities or [*map(_version, sources)] != self._versions:
+            return False
+        return [*map(_address, sources)] == self._addresses and not self._were_written(call)
 
     def looks_unchanged(self) -> bool:
         """Whether many more words of the sources are what they were."""
-        return not any(now != before for now, before in self.many) and are_unchanged(self.elsewhere)
+        return not any(words.differs(0) for words in self.many) and are_unchanged(self.elsewhere)
 
-    def _were_written(self, turn: int) -> bool:
+    def _were_written(self, call: int) -> bool:
         """Whether the memory of the sources holds something else, or a norm has trained on a batch since."""
-        for memory, entries in self.whole:
+        if self._compare is not None:
+            return bool(self._compare(call)) or any(watch.owner_counted() for watch in self.counted)
+        for memory, entries in self._whole:
             if memory.raw != entries:
                 return True
-        for now, before in self.turns[turn]:
-            if now != before:
-                return True
+        if any(words.differs(call) for words in self._few):
+            return True
         return any(watch.owner_counted() for watch in self.counted)
 
 
-NOTHING = Known(-1, [], [], [], [], [], [], ())
+NOTHING = Known(-1, (), ())
 
 #: Which compiled graph was called last with the weights of a model, by the identity of the first of them.
 _latest: dict[int, int] = {}

@@ -171,9 +171,9 @@ class Slots:
         watches: dict[int, Watch] = {}
         for slot, folded in zip(self._slots, found, strict=True):
             for place, known, stamp in zip(slot.positions, folded.sources, folded.stamps, strict=True):
-                checks.setdefault(place, (place, known, *stamp[:5]))
+                checks.setdefault(place, (place, known, stamp.version, stamp.address))
             watches = dict(zip(slot.positions, folded.watches, strict=True)) | watches
-        return Known.of(epoch, checks, watches, tuple(folded.tensor for folded in found))
+        return Known(epoch, checks.values(), watches.values(), tuple(folded.tensor for folded in found))
 
     def _remember(self, inputs: Sequence[Any], known: Known) -> None:
         """Keep what is known of these weights, and nothing that is out of date."""

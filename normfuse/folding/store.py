@@ -100,7 +100,7 @@ class Reader:
         Their memory is held, so an address is never reused by another tensor. Another tensor over the same
         memory counts its own versions, so the tensors themselves are known as well.
         """
-        gone = None if self._has_owners else _releasing(weakref.ref(self))
+        gone = (_losing if self._has_owners else _releasing)(weakref.ref(self))
         self.sources[:] = [weakref.ref(s, gone) for s in sources]
         self.stamps[:] = [_Stamp.of(s) for s in sources]
         self._storages[:] = [s.untyped_storage() for s in sources]
@@ -230,6 +230,17 @@ def _release(reader: weakref.ref[Reader]) -> None:
 def _releasing(reader: weakref.ref[Reader]) -> Callable[[object], None]:
     """For a reference to a source: what happens when the source goes."""
     return lambda _: _release(reader)
+
+
+def _losing(reader: weakref.ref[Reader]) -> Callable[[object], None]:
+    """The same where the model keeps what was made: the identity of the source means nothing any more."""
+
+    def lost(_: object) -> None:
+        alive = reader()
+        if alive is not None and not alive.is_released:
+            alive.forget()
+
+    return lost
 
 
 def _note_reader(reader: Reader, storages: Iterable[torch.UntypedStorage]) -> None:
