@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -14,7 +15,12 @@ from normfuse.files import write_text
 __all__ = ["render", "write_page"]
 
 _TEMPLATE = Path(__file__).with_name("page.md.jinja")
-_OURS, _NONE, _FROZEN = "normfuse", "norms deleted", "inductor, frozen"
+_OURS = "normfuse"
+#: The other columns, by the names of contenders.
+_OTHERS = {
+    "frozen": "inductor, frozen", "onnx": "onnxruntime", "none_frozen": "norms deleted, frozen",
+    "none": "norms deleted", "eager": "eager",
+}  # fmt: skip
 
 
 def write_page(results: Path, target: Path) -> Path:
@@ -49,9 +55,8 @@ def _row(run: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
         "batch": batch["batch_size"] if batch["batch_size"] is not None else "",
         "verdict": batch["verdicts"][_OURS],
         "ours": _interval(ratios[_OURS]),
-        "none": _interval(ratios[_NONE]) if _NONE in ratios else "",
-        "frozen": _interval(ratios[_FROZEN]) if _FROZEN in ratios else "",
-        "eager": _interval(ratios["eager"]) if "eager" in ratios else "",
+        **{column: _interval(ratios[name]) if name in ratios else "" for column, name in _OTHERS.items()},
+        **_costs(batch.get("costs", {})),
         "noise": f"{100 * batch['noise_floor']:.1f} %",
         "ms": f"{1e3 * batch['seconds']['inductor']['median']:.2f}",
         "slow": ratios[_OURS]["median"] > 1 / 0.98 and batch["verdicts"][_OURS] == "slower",
@@ -60,3 +65,13 @@ def _row(run: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
 
 def _interval(ratio: dict[str, float]) -> str:
     return f"{ratio['median']:.3f} ({ratio['low']:.3f} .. {ratio['high']:.3f})"
+
+
+def _costs(costs: dict[str, list[dict[str, float]]]) -> dict[str, str]:
+    """Seconds of the first call, and the most memory, of Inductor and of normfuse, where they were measured."""
+    held = [costs.get(name) or [] for name in ("inductor", _OURS)]
+    if not all(held):
+        return {"first": "", "memory": ""}
+    first = [median(run["first_call"] for run in runs) for runs in held]
+    peaks = [median(run["peak_bytes"] or 0 for run in runs) / 2**20 for runs in held]
+    return {"first": f"{first[0]:.0f}, {first[1]:.0f}", "memory": f"{peaks[0]:.0f}, {peaks[1]:.0f}"}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from normfuse.cli.decoder import GPT2_SMALL, DecoderStep, decode_inputs
 
-__all__ = ["FREEZABLE", "SUBJECTS"]
+__all__ = ["SUBJECTS"]
 
 Subject = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
@@ -30,8 +30,6 @@ SUBJECTS: dict[str, tuple[int, ...]] = {
     "resnet18": (1, 8),
     "resnet50": (1, 4),
 }
-#: Of whose norms Inductor folds some itself when it may freeze the weights.
-FREEZABLE = ("resnet18", "resnet50")
 
 
 def gpt2_prefill(batch_size: int | None = None) -> Subject:

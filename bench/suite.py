@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +17,9 @@ import typer
 from rich.console import Console
 
 from bench.page import write_page
-from bench.subjects import FREEZABLE, SUBJECTS
+from bench.subjects import SUBJECTS
 from normfuse.benchmark.run import bench
-from normfuse.benchmark.settings import BASELINE, CONTENDERS, FROZEN
+from normfuse.benchmark.settings import BASELINE, CONTENDERS, ONNX
 
 __all__ = ["measure"]
 
@@ -30,17 +31,21 @@ def measure(
     sizes = sizes or SUBJECTS[name]
     source = f"bench.subjects:{name}"
     options = {**options, "threads": 1}
-    rivals = CONTENDERS[:4] + ((FROZEN,) if name in FREEZABLE and not training else ())
+    rivals = CONTENDERS[:4] if training else tuple(name for name in CONTENDERS if name != ONNX or _has_onnx())
     found = bench(source, batch_sizes=sizes, training=training, progress=_say, contenders=rivals, **options)
     words = ["normfuse", "bench", source]
     words += [word for size in sizes for word in ("--batch", str(size))]
-    named = [rival for rival in rivals if rival != BASELINE] if FROZEN in rivals else []
+    named = [] if training else [rival for rival in rivals if rival != BASELINE]
     words += [word for rival in named for word in ("--contender", rival)]
     words += [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     command = shlex.join(words + (["--training"] if training else []))
     results.mkdir(parents=True, exist_ok=True)
     replace(found, command=command).save(results / f"{name}.json")
     Console().print(str(found), highlight=False, markup=False, emoji=False)
+
+
+def _has_onnx() -> bool:
+    return find_spec("onnxruntime") is not None and find_spec("onnxscript") is not None
 
 
 def _say(text: str) -> None:

@@ -22,6 +22,7 @@ from normfuse.folding.frozen import FrozenWeights
 from normfuse.freezing.call import FrozenCall
 from normfuse.freezing.constants import with_constants
 from normfuse.freezing.decide import Freezing, plan_freezing
+from normfuse.freezing.library import choosing_libraries
 from normfuse.freezing.room import make_room
 from normfuse.freezing.tuning import quiet, settings_for
 from normfuse.ir.program import Program
@@ -83,7 +84,7 @@ def _compiled(
     module, kept = with_constants(graph.module, values)
     fakes = [fake_of(v, rewritten.fake_mode) if p >= len(example_inputs) else v for p, v in enumerate(given)]
     tuned = settings_for(plan.products, settings)
-    with autocast_off(), torch.no_grad(), quiet(tuned):
+    with autocast_off(), torch.no_grad(), quiet(tuned), choosing_libraries():
         compiled = inner.run_inner(module, [fakes[p] for p in kept], options, tuned)
     if is_autocast_enabled():
         compiled = without_autocast(compiled)

@@ -7,11 +7,16 @@ from typing import Any
 
 import torch
 
+from normfuse.freezing.tuning import quiet
+
 __all__ = ["frozen"]
 
 
 def frozen(model: Callable[..., Any]) -> Callable[..., Any]:
-    """``model`` compiled with freezing, which has to be on while Dynamo traces as well as later."""
+    """``model`` compiled with freezing and tuned products.
+
+    Freezing has to be on while Dynamo traces as well as later.
+    """
     import torch._inductor.config as inductor
 
     compiled: Callable[..., Any] = torch.compile(model)
@@ -22,7 +27,8 @@ def frozen(model: Callable[..., Any]) -> Callable[..., Any]:
         calls += 1
         if calls > 1:
             return compiled(*args, **kwargs)
-        with inductor.patch(freezing=True):
+        settings = {"freezing": True, "max_autotune": True, "autotune_num_choices_displayed": 0}
+        with inductor.patch(settings), quiet(settings):
             return compiled(*args, **kwargs)
 
     return call

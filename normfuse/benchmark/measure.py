@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,14 @@ def measure_rounds(settings: Settings, given: Source | None = None, clock: Clock
     """Seconds per call of every contender, interleaved."""
     with _prepared(settings):
         subject = Subject.of(settings, given)
-        calls = {name: subject.call(contender(name, subject)) for name in settings.contenders}
+        calls = {name: _call(name, subject) for name in settings.contenders}
         return run_rounds(calls, BASELINE, Schedule(seconds=settings.seconds), clock or _clock(settings))
+
+
+def _call(name: str, subject: Subject) -> Callable[[], object]:
+    """With weights of its own, so that none finds them in the caches, or has them changed, by another."""
+    own = replace(subject, model=copy.deepcopy(subject.model))
+    return own.call(contender(name, own))
 
 
 def measure_cost(settings: Settings, name: str, given: Source | None = None) -> Cost:

@@ -13,9 +13,10 @@ __all__ = ["BASELINE", "CONTENDERS", "NO_NORMS", "Settings"]
 BASELINE = "inductor"
 NO_NORMS = "norms deleted"
 FROZEN = "inductor, frozen"
+NO_NORMS_FROZEN = "norms deleted, frozen"
 ONNX = "onnxruntime"
 #: In this order in tables. The baseline is always among them.
-CONTENDERS = ("eager", BASELINE, "normfuse", NO_NORMS, FROZEN, ONNX)
+CONTENDERS = ("eager", BASELINE, "normfuse", NO_NORMS, FROZEN, NO_NORMS_FROZEN, ONNX)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Settings:
             raise InputError(f"there is no contender {unknown[0]!r}; choose one of {', '.join(CONTENDERS)}")
         if BASELINE not in self.contenders:
             raise InputError(f"the contenders need {BASELINE}, which the others are compared with")
-        for name in (FROZEN, ONNX) if self.training else ():
+        for name in (FROZEN, NO_NORMS_FROZEN, ONNX) if self.training else ():
             if name in self.contenders:
                 raise InputError(f"{name} does not train")
         kind, _, number = self.device.partition(":")

@@ -5,6 +5,7 @@ Both compilers are judged against the same float64 oracle, and timed in the same
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -61,9 +62,9 @@ def compile_with(model: nn.Module, backend: str) -> Callable[..., Any]:
 
 
 def compare(model: nn.Module, args: tuple[Tensor, ...], schedule: Schedule) -> Comparison:
-    """Compile ``model`` with each backend, verify on ``args``, and time the calls."""
+    """Compile copies of ``model`` with each backend, verify on ``args``, and time the calls."""
     with torch.no_grad():
-        compiled = {backend: compile_with(model, backend) for backend in BACKENDS}
+        compiled = {backend: compile_with(copy.deepcopy(model), backend) for backend in BACKENDS}
         for call in compiled.values():
             call(*args)
         report = normfuse.last_report()
