@@ -68,7 +68,7 @@ def _interval(ratio: dict[str, float]) -> str:
 
 
 def _costs(costs: dict[str, list[dict[str, float]]]) -> dict[str, str]:
-    """Seconds of the first call, and the most memory, of Inductor and of normfuse, where they were measured."""
+    """Seconds of the first call, and MiB of memory, of Inductor and of normfuse, where they are known."""
     held = [costs.get(name) or [] for name in ("inductor", _OURS)]
     if not all(held):
         return {"first": "", "memory": ""}

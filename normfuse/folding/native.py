@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from functools import cache
+
+from normfuse.inductor_compat import compiled_library, was_imported
 
 __all__ = ["Run", "comparison"]
 
@@ -59,7 +60,7 @@ def comparison(runs: Sequence[Run]) -> Callable[[int], int] | None:
 
     None where there is no compiler, or nothing has been compiled in this process, since that takes seconds.
     """
-    differ = _function() if runs and "torch._inductor.codecache" in sys.modules else None
+    differ = _function() if runs and was_imported() else None
     if differ is None:
         return None
     held = (Run * len(runs))(*runs)
@@ -69,11 +70,8 @@ def comparison(runs: Sequence[Run]) -> Callable[[int], int] | None:
 
 @cache
 def _function() -> Callable[..., int] | None:
-    """Compiled once on a machine, by the compiler that Inductor uses."""
     try:
-        from torch._inductor.codecache import CppCodeCache
-
-        found = CppCodeCache.load(_SOURCE).normfuse_differ
+        found = compiled_library(_SOURCE).normfuse_differ
     except Exception as error:
         log.info("contents are compared in Python: %s", error)
         return None

@@ -22,6 +22,7 @@ from torch.fx import Node
 
 from normfuse.errors import cause
 from normfuse.files import write_text
+from normfuse.inductor_compat import cache_folder, is_packable, register_product
 from normfuse.torch_compat import outside_tracing
 
 __all__ = ["choosing_libraries"]
@@ -53,19 +54,7 @@ def _register() -> None:
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
         return
     try:
-        from torch._inductor.fx_passes.freezing_patterns import register_freezing_graph_pattern
-        from torch._inductor.pattern_matcher import Arg, CallFunction, KeywordArg
-
-        addmm = CallFunction(
-            torch.ops.aten.addmm.default,
-            Arg(),
-            Arg(),
-            Arg(),
-            beta=KeywordArg("beta"),
-            alpha=KeywordArg("alpha"),
-        )
-        for pattern in (addmm, CallFunction(torch.ops.aten.mm.default, Arg(), Arg())):
-            register_freezing_graph_pattern(pattern, extra_check=_prefers_onednn)(_pack)
+        register_product(_prefers_onednn, _pack)
     except Exception as error:  # another Inductor: it packs for MKL, as it does without normfuse
         log.info("Inductor chooses the library of products: %s", cause(error))
 
@@ -73,11 +62,9 @@ def _register() -> None:
 def _prefers_onednn(match: Any) -> bool:
     if not getattr(_here, "chooses", False):
         return False
-    from torch._inductor.fx_passes.mkldnn_fusion import _is_packable_linear
-
     node = match.output_node()
     data, weight = node.args[-2:]
-    if not _is_packable_linear(match) or weight.op != "get_attr":
+    if not is_packable(match) or weight.op != "get_attr":
         return False
     rows, held = data.meta["val"].shape[0], getattr(node.graph.owning_module, weight.target)
     if not isinstance(rows, int) or held.dtype != torch.float32 or data.meta["val"].dtype != torch.float32:
@@ -153,7 +140,5 @@ def _remember(known: dict[str, list[float]]) -> None:
 
 
 def _file() -> Path:
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
     name = f"normfuse-products-{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}.json"
-    return Path(cache_dir()) / name
+    return cache_folder() / name

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
-from unittest import mock
 
 from normfuse.freezing.products import Product
+from normfuse.inductor_compat import quiet_choices
 
 __all__ = ["quiet", "settings_for"]
 
@@ -33,21 +32,6 @@ def _shape(product: Product) -> tuple[Any, ...]:
     return product.rows, tuple(weight.shape), weight.dtype
 
 
-@contextmanager
-def quiet(settings: Mapping[str, Any]) -> Iterator[None]:
+def quiet(settings: Mapping[str, Any]) -> AbstractContextManager[None]:
     """Nothing is printed of a choice of kernels that the user has not asked for."""
-    if settings.get("autotune_num_choices_displayed") != 0:
-        yield
-        return
-    import torch._inductor.select_algorithm as selection
-
-    with (
-        warnings.catch_warnings(),
-        mock.patch.object(selection, "_log_autotune_choices_stats", _say_nothing, create=True),
-    ):
-        warnings.filterwarnings("ignore", "TypedStorage is deprecated")
-        yield
-
-
-def _say_nothing(*args: Any, **kwargs: Any) -> None:
-    return None
+    return quiet_choices() if settings.get("autotune_num_choices_displayed") == 0 else nullcontext()

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from normfuse.backends.compile import _slot
+from normfuse.backends.ready import _slot
 from normfuse.folding import Slots, watch_writers
 from normfuse.ir import Program
 from normfuse.options import Options

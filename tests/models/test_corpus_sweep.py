@@ -16,6 +16,7 @@ from bench.corpus.compiling import by_compile
 from bench.corpus.distance import Judgement, judgement, relative
 from bench.corpus.running import is_settled, same_bits, sentence, tensors_of
 from bench.corpus.table import SWEPT, counts, write_swept
+from normfuse.folding import Slots
 
 X = {"x": torch.randn(4, 8, generator=torch.Generator().manual_seed(0))}
 
@@ -49,9 +50,9 @@ def test_a_model_that_converts() -> None:
 
 
 def test_a_wrong_result_is_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = compiling.Slots.tensors
+    tensors = Slots.tensors
     monkeypatch.setattr(
-        compiling.Slots, "tensors", lambda s, i: [t + 1e-3 * torch.randn_like(t) for t in tensors(s, i)]
+        Slots, "tensors", lambda s, i: [t + 1e-3 * torch.randn_like(t) for t in tensors(s, i)]
     )
     assert _swept(Block())["status"] == "far"
 

@@ -1,0 +1,75 @@
+"""The private parts of Inductor that normfuse stands on beside its backend's entry, in one place.
+
+Each import waits until it is needed, since importing Inductor takes seconds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+__all__ = [
+    "cache_folder",
+    "compiled_library",
+    "is_packable",
+    "quiet_choices",
+    "register_product",
+    "was_imported",
+]
+
+
+def was_imported() -> bool:
+    """Whether something was compiled in this process, so that Inductor costs no time to import."""
+    return "torch._inductor.codecache" in sys.modules
+
+
+def compiled_library(source: str) -> ctypes.CDLL:
+    """C++ code, compiled once on a machine by the compiler that Inductor uses; its errors are raised."""
+    from torch._inductor.codecache import CppCodeCache
+
+    library: ctypes.CDLL = CppCodeCache.load(source)
+    return library
+
+
+def cache_folder() -> Path:
+    """Where Inductor keeps what it has compiled and measured."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return Path(cache_dir())
+
+
+def register_product(applies: Callable[[Any], bool], replace: Callable[..., None]) -> None:
+    """Have ``replace`` called with each product of a frozen graph that ``applies``, before it is packed."""
+    from torch._inductor.fx_passes.freezing_patterns import register_freezing_graph_pattern
+    from torch._inductor.pattern_matcher import Arg, CallFunction, KeywordArg
+
+    factors: dict[str, Any] = {"beta": KeywordArg("beta"), "alpha": KeywordArg("alpha")}
+    addmm = CallFunction(torch.ops.aten.addmm.default, Arg(), Arg(), Arg(), **factors)
+    for pattern in (addmm, CallFunction(torch.ops.aten.mm.default, Arg(), Arg())):
+        register_freezing_graph_pattern(pattern, extra_check=applies)(replace)
+
+
+def is_packable(match: Any) -> bool:
+    """Whether Inductor would pack the weight of a product for a library."""
+    from torch._inductor.fx_passes.mkldnn_fusion import _is_packable_linear
+
+    return bool(_is_packable_linear(match))
+
+
+@contextmanager
+def quiet_choices() -> Iterator[None]:
+    """What Inductor prints of the kernels that it chooses among is not printed."""
+    import torch._inductor.select_algorithm as selection
+
+    silent = mock.patch.object(selection, "_log_autotune_choices_stats", create=True)
+    with warnings.catch_warnings(), silent:
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated")
+        yield
