@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 
 from normfuse.backends.compile import rewrite_graph
 from normfuse.backends.dynamo import graph_break
+from normfuse.backends.freeze import note_freezing
 from normfuse.errors import CaptureError, NormfuseError, cause
 from normfuse.files import is_program_file
 from normfuse.options import Options
@@ -104,8 +105,10 @@ def _collect(
     gm: GraphModule,
     example_inputs: Sequence[Any],
 ) -> Callable[..., Any]:
-    found = rewrite_graph(gm, example_inputs, options, observer).report
+    rewritten = rewrite_graph(gm, example_inputs, options, observer)
+    found = rewritten.report
     found.breaks += graph_break()
+    note_freezing(gm, rewritten, example_inputs, options)
     report.merge(found)
     run: Callable[..., Any] = gm.forward
     return run

@@ -29,7 +29,7 @@ from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.torch_compat import autocast_off
 
-__all__ = ["compile_frozen"]
+__all__ = ["compile_frozen", "note_freezing"]
 
 log = logging.getLogger("normfuse")
 
@@ -44,14 +44,12 @@ def compile_frozen(
 ) -> FrozenCall | None:
     """The graph with its weights as constants, or None and, unless it is plain, a note that says why not."""
     program, report = rewritten.program, rewritten.report
-    plan, reason = plan_freezing(options, settings, program, graph.folded, example_inputs, graph_name(gm))
+    plan = _plan(gm, rewritten, example_inputs, options, settings)
     if plan is None:
-        if reason:
-            report.notes.append(f"a graph is compiled without its weights in it: {reason}")
         return None
     state = _state(graph_name(gm), plan, graph.slots, program, example_inputs)
     if options.freeze == "auto" and (reason := make_room(state)):
-        report.notes.append(f"a graph is compiled without its weights in it: {reason}")
+        report.notes.append(_WITHOUT.format(reason))
         return None
     try:
         return _compiled(gm, graph, rewritten, example_inputs, plan, state, options, settings)
@@ -60,9 +58,45 @@ def compile_frozen(
     except Exception as error:
         if is_strict():
             raise
-        report.notes.append(f"a graph is compiled without its weights in it: {cause(error)}")
+        report.notes.append(_WITHOUT.format(cause(error)))
         log.info("freezing failed", exc_info=error)
         return None
+
+
+def note_freezing(
+    gm: GraphModule, rewritten: RewrittenGraph, example_inputs: Sequence[Any], options: Options
+) -> None:
+    """Say in the report what freezing would do to a graph."""
+    plan = _plan(gm, rewritten, example_inputs, options, {})
+    if plan is not None:
+        rewritten.report.frozen, rewritten.report.frozen_bytes, rewritten.report.copied_bytes = (
+            1,
+            plan.bytes,
+            0,
+        )
+
+
+def _report(rewritten: RewrittenGraph, plan: Freezing) -> None:
+    """Folded copies are not held beside what is stored in another order."""
+    report = rewritten.report
+    report.frozen, report.frozen_bytes, report.copied_bytes = 1, plan.bytes, 0
+
+
+def _plan(
+    gm: GraphModule,
+    rewritten: RewrittenGraph,
+    example_inputs: Sequence[Any],
+    options: Options,
+    settings: Mapping[str, Any],
+) -> Freezing | None:
+    folded = [one.node for one in rewritten.folded]
+    plan, reason = plan_freezing(options, settings, rewritten.program, folded, example_inputs, graph_name(gm))
+    if plan is None and reason:
+        rewritten.report.notes.append(_WITHOUT.format(reason))
+    return plan
+
+
+_WITHOUT = "a graph is compiled without its weights in it: {}"
 
 
 def _compiled(
@@ -75,7 +109,6 @@ def _compiled(
     options: Options,
     settings: Mapping[str, Any],
 ) -> FrozenCall:
-    report = rewritten.report
     tensors = graph.slots.tensors(example_inputs)
     check_rewritten(gm, rewritten, example_inputs, tensors)
     given = [*example_inputs, *tensors, *graph.constants]
@@ -89,7 +122,7 @@ def _compiled(
     if is_autocast_enabled():
         compiled = without_autocast(compiled)
     state.compiled = compiled
-    report.frozen, report.frozen_bytes, report.copied_bytes = 1, plan.bytes, 0
+    _report(rewritten, plan)
     return FrozenCall(state, kept, gm, compiled_again())
 
 

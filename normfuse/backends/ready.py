@@ -41,7 +41,6 @@ class Ready:
 
     module: GraphModule
     slots: Slots
-    folded: tuple[Node, ...] = ()
     constants: tuple[torch.Tensor, ...] = ()
 
 
@@ -52,9 +51,8 @@ def ready(gm: GraphModule, rewritten: RewrittenGraph) -> Ready:
     program, folded = rewritten.program, rewritten.folded
     slots = Slots([_slot(one, program) for one in folded], [_asked(p, program) for p in program.premises])
     module, added, constants = lift_constants(program.gm)
-    nodes = [one.node for one in folded]
-    hand_on_marks(gm, module, [*nodes, *added])
-    return Ready(module, slots, tuple(nodes), tuple(constants))
+    hand_on_marks(gm, module, [*(one.node for one in folded), *added])
+    return Ready(module, slots, tuple(constants))
 
 
 def check_rewritten(

@@ -26,6 +26,7 @@ class Contender(str, Enum):
     NORMFUSE = "normfuse"
     NO_NORMS = "norms deleted"
     FROZEN = "inductor, frozen"
+    NO_NORMS_FROZEN = "norms deleted, frozen"
     ONNX = "onnxruntime"
 
 
