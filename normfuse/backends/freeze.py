@@ -20,7 +20,7 @@ from normfuse.errors import NormfuseError, cause, is_strict
 from normfuse.folding import Slots
 from normfuse.folding.frozen import FrozenWeights
 from normfuse.freezing.call import FrozenCall
-from normfuse.freezing.constants import with_constants
+from normfuse.freezing.constants import let_go, with_constants
 from normfuse.freezing.decide import Freezing, plan_freezing
 from normfuse.freezing.library import choosing_libraries
 from normfuse.freezing.room import make_room
@@ -119,11 +119,12 @@ def _compiled(
     tuned = settings_for(plan.products, settings)
     with autocast_off(), torch.no_grad(), quiet(tuned), choosing_libraries():
         compiled = inner.run_inner(module, [fakes[p] for p in kept], options, tuned)
+    let_go(module)
     if is_autocast_enabled():
         compiled = without_autocast(compiled)
     state.compiled = compiled
     _report(rewritten, plan)
-    return FrozenCall(state, kept, gm, compiled_again())
+    return FrozenCall(state, kept, gm, compiled_again(), plan.written)
 
 
 def _state(

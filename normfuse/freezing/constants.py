@@ -9,7 +9,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from normfuse.torch_compat import graph_module
 
-__all__ = ["with_constants"]
+__all__ = ["let_go", "with_constants"]
 
 
 def with_constants(module: GraphModule, values: Mapping[int, torch.Tensor]) -> tuple[GraphModule, list[int]]:
@@ -25,12 +25,21 @@ def with_constants(module: GraphModule, values: Mapping[int, torch.Tensor]) -> t
     for place, original in enumerate([n for n in module.graph.nodes if n.op == "placeholder"]):
         node = nodes[original]
         if place in values:
-            _hold(made, node, f"frozen_{place}", values[place].detach())
+            _hold(made, node, f"{_PREFIX}{place}", values[place].detach())
         elif node.users or not _is_tensor(node):
             kept.append(place)
         else:
             graph.erase_node(node)
     return made, kept
+
+
+def let_go(made: GraphModule) -> None:
+    """Hold the constants no more, once compiled code holds those that it needs."""
+    for name in [n for n, _ in made.named_buffers(recurse=False) if n.startswith(_PREFIX)]:
+        setattr(made, name, torch.empty(0))
+
+
+_PREFIX = "frozen_"
 
 
 def _hold(made: GraphModule, node: Node, name: str, value: torch.Tensor) -> None:

@@ -31,10 +31,14 @@ _SHARE = 0.25
 
 @dataclass(frozen=True)
 class Freezing:
-    """What becomes constant: ``places`` of inputs, and the products that read them."""
+    """What becomes constant: ``places`` of inputs, and the products that read them.
+
+    ``written`` are the places of inputs that the graph writes to.
+    """
 
     places: tuple[int, ...]
     products: tuple[Product, ...]
+    written: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -121,7 +125,8 @@ def _planned(options: Options, program: Program, folded: Sequence[Node]) -> tupl
     found = products(graph, constant)
     if not found:
         return None, "no product or convolution reads a weight" if options.freeze == "on" else ""
-    plan = Freezing(tuple(given.index(n) for n in constant), tuple(found))
+    written = [place for place, node in enumerate(given) if effects.is_written(node)]
+    plan = Freezing(tuple(given.index(n) for n in constant), tuple(found), tuple(written))
     held = sum(one.bytes for one in living_frozen())
     if options.freeze == "auto" and plan.bytes + held > _SHARE * machine_memory():
         return None, (

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-import torch
 from torch.fx import GraphModule
 
 from normfuse.backends import inner as backend
@@ -28,8 +27,4 @@ def hold(monkeypatch: pytest.MonkeyPatch, calls_per_change: int = 0) -> None:
 
 def _held(gm: GraphModule, inputs: Sequence[Any], options: Any, settings: Mapping[str, Any]) -> Any:
     compilations.append(settings)
-    held = copy.copy(gm)
-    with torch.no_grad():
-        for name, value in gm.named_buffers(recurse=False):
-            setattr(held, name, value.clone())
-    return held
+    return copy.deepcopy(gm)

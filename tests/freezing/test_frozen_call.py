@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import normfuse
+from normfuse.backends import inner
 from normfuse.folding.frozen import living_frozen
 from tests.backends.networks import example, prenorm
 from tests.freezing.holding import compilations, hold
@@ -303,3 +304,78 @@ def test_on_holds_them_for_each_graph(monkeypatch: pytest.MonkeyPatch) -> None:
         assert difference(fast, model, example(batch)) < BOUND
     assert len(living_frozen()) == before + 2
     assert len(compilations) == 2
+
+
+def test_what_was_compiled_holds_the_constants_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folded weights would be held a third time by the graph that Inductor was given."""
+    hold(monkeypatch)
+    given: list[nn.Module] = []
+    held = inner.run_inner
+
+    def noted(gm: Any, *rest: Any) -> Any:
+        given.append(gm)
+        return held(gm, *rest)
+
+    monkeypatch.setattr(inner, "run_inner", noted)
+    model = prenorm()
+    assert difference(frozen(model), model) < BOUND
+    buffers = [b for gm in given for b in gm.buffers()]
+    assert buffers
+    assert not any(b.numel() for b in buffers)
+
+
+def test_compiled_code_that_fails_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some of Inductor's kernels do; what they wrote before that is put back."""
+    hold(monkeypatch)
+    monkeypatch.setenv("NORMFUSE_STRICT", "0")
+    held = inner.run_inner
+
+    def failing(gm: Any, inputs: Any, options: Any, settings: Any) -> Any:
+        run = held(gm, inputs, options, settings)
+
+        def fail(*given: Any) -> Any:
+            run(*given)
+            raise RuntimeError("unsupported datatype")
+
+        return fail if settings.get("freezing") else run
+
+    monkeypatch.setattr(inner, "run_inner", failing)
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = prenorm()
+            self.register_buffer("seen", torch.zeros(3, dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen.add_(1)
+            return self.model(x) + self.seen.sum()
+
+    model = Counting().eval()
+    fast, twin = torch.compile(model, backend="normfuse"), copy.deepcopy(model)
+    with pytest.warns(UserWarning, match=r"fails \(RuntimeError: unsupported datatype\)"):
+        assert difference(fast, twin) < BOUND
+    for _ in range(3):
+        assert difference(fast, twin) < BOUND
+    assert torch.equal(model.seen, twin.seen)
+    assert normfuse.last_report(fast).frozen == 0
+    assert any("unsupported datatype" in note for note in normfuse.last_report(fast).notes)
+
+
+def test_inputs_that_are_wrong_are_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch)
+
+    class Looking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.model = nn.Embedding(5, 8, dtype=torch.float64), prenorm()
+
+        def forward(self, index: torch.Tensor) -> torch.Tensor:
+            return self.model(self.table(index))
+
+    model = Looking().eval()
+    fast = frozen(model)
+    with torch.no_grad(), pytest.raises(IndexError):
+        fast(torch.tensor([[7, 1]]))
+    assert difference(fast, model, torch.tensor([[4, 1]])) < BOUND
+    assert len(compilations) == 1
