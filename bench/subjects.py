@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.llama_step import LLAMA, LlamaStep
 from normfuse.cli.decoder import GPT2_SMALL, DecoderStep, decode_inputs
 
 __all__ = ["SUBJECTS"]
@@ -21,6 +22,7 @@ SUBJECTS: dict[str, tuple[int, ...]] = {
     "gpt2_prefill": (1,),
     "gpt2_decode": (1,),
     "llama_prefill": (1,),
+    "llama_decode": (1,),
     "bert": (1,),
     "vit_tiny": (1, 8),
     "vit_small": (1, 4),
@@ -53,6 +55,12 @@ def llama_prefill(batch_size: int | None = None) -> Subject:
         hidden_size=768, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=12, vocab_size=32000
     )
     return _text(LlamaForCausalLM(config), batch_size, {"use_cache": False})
+
+
+def llama_decode(batch_size: int | None = None) -> Subject:
+    """One token of a Llama of 8 layers of width 768 with 96 cached ones; one sequence."""
+    torch.manual_seed(0)
+    return _randomized(LlamaStep(LLAMA)), decode_inputs(LLAMA), {}
 
 
 def bert(batch_size: int | None = None) -> Subject:
