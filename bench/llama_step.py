@@ -56,6 +56,8 @@ class Block(nn.Module):
 class LlamaStep(nn.Module):
     """Token embedding, blocks, a final norm and a head of its own."""
 
+    rates: Tensor
+
     def __init__(self, size: DecoderSize) -> None:
         super().__init__()
         self.tokens = nn.Embedding(size.vocabulary, size.width)

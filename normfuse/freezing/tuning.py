@@ -14,7 +14,7 @@ __all__ = ["quiet", "settings_for"]
 #: A product of so few rows is bound by reading the weight, and Inductor's own kernel is about twice as fast.
 FEW_ROWS = 32
 #: Kernels for so many products of different sizes are compiled and measured, at two to four seconds each.
-_MANY_SHAPES = 12
+MANY_SHAPES = 12
 _AUTOTUNES = ("max_autotune", "max_autotune_gemm")
 
 
@@ -22,7 +22,7 @@ def settings_for(products: Sequence[Product], given: Mapping[str, Any]) -> dict[
     """Inductor's settings, among which those that the user has given win."""
     settings: dict[str, Any] = {"freezing": True}
     shapes = {_shape(p) for p in products if p.rows <= FEW_ROWS and not p.is_convolution}
-    if 0 < len(shapes) <= _MANY_SHAPES and not any(name in given for name in _AUTOTUNES):
+    if 0 < len(shapes) <= MANY_SHAPES and not any(name in given for name in _AUTOTUNES):
         settings |= {"max_autotune_gemm": True, "autotune_num_choices_displayed": 0}
     return settings | dict(given)
 

@@ -55,6 +55,7 @@ def test_a_second_compilation_comes_from_the_cache() -> None:
     assert counters["aot_autograd"]["autograd_cache_hit"] == 1
 
 
+@pytest.mark.tuned
 def test_a_frozen_graph_is_tuned_once() -> None:
     """Inductor's cache takes no graph with packed weights; what it chose for a product it remembers."""
     x = example(dtype=torch.float32)

@@ -133,6 +133,7 @@ def test_a_graph_that_writes_to_views_of_one_another(monkeypatch: pytest.MonkeyP
     assert any("several of its inputs" in note for note in normfuse.last_report(fast).notes)
 
 
+@pytest.mark.tuned
 @pytest.mark.parametrize(("batch", "tuned"), [(1, True), (64, False)])
 def test_kernels_are_tuned_for_few_rows(batch: int, tuned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     hold(monkeypatch)
@@ -141,6 +142,7 @@ def test_kernels_are_tuned_for_few_rows(batch: int, tuned: bool, monkeypatch: py
     assert [settings.get("max_autotune_gemm", False) for settings in compilations] == [tuned]
 
 
+@pytest.mark.tuned
 def test_the_users_settings_win(monkeypatch: pytest.MonkeyPatch) -> None:
     hold(monkeypatch)
     with torch.no_grad():
