@@ -31,7 +31,7 @@ def _no_hint(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _untuned(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Kernels for products of few rows take seconds each to compile; tests of them say that they are tuned."""
+    """Kernels for products of few rows take seconds each to compile; tests of them are marked tuned."""
     if request.node.get_closest_marker("tuned") is None:
         monkeypatch.setattr(tuning, "MANY_SHAPES", 0)
 
