@@ -14,6 +14,7 @@ from torch.fx import Node
 from normfuse.analysis.absorb import Maps
 from normfuse.analysis.centring import decide
 from normfuse.analysis.forward import Pushed, push
+from normfuse.analysis.readers import reads_only_type
 from normfuse.analysis.resize import channels_of, resize
 from normfuse.analysis.stream import Value, explore
 from normfuse.analysis.weights import WeightValues
@@ -104,6 +105,7 @@ def _write(change: Change, basis: Basis, placement: Placement) -> None:
         if value == decision.cut:
             node, axis = value
             readers = {v[0] for v in decision.centred if value in stream.operands.get(v, ())}
+            readers.update(v[0] for v in decision.centred if reads_only_type(v[0], node))
             if value not in stream.raw:
                 readers.update(stream.norms.get(value, ()))
             placement.after(node, axis, basis.into, readers)
