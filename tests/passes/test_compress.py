@@ -84,6 +84,14 @@ def a_weight_that_is_made_larger_is_read_for_its_sizes(s, x):
     return s.ln(s.lin(x) + table), torch.zeros_like(table) + x.sum()
 
 
+@cases(3, extras=lambda: {"square": nn.Linear(D, D)})
+def zeros_take_their_sizes_from_what_is_mapped(s, x):
+    """The map stands at the head, which no weight writes; what reads only its sizes reads them behind it."""
+    h = F.softplus(s.lin(x))
+    h = h + torch.zeros_like(h)
+    return s.square(s.ln(h)), s.square(s.ln2(h + s.square(s.ln(h))))
+
+
 @cases(1)
 def nothing_can_undo_it(s, x):
     return s.ln(s.lin(x)).relu()
