@@ -1,7 +1,7 @@
 """Whether a graph is compiled with its weights in it, and which of them.
 
 Floating parameters, and whatever was folded, become constants where a product or a convolution reads them.
-What the graph writes to or returns stays an input.
+What the graph writes to or returns stays an input, and so does what it returns a function of.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from normfuse.folding import is_refilled
 from normfuse.folding.frozen import living_frozen
 from normfuse.freezing.machine import machine_memory
 from normfuse.freezing.products import Product, products
+from normfuse.freezing.settled import settled
 from normfuse.freezing.steadiness import why_unsteady
 from normfuse.ir.effects import Effects
 from normfuse.ir.program import Program, Role
@@ -117,7 +118,11 @@ def _planned(options: Options, program: Program, folded: Sequence[Node]) -> tupl
     given = [n for n in graph.nodes if n.op == "placeholder"]
     if _writes_to_several(given, effects):
         return None, "it writes to memory that several of its inputs lie in"
-    constant = _staying(_candidates(given, program, folded), graph, effects)
+    staying = _staying(_candidates(given, program, folded), graph, effects)
+    fixed = settled(program.gm, staying)
+    if fixed.returns_constant:
+        return None, "it returns a tensor that the graph holds, to which the caller may write"
+    constant = [n for n in staying if n not in fixed.returned and n not in fixed.foreign]
     found = products(graph, constant)
     if not found:
         return None, "no product or convolution reads a weight" if options.freeze == "on" else ""
