@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch.fx import GraphModule
 
 from normfuse.backends import inner
@@ -55,14 +55,18 @@ def compile_frozen(
         return None
     try:
         return _compiled(gm, graph, rewritten, example_inputs, plan, state, options, settings)
-    except (TorchDynamoException, NormfuseError):
-        raise
     except Exception as error:
-        if is_strict():
+        if is_strict() or _is_for_others(error):
             raise
         report.notes.append(f"a graph is compiled without its weights in it: {cause(error)}")
         log.info("freezing failed", exc_info=error)
         return None
+
+
+def _is_for_others(error: Exception) -> bool:
+    """Whether an error is the user's to read, or Dynamo's to act on; what a compiler raises is neither."""
+    is_dynamos = isinstance(error, TorchDynamoException) and not isinstance(error, BackendCompilerFailed)
+    return is_dynamos or isinstance(error, NormfuseError)
 
 
 def _compiled(

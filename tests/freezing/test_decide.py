@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._inductor.exc import InductorError
 
 import normfuse
 from normfuse.backends import inner as backend
@@ -149,14 +150,19 @@ def test_the_users_settings_win(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [settings["max_autotune_gemm"] for settings in compilations] == [False]
 
 
-def test_inductors_own_error_leaves_the_weights_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no such layout"), InductorError(IndexError("no such layout"), None)]
+)
+def test_inductors_own_error_leaves_the_weights_out(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hold(monkeypatch)
     monkeypatch.setenv("NORMFUSE_STRICT", "0")
     held = backend.run_inner
 
     def failing(gm: Any, inputs: Any, options: Any, settings: Any) -> Any:
         if "freezing" in settings:
-            raise RuntimeError("no such layout")
+            raise error
         return held(gm, inputs, options, settings)
 
     monkeypatch.setattr(backend, "run_inner", failing)
