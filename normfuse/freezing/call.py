@@ -9,6 +9,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from normfuse.folding.frozen import FrozenWeights
+from normfuse.folding.store import LOCK
 from normfuse.freezing.steadiness import note_change
 from normfuse.warn import warn_user
 
@@ -35,6 +36,7 @@ class FrozenCall:
         self._places = tuple(places)
         self._original = original
         self._compile_again = compile_again
+        self._is_noted = False
 
     def __call__(self, *inputs: Any) -> Any:
         frozen = self._frozen
@@ -46,10 +48,17 @@ class FrozenCall:
         return self._original(*inputs)
 
     def _changed(self, inputs: Sequence[Any]) -> None:
+        """Note a change once, whichever threads see it, and however often this is called after it."""
+        with LOCK:
+            if not self._is_noted:
+                self._is_noted = True
+                self._note(inputs)
+        self._compile_again()
+
+    def _note(self, inputs: Sequence[Any]) -> None:
         weights = [inputs[p] for p in self._frozen.places]
         reason = note_change(self._frozen.graph, weights, self._frozen.calls)
         self._frozen.release()
         log.info("compiled again at the next call, for other weights")
         if reason:
             warn_user(f"normfuse compiles a graph without its weights from now on: {reason}")
-        self._compile_again()
