@@ -25,6 +25,7 @@ from normfuse.freezing.decide import Freezing, plan_freezing
 from normfuse.freezing.library import choosing_libraries
 from normfuse.freezing.room import make_room
 from normfuse.freezing.tuning import quiet, settings_for
+from normfuse.inductor_compat import modules_let_go
 from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.torch_compat import autocast_off
@@ -88,7 +89,7 @@ def _compiled(
     module, kept = with_constants(graph.module, values)
     fakes = [fake_of(v, rewritten.fake_mode) if p >= len(example_inputs) else v for p, v in enumerate(given)]
     tuned = settings_for(plan.products, settings)
-    with autocast_off(), torch.no_grad(), quiet(tuned), choosing_libraries():
+    with autocast_off(), torch.no_grad(), quiet(tuned), choosing_libraries(), modules_let_go():
         compiled = inner.run_inner(module, [fakes[p] for p in kept], options, tuned)
     if is_autocast_enabled():
         compiled = without_autocast(compiled)
