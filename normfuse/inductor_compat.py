@@ -19,7 +19,9 @@ import torch
 __all__ = [
     "cache_folder",
     "compiled_library",
+    "freezes_by_itself",
     "is_packable",
+    "modules_let_go",
     "quiet_choices",
     "register_product",
     "was_imported",
@@ -29,6 +31,12 @@ __all__ = [
 def was_imported() -> bool:
     """Whether something was compiled in this process, so that Inductor costs no time to import."""
     return "torch._inductor.codecache" in sys.modules
+
+
+def freezes_by_itself() -> bool:
+    """Whether Inductor was told to freeze the weights of every graph, whose changes it does not see."""
+    config = sys.modules.get("torch._inductor.config")
+    return bool(getattr(config, "freezing", False))
 
 
 def compiled_library(source: str) -> ctypes.CDLL:
@@ -62,6 +70,24 @@ def is_packable(match: Any) -> bool:
     from torch._inductor.fx_passes.mkldnn_fusion import _is_packable_linear
 
     return bool(_is_packable_linear(match))
+
+
+@contextmanager
+def modules_let_go() -> Iterator[None]:
+    """The modules of code that Inductor makes within it, and constants in them, go with what calls the code.
+
+    Inductor lists all of them, to remove their files on request, and so keeps them as long as the process.
+    """
+    from torch._inductor.codecache import PyCodeCache
+
+    before = {id(module) for module in PyCodeCache.modules}
+    try:
+        yield
+    finally:
+        for module in [m for m in PyCodeCache.modules if id(m) not in before]:
+            PyCodeCache.modules.remove(module)
+            if sys.modules.get(module.__name__) is module:
+                del sys.modules[module.__name__]
 
 
 @contextmanager

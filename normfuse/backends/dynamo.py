@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 
 from normfuse.backends.names import name_modules
 from normfuse.backends.owners import Owners
+from normfuse.backends.threads import is_looked_up_elsewhere
 from normfuse.capture.inner import inner_graphs
 from normfuse.capture.translate import translate
 from normfuse.errors import CaptureError, NormfuseError, UncapturableError
@@ -131,10 +132,18 @@ def hand_on_marks(original: GraphModule, rewritten: GraphModule, added: Sequence
 
 
 def compiled_again() -> Callable[[], None]:
-    """For the Python code that is being compiled now: what makes Dynamo compile it anew at its next run."""
+    """For the Python code that is being compiled now: what makes Dynamo compile it anew at its next run.
+
+    To be called at every run until that happens, since other threads may forbid it at the moment.
+    """
     transaction = getattr(tls, "current_tx", None)
     code = None if transaction is None else transaction.output.root_tx.f_code
-    return lambda: None if code is None else remove_from_cache(code)
+
+    def compile_again() -> None:
+        if code is not None and not is_looked_up_elsewhere():
+            remove_from_cache(code)
+
+    return compile_again
 
 
 def graph_break() -> list[str]:

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from normfuse.backends.doubts import doubt
 from normfuse.errors import is_strict
-from normfuse.folding import BrokenPremiseError, Slots
+from normfuse.folding import BrokenPremiseError, Fact, Slots
 from normfuse.warn import warn_user
 
 __all__ = ["FoldedCall"]
@@ -41,13 +41,16 @@ class FoldedCall:
         self._original = original
         self._compile_again = compile_again
         self._warned = False
+        self._doubted: frozenset[Fact] = frozenset()
 
     def __call__(self, *inputs: Any) -> Any:
         try:
             folded = self._slots.tensors(inputs)
         except BrokenPremiseError as reason:
-            log.info("compiled again at the next call, for other weights: %s", reason)
-            doubt(self._original, reason)
+            if self._doubted != reason.facts:
+                self._doubted = reason.facts
+                log.info("compiled again at the next call, for other weights: %s", reason)
+                doubt(self._original, reason)
             self._compile_again()
             return self._original(*inputs)
         except Exception as error:

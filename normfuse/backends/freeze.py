@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch.fx import GraphModule
 
 from normfuse.backends import inner
@@ -25,6 +25,7 @@ from normfuse.freezing.decide import Freezing, plan_freezing
 from normfuse.freezing.library import choosing_libraries
 from normfuse.freezing.room import make_room
 from normfuse.freezing.tuning import quiet, settings_for
+from normfuse.inductor_compat import modules_let_go
 from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.torch_compat import autocast_off
@@ -53,10 +54,8 @@ def compile_frozen(
         return None
     try:
         return _compiled(gm, graph, rewritten, example_inputs, plan, state, options, settings)
-    except (TorchDynamoException, NormfuseError):
-        raise
     except Exception as error:
-        if is_strict():
+        if is_strict() or _is_for_others(error):
             raise
         report.notes.append(_WITHOUT.format(cause(error)))
         log.info("freezing failed", exc_info=error)
@@ -69,11 +68,7 @@ def note_freezing(
     """Say in the report what freezing would do to a graph."""
     plan = _plan(gm, rewritten, example_inputs, options, {})
     if plan is not None:
-        rewritten.report.frozen, rewritten.report.frozen_bytes, rewritten.report.copied_bytes = (
-            1,
-            plan.bytes,
-            0,
-        )
+        _report(rewritten, plan)
 
 
 def _report(rewritten: RewrittenGraph, plan: Freezing) -> None:
@@ -99,6 +94,12 @@ def _plan(
 _WITHOUT = "a graph is compiled without its weights in it: {}"
 
 
+def _is_for_others(error: Exception) -> bool:
+    """Whether an error is the user's to read, or Dynamo's to act on; what a compiler raises is neither."""
+    is_dynamos = isinstance(error, TorchDynamoException) and not isinstance(error, BackendCompilerFailed)
+    return is_dynamos or isinstance(error, NormfuseError)
+
+
 def _compiled(
     gm: GraphModule,
     graph: Ready,
@@ -117,14 +118,28 @@ def _compiled(
     module, kept = with_constants(graph.module, values)
     fakes = [fake_of(v, rewritten.fake_mode) if p >= len(example_inputs) else v for p, v in enumerate(given)]
     tuned = settings_for(plan.products, settings)
-    with autocast_off(), torch.no_grad(), quiet(tuned), choosing_libraries():
-        compiled = inner.run_inner(module, [fakes[p] for p in kept], options, tuned)
+    with autocast_off(), torch.no_grad(), quiet(tuned), modules_let_go():
+        compiled = _inductor(module, [fakes[p] for p in kept], options, tuned)
     let_go(module)
     if is_autocast_enabled():
         compiled = without_autocast(compiled)
     state.compiled = compiled
     _report(rewritten, plan)
     return FrozenCall(state, kept, gm, compiled_again(), plan.written)
+
+
+def _inductor(
+    module: GraphModule, fakes: Sequence[Any], options: Options, settings: Mapping[str, Any]
+) -> inner.Compiled:
+    """Where Inductor cannot go on with what normfuse packs, it packs the weights itself."""
+    try:
+        with choosing_libraries():
+            return inner.run_inner(module, fakes, options, settings)
+    except Exception as error:
+        if is_strict() or _is_for_others(error):
+            raise
+        log.info("compiled again, without a choice of libraries", exc_info=error)
+        return inner.run_inner(module, fakes, options, settings)
 
 
 def _state(

@@ -12,7 +12,7 @@ from normfuse.errors import cause
 from normfuse.ir.location import operator_name
 from normfuse.ir.program import Inner, Input, Program, Role
 
-__all__ = ["inner_graphs"]
+__all__ = ["bodies", "inner_graphs"]
 
 Translate = Callable[[GraphModule], GraphModule]
 
@@ -24,7 +24,7 @@ def inner_graphs(program: Program, translate: Translate) -> list[Inner]:
     """
     found: list[Inner] = []
     for node in program.gm.graph.nodes:
-        for body, operands in _bodies(program.gm, node):
+        for body, operands in bodies(program.gm, node):
             try:
                 inside = _program(translate(body), operands, program.weights)
                 found += [Inner(operator_name(node), inside), *inner_graphs(inside, translate)]
@@ -35,7 +35,7 @@ def inner_graphs(program: Program, translate: Translate) -> list[Inner]:
     return found
 
 
-def _bodies(gm: GraphModule, node: Node) -> Iterator[tuple[GraphModule, list[Node]]]:
+def bodies(gm: GraphModule, node: Node) -> Iterator[tuple[GraphModule, list[Node]]]:
     """The graphs that a call runs, each with what it is called with."""
     if not isinstance(node.target, HigherOrderOperator):
         return

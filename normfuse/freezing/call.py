@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from normfuse.errors import cause, is_strict
 from normfuse.folding.frozen import FrozenWeights
+from normfuse.folding.store import LOCK
 from normfuse.freezing.steadiness import give_up, note_change
 from normfuse.warn import warn_user
 
@@ -41,7 +42,7 @@ class FrozenCall:
         self._original = original
         self._compile_again = compile_again
         self._written = tuple(written)
-        self._has_run = False
+        self._has_run, self._is_noted = False, False
 
     def __call__(self, *inputs: Any) -> Any:
         frozen = self._frozen
@@ -73,19 +74,26 @@ class FrozenCall:
         """Never try again: the next call compiles the graph without its weights."""
         if is_strict():
             raise error
-        reason = f"Inductor's code for them fails ({cause(error)})"
-        give_up(self._frozen.graph, self._weights(inputs), reason)
-        self._frozen.release()
-        warn_user(f"normfuse compiles a graph without its weights from now on: {reason}")
+        with LOCK:
+            self._is_noted = True
+            reason = f"Inductor's code for them fails ({cause(error)})"
+            give_up(self._frozen.graph, self._weights(inputs), reason)
+            self._leave(reason)
         self._compile_again()
 
     def _changed(self, inputs: Sequence[Any]) -> None:
-        reason = note_change(self._frozen.graph, self._weights(inputs), self._frozen.calls)
+        """Note a change once, whichever threads see it, and however often this is called after it."""
+        with LOCK:
+            if not self._is_noted:
+                self._is_noted = True
+                log.info("compiled again at the next call, for other weights")
+                self._leave(note_change(self._frozen.graph, self._weights(inputs), self._frozen.calls))
+        self._compile_again()
+
+    def _leave(self, reason: str) -> None:
         self._frozen.release()
-        log.info("compiled again at the next call, for other weights")
         if reason:
             warn_user(f"normfuse compiles a graph without its weights from now on: {reason}")
-        self._compile_again()
 
     def _weights(self, inputs: Sequence[Any]) -> list[Any]:
         return [inputs[p] for p in self._frozen.places]

@@ -1,7 +1,7 @@
 """Whether a graph is compiled with its weights in it, and which of them.
 
 Floating parameters, and whatever was folded, become constants where a product or a convolution reads them.
-What the graph writes to or returns stays an input.
+What the graph writes to or returns stays an input, and so does what it returns a function of.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from normfuse.folding import is_refilled
 from normfuse.folding.frozen import living_frozen
 from normfuse.freezing.machine import machine_memory
 from normfuse.freezing.products import Product, products
+from normfuse.freezing.settled import settled
 from normfuse.freezing.steadiness import why_unsteady
+from normfuse.inductor_compat import freezes_by_itself
 from normfuse.ir.effects import Effects
 from normfuse.ir.program import Program, Role
 from normfuse.options import Options
@@ -80,6 +82,10 @@ def plan_freezing(
 
 _RECORDS = "gradients are recorded; call the model under torch.no_grad()"
 _ELSEWHERE = "the model is not on a CPU, where alone frozen weights are faster and their changes seen in time"
+_BY_ITSELF = (
+    "torch._inductor.config.freezing has Inductor do it, which sees no change of a weight; unset it, and "
+    "normfuse freezes and checks them"
+)
 _PLAIN = ("", _RECORDS, _ELSEWHERE)
 
 
@@ -90,6 +96,8 @@ def _obstacle(
         return ""
     if program.grad_enabled:
         return _RECORDS
+    if freezes_by_itself():
+        return _BY_ITSELF
     tensors = [value for value in example_inputs if isinstance(value, torch.Tensor)]
     if any(value.device.type != "cpu" for value in tensors):
         return _ELSEWHERE
@@ -121,7 +129,11 @@ def _planned(options: Options, program: Program, folded: Sequence[Node]) -> tupl
     given = [n for n in graph.nodes if n.op == "placeholder"]
     if _writes_to_several(given, effects):
         return None, "it writes to memory that several of its inputs lie in"
-    constant = _staying(_candidates(given, program, folded), graph, effects)
+    staying = _staying(_candidates(given, program, folded), graph, effects)
+    fixed = settled(program.gm, staying)
+    if fixed.returns_constant:
+        return None, "it returns a tensor that the graph holds, to which the caller may write"
+    constant = [n for n in staying if n not in fixed.returned and n not in fixed.foreign]
     found = products(graph, constant)
     if not found:
         return None, "no product or convolution reads a weight" if options.freeze == "on" else ""

@@ -1,7 +1,9 @@
 """Weights that keep changing are not compiled into a graph again and again.
 
 A change costs a compilation. The first is free; from then on a graph has to be called a thousand times for
-each, on average, or it is compiled without its weights from then on, for as long as the weights live.
+each, on average, or it is compiled without its weights from then on, for as long as the weights live. Where
+each call, or each model of many, brings weights of its own, those are gone when the graph is compiled again:
+changes are counted all the same, and it is then compiled without weights at least once.
 """
 
 from __future__ import annotations
@@ -26,12 +28,15 @@ class _History:
     changes: int = 0
     calls: int = 0
     reason: str = ""
+    is_new: bool = True
 
     def holds(self) -> bool:
         return any(weight() is not None for weight in self.weights)
 
 
 _histories: dict[str, _History] = {}
+#: So many graphs are remembered, and beyond those the ones whose weights live.
+_MANY = 100
 
 
 def note_change(graph: str, weights: Iterable[torch.Tensor], calls: int) -> str:
@@ -51,18 +56,23 @@ def give_up(graph: str, weights: Iterable[torch.Tensor], reason: str) -> None:
 
 
 def why_unsteady(graph: str) -> str:
-    """Why a graph is not to be frozen again; empty where it may be."""
+    """Why a graph that is compiled now is not to be frozen; empty where it may be."""
     history = _histories.get(graph)
-    if history is not None and not history.holds():
+    if history is None or not history.reason:
+        return ""
+    if not history.is_new and not history.holds():
         del _histories[graph]
         return ""
-    return "" if history is None else history.reason
+    history.is_new = False
+    return history.reason
 
 
 def _history(graph: str, weights: Iterable[torch.Tensor]) -> _History:
-    for gone in [name for name, one in _histories.items() if not one.holds()]:
-        del _histories[gone]
+    if len(_histories) > _MANY:
+        for gone in [name for name, one in _histories.items() if name != graph and not one.holds()]:
+            del _histories[gone]
     history = _histories.setdefault(graph, _History())
+    history.weights = [weight for weight in history.weights if weight() is not None]
     known = {id(weight()) for weight in history.weights}
     history.weights += [weakref.ref(w) for w in weights if id(w) not in known]
     return history

@@ -19,10 +19,11 @@ compilations: list[Mapping[str, Any]] = []
 
 
 def hold(monkeypatch: pytest.MonkeyPatch, calls_per_change: int = 0) -> None:
-    """Compile in milliseconds; weights may change once in so many calls."""
+    """Compile in milliseconds; weights may change once in so many calls, and none has changed yet."""
     compilations.clear()
     monkeypatch.setattr(backend, "run_inner", _held)
     monkeypatch.setattr(steadiness, "CALLS_PER_CHANGE", calls_per_change)
+    monkeypatch.setattr(steadiness, "_histories", {})
 
 
 def _held(gm: GraphModule, inputs: Sequence[Any], options: Any, settings: Mapping[str, Any]) -> Any:

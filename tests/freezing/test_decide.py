@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._inductor.exc import InductorError
 
 import normfuse
 from normfuse.backends import inner as backend
@@ -151,14 +152,18 @@ def test_the_users_settings_win(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [settings["max_autotune_gemm"] for settings in compilations] == [False]
 
 
-def test_inductors_own_error_leaves_the_weights_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_inductors", [False, True])
+def test_inductors_own_error_leaves_the_weights_out(
+    is_inductors: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hold(monkeypatch)
     monkeypatch.setenv("NORMFUSE_STRICT", "0")
     held = backend.run_inner
 
     def failing(gm: Any, inputs: Any, options: Any, settings: Any) -> Any:
         if "freezing" in settings:
-            raise RuntimeError("no such layout")
+            error = IndexError("no such layout")
+            raise InductorError(error, None) if is_inductors else error
         return held(gm, inputs, options, settings)
 
     monkeypatch.setattr(backend, "run_inner", failing)
@@ -170,3 +175,15 @@ def test_inductors_own_error_leaves_the_weights_out(monkeypatch: pytest.MonkeyPa
     assert report.frozen == 0
     assert report.after == {"rms_norm": 3}
     assert any("no such layout" in note for note in report.notes)
+
+
+def test_inductors_own_freezing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch)
+    model = prenorm()
+    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
+        report = report_of(model)
+        assert report.frozen == 0
+        assert any("torch._inductor.config.freezing has Inductor do it" in note for note in report.notes)
+        torch._dynamo.reset()
+        with pytest.raises(normfuse.OptionError, match="unset it"):
+            report_of(model, freeze="on")

@@ -16,6 +16,7 @@ from torch import nn
 import normfuse
 from normfuse.backends import inner
 from normfuse.folding.frozen import living_frozen
+from normfuse.freezing import steadiness
 from tests.backends.networks import example, prenorm
 from tests.freezing.holding import compilations, hold
 
@@ -117,6 +118,56 @@ def test_layers_that_share_a_graph_stop_taking_turns(monkeypatch: pytest.MonkeyP
             for fast, layer in zip(shared, layers, strict=True):
                 assert difference(fast, layer) < BOUND
     assert len(compilations) <= 3
+
+
+def test_weights_made_for_each_call_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch, calls_per_change=1000)
+    fast, x = frozen(lambda x, weight: x @ weight), torch.randn(3, 8)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        for _ in range(12):
+            weight = nn.Parameter(torch.randn(8, 8))
+            torch.testing.assert_close(fast(x, weight), x @ weight)
+    assert len(compilations) == 3, "frozen, frozen again, and once without the weights"
+
+
+def test_models_that_come_and_go_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch, calls_per_change=1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for seed in range(8):
+            model = prenorm(seed)
+            fast = frozen(model)
+            for _ in range(3):
+                assert difference(fast, model) < BOUND
+            del model, fast
+            gc.collect()
+    assert len(compilations) == 3
+
+
+def test_a_change_that_many_threads_see_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch, calls_per_change=1000)
+    seen = threading.Barrier(3)
+    model = prenorm()
+    fast = frozen(model)
+    assert difference(fast, model) < BOUND
+    (state,) = [f for f in living_frozen() if f.sources[0]() is model.embed.weight]
+    unsettled = type(state).is_unsettled
+
+    def meet(self: Any) -> bool:
+        seen.wait(10)
+        return bool(unsettled.fget(self))  # type: ignore[attr-defined]
+
+    with torch.no_grad():
+        model.head.weight.mul_(2)
+    monkeypatch.setattr(type(state), "hold_for", lambda self, inputs: False)
+    monkeypatch.setattr(type(state), "is_unsettled", property(meet))
+    threads = [threading.Thread(target=difference, args=(fast, model)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert steadiness._histories[state.graph].changes == 1
 
 
 def test_a_copy_has_weights_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
