@@ -7,6 +7,7 @@ them lives in ``normfuse.backends``.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
@@ -39,6 +40,7 @@ __all__ = [
     "decomposes",
     "enable_python_dispatcher",
     "graph_module",
+    "guards_may_be_skipped",
     "is_transformed",
     "keep_guards",
     "number_functions",
@@ -185,6 +187,15 @@ def keep_guards(original: ExportedProgram, rewritten: ExportedProgram) -> None:
     A program that was read from a file has them as text only, and tracing new operators may add some.
     """
     rewritten._guards_code = list(original._guards_code)
+
+
+def guards_may_be_skipped() -> bool:
+    """Whether Dynamo takes the parameters of a module for unchanged as long as its dictionaries are.
+
+    It does so by default in PyTorch 2.11, and then sees nothing of what is assigned to ``.data``.
+    """
+    config = sys.modules.get("torch._dynamo.config")
+    return bool(getattr(config, "use_recursive_dict_tags_for_guards", False))
 
 
 def storage_is_abandoned(storage: Any) -> bool:

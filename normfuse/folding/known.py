@@ -13,27 +13,29 @@ from normfuse.folding.contents import whole_run
 from normfuse.folding.native import comparison
 from normfuse.folding.sampled import are_unchanged
 from normfuse.folding.watch import Watch
+from normfuse.torch_compat import guards_may_be_skipped
 
 __all__ = ["NOTHING", "Check", "Known", "takes_turns"]
 
-#: Where a source stands among the inputs, who it was, and its version and address.
-Check = tuple[int, weakref.ref[torch.Tensor], int, int]
+#: Where a source stands among the inputs, who it was, and its version, address, shape and strides.
+Check = tuple[int, weakref.ref[torch.Tensor], int, int, torch.Size, tuple[int, ...]]
 
-_version = attrgetter("_version")
-_address = torch.Tensor.data_ptr
+_version, _shape = attrgetter("_version"), attrgetter("shape")
+_address, _strides = torch.Tensor.data_ptr, torch.Tensor.stride
 
 
 class Known:
     """The folded tensors, as long as ``epoch`` stands still and the sources are as they were.
 
-    Dynamo's own guards see other dtypes, shapes and strides. The epoch changes when a source goes, so that
-    its identity is that of no other tensor. What is compared at every call is spelled out as lists, since
-    each weight that is looked at in Python costs as much as all of it.
+    Dynamo's own guards see other dtypes, shapes and strides; the last two are compared here where it may skip
+    them. The epoch changes when a source goes, so that its identity is that of no other tensor. What is
+    compared at every call is spelled out as lists, since each weight that is looked at in Python costs as
+    much as all of it.
     """
 
     __slots__ = (
-        "_addresses", "_compare", "_few", "_identities", "_places", "_runs", "_versions", "_whole", "counted",
-        "elsewhere", "epoch", "many", "tensors",
+        "_addresses", "_compare", "_few", "_identities", "_layouts", "_places", "_runs", "_versions",
+        "_whole", "counted", "elsewhere", "epoch", "many", "tensors",
     )  # fmt: skip
 
     def __init__(
@@ -48,8 +50,10 @@ class Known:
         found = list(checks)
         self._places = [place for place, *_ in found]
         self._identities = [id(source()) for _, source, *_ in found]
-        self._versions = [version for *_, version, _ in found]
-        self._addresses = [address for *_, address in found]
+        self._versions = [version for _, _, version, *_ in found]
+        self._addresses = [address for _, _, _, address, *_ in found]
+        layouts = [shape for *_, shape, _ in found], [strides for *_, strides in found]
+        self._layouts = layouts if guards_may_be_skipped() else None
         held = list(watches)
         contents = [watch.contents for watch in held]
         self._whole = [one.whole for one in contents if one.whole is not None]
@@ -68,7 +72,11 @@ class Known:
         sources = [inputs[place] for place in self._places]
         if [*map(id, sources)] != self._identities or [*map(_version, sources)] != self._versions:
             return False
-        return [*map(_address, sources)] == self._addresses and not self._were_written(call)
+        if [*map(_address, sources)] != self._addresses:
+            return False
+        if self._layouts and ([*map(_shape, sources)], [*map(_strides, sources)]) != self._layouts:
+            return False
+        return not self._were_written(call)
 
     def looks_unchanged(self) -> bool:
         """Whether many more words of the sources are what they were."""

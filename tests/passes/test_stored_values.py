@@ -28,13 +28,26 @@ class Written(nn.Module):
         return (x - mean) / torch.sqrt(variance + self.norm.eps)
 
 
-def codes(norm: nn.Module) -> list[str]:
-    """Why the norm behind a convolution stays when it is compiled."""
+class Unasked(nn.BatchNorm2d):
+    """Calls the operator itself: the module's function refuses an eps of 0 in PyTorch 2.11."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        statistics = (self.running_mean, self.running_var, False, 0.1, self.eps, False)
+        return torch.batch_norm(x, self.weight, self.bias, *statistics)
+
+
+def codes(norm: nn.Module, gain: float = 1.0) -> list[str]:
+    """Why the norm behind a convolution stays when it is compiled; it multiplies by at most ``gain``.
+
+    Both ways to compute it make at most 40 roundings of no more than what the convolution can reach.
+    """
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 4, 3), norm, nn.MaxPool2d(2)).eval()
     fast = torch.compile(model, backend="normfuse", options={"normfuse.inner": "eager"})
     with torch.no_grad():
-        torch.testing.assert_close(fast(X), model(X), equal_nan=True)
+        reach = model[0].weight.abs().flatten(1).sum(1).max() * X.abs().max() + model[0].bias.abs().max()
+        bound = 40 * torch.finfo(X.dtype).eps * float(reach) * gain
+        torch.testing.assert_close(fast(X), model(X), rtol=0.0, atol=bound, equal_nan=True)
     return [s.refusal.code if s.refusal else "" for s in normfuse.last_report().sites]
 
 
@@ -43,10 +56,10 @@ def codes(norm: nn.Module) -> list[str]:
     [(0.0, 1e-5, ""), (-1e-6, 1e-5, "bad_statistics"), (0.0, 0.0, "bad_statistics")],
 )
 def test_variances_that_are_none(variance: float, eps: float, code: str) -> None:
-    norm = nn.BatchNorm2d(4, eps=eps)
+    norm = Unasked(4, eps=eps)
     assert norm.running_var is not None
     norm.running_var[1] = variance
-    assert codes(norm) == [code]
+    assert codes(norm, gain=eps**-0.5 if eps else 1.0) == [code]
 
 
 def test_a_dead_channel_in_float32_is_no_reason() -> None:
