@@ -59,9 +59,7 @@ def _memory(report: Report) -> list[str]:
     if report.frozen:
         graphs = "1 graph holds" if report.frozen == 1 else f"{report.frozen} graphs hold"
         size = _bytes(report.frozen_bytes)
-        lines.append(
-            f"{graphs} the weights as constants, {size} beside the originals, and checks them at every call"
-        )
+        lines.append(f"{graphs} the weights as constants, {size} beside the originals, checked at every call")
     return lines
 
 
