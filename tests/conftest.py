@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from normfuse.backends import evaluation
-from normfuse.freezing import tuning
 
 # Compiling makes many objects; looking through all those of PyTorch each time took an eighth of the time.
 gc.freeze()
@@ -27,13 +26,6 @@ def _strict(monkeypatch: pytest.MonkeyPatch) -> None:
 def _no_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is given once in a process, so the first test that calls for it would see one warning more."""
     monkeypatch.setattr(evaluation, "_said", True)
-
-
-@pytest.fixture(autouse=True)
-def _untuned(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Kernels for products of few rows take seconds each to compile; tests of them are marked tuned."""
-    if request.node.get_closest_marker("tuned") is None:
-        monkeypatch.setattr(tuning, "MANY_SHAPES", 0)
 
 
 @pytest.fixture(autouse=True)

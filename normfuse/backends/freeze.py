@@ -24,7 +24,7 @@ from normfuse.freezing.constants import let_go, with_constants
 from normfuse.freezing.decide import Freezing, plan_freezing
 from normfuse.freezing.library import choosing_libraries
 from normfuse.freezing.room import make_room
-from normfuse.freezing.tuning import quiet, settings_for
+from normfuse.freezing.tuning import settings_for
 from normfuse.inductor_compat import modules_let_go
 from normfuse.ir.program import Program
 from normfuse.options import Options
@@ -117,8 +117,8 @@ def _compiled(
     values = {place: given[place] for place in (*plan.places, *range(first, len(given)))}
     module, kept = with_constants(graph.module, values)
     fakes = [fake_of(v, rewritten.fake_mode) if p >= len(example_inputs) else v for p, v in enumerate(given)]
-    tuned = settings_for(plan.products, settings)
-    with autocast_off(), torch.no_grad(), quiet(tuned), modules_let_go():
+    tuned = settings_for(settings)
+    with autocast_off(), torch.no_grad(), modules_let_go():
         compiled = _inductor(module, [fakes[p] for p in kept], options, tuned)
     let_go(module)
     if is_autocast_enabled():

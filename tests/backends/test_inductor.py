@@ -55,23 +55,6 @@ def test_a_second_compilation_comes_from_the_cache() -> None:
     assert counters["aot_autograd"]["autograd_cache_hit"] == 1
 
 
-@pytest.mark.tuned
-def test_a_frozen_graph_is_tuned_once() -> None:
-    """Inductor's cache takes no graph with packed weights; what it chose for a product it remembers."""
-    x = example(dtype=torch.float32)
-    tuned = []
-    with torch.no_grad():
-        for seed in (5, 6):
-            torch._dynamo.reset()
-            counters.clear()
-            model = prenorm(seed, torch.float32, width=20)
-            fast = torch.compile(model, backend="normfuse", options={"normfuse.freeze": "on"})
-            assert torch.allclose(fast(x), model(x), atol=1e-4)
-            assert normfuse.last_report(fast).frozen == 1
-            tuned.append(counters["inductor"]["select_algorithm_autotune"])
-    assert tuned[1] == 0
-
-
 def test_dynamic_shapes_compile_as_often_as_with_inductor() -> None:
     graphs: dict[str, int] = {}
     for backend in ("inductor", "normfuse"):
