@@ -57,7 +57,7 @@ Three guards look at every call, each without the others:
 - the writers that raise no version counter and can be told of: optimizers, collectives, memory that is filled
   anew under a preserved counter.
 
-All three take 0.5 to 0.65 microseconds a weight on one core of a server processor, and two to three where
+All three take 0.3 to 0.65 microseconds a weight on one core of a server processor, and two to three where
 other work has emptied the caches.
 
 On an accelerator contents are compared where another graph used the weights in between and whenever a graph
