@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from normfuse.freezing.tuning import quiet
+from normfuse.freezing.tuning import TUNED, quiet
 
 __all__ = ["frozen"]
 
@@ -27,8 +27,7 @@ def frozen(model: Callable[..., Any]) -> Callable[..., Any]:
         calls += 1
         if calls > 1:
             return compiled(*args, **kwargs)
-        settings = {"freezing": True, "max_autotune": True, "autotune_num_choices_displayed": 0}
-        with inductor.patch(settings), quiet(settings):
+        with inductor.patch(TUNED), quiet(TUNED):
             return compiled(*args, **kwargs)
 
     return call

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from normfuse.backends.dynamo import capture, hand_on_marks
 from normfuse.backends.inner import run_inner
 from normfuse.freezing.constants import with_constants
-from normfuse.freezing.tuning import quiet
+from normfuse.freezing.tuning import TUNED, quiet
 from normfuse.options import Options
 from normfuse.passes.delete_norms import delete_norms
 from normfuse.passes.lift_constants import lift_constants
@@ -57,7 +57,6 @@ class WithoutNorms:
             if place >= own or isinstance(value, torch.nn.Parameter)
         }  # fmt: skip
         held, kept = with_constants(module, values)
-        settings = {"freezing": True, "max_autotune": True, "autotune_num_choices_displayed": 0}
-        with torch.no_grad(), quiet(settings):
-            compiled = run_inner(held, [given[place] for place in kept], self._options, settings)
+        with torch.no_grad(), quiet(TUNED):
+            compiled = run_inner(held, [given[place] for place in kept], self._options, TUNED)
         return lambda *inputs: compiled(*[inputs[place] for place in kept])

@@ -53,7 +53,7 @@ class FrozenWeights(Reader):
             if self.is_released or not self.is_current(sources):
                 return False
             checks = [
-                (place, known, stamp.version, stamp.address, stamp.shape, stamp.stride)
+                (place, known, *stamp[:5])
                 for place, known, stamp in zip(self.places, self.sources, self.stamps, strict=True)
             ]
             self._known = Known(store.epoch, checks, self.watches)

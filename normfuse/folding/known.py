@@ -17,20 +17,20 @@ from normfuse.torch_compat import guards_may_be_skipped
 
 __all__ = ["NOTHING", "Check", "Known", "takes_turns"]
 
-#: Where a source stands among the inputs, who it was, and its version, address, shape and strides.
-Check = tuple[int, weakref.ref[torch.Tensor], int, int, torch.Size, tuple[int, ...]]
+#: Where a source stands among the inputs, who it was, and its version, address, dtype, shape and strides.
+Check = tuple[int, weakref.ref[torch.Tensor], int, int, torch.dtype, torch.Size, tuple[int, ...]]
 
-_version, _shape = attrgetter("_version"), attrgetter("shape")
+_version, _type = attrgetter("_version"), attrgetter("dtype", "shape")
 _address, _strides = torch.Tensor.data_ptr, torch.Tensor.stride
 
 
 class Known:
     """The folded tensors, as long as ``epoch`` stands still and the sources are as they were.
 
-    Dynamo's own guards see other dtypes, shapes and strides; the last two are compared here where it may skip
-    them. The epoch changes when a source goes, so that its identity is that of no other tensor. What is
-    compared at every call is spelled out as lists, since each weight that is looked at in Python costs as
-    much as all of it.
+    Dynamo's own guards see other dtypes, shapes and strides; they are compared here where it may skip them.
+    The epoch changes when a source goes, so that its identity is that of no other tensor. What is compared at
+    every call is spelled out as lists, since each weight that is looked at in Python costs as much as all of
+    it.
     """
 
     __slots__ = (
@@ -52,7 +52,7 @@ class Known:
         self._identities = [id(source()) for _, source, *_ in found]
         self._versions = [version for _, _, version, *_ in found]
         self._addresses = [address for _, _, _, address, *_ in found]
-        layouts = [shape for *_, shape, _ in found], [strides for *_, strides in found]
+        layouts = [(dtype, shape) for *_, dtype, shape, _ in found], [strides for *_, strides in found]
         self._layouts = layouts if guards_may_be_skipped() else None
         held = list(watches)
         contents = [watch.contents for watch in held]
@@ -74,7 +74,7 @@ class Known:
             return False
         if [*map(_address, sources)] != self._addresses:
             return False
-        if self._layouts and ([*map(_shape, sources)], [*map(_strides, sources)]) != self._layouts:
+        if self._layouts and ([*map(_type, sources)], [*map(_strides, sources)]) != self._layouts:
             return False
         return not self._were_written(call)
 

@@ -171,8 +171,7 @@ class Slots:
         watches: dict[int, Watch] = {}
         for slot, folded in zip(self._slots, found, strict=True):
             for place, known, stamp in zip(slot.positions, folded.sources, folded.stamps, strict=True):
-                seen = (stamp.version, stamp.address, stamp.shape, stamp.stride)
-                checks.setdefault(place, (place, known, *seen))
+                checks.setdefault(place, (place, known, *stamp[:5]))
             watches = dict(zip(slot.positions, folded.watches, strict=True)) | watches
         return Known(epoch, checks.values(), watches.values(), tuple(folded.tensor for folded in found))
 

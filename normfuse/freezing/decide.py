@@ -15,9 +15,8 @@ from torch.fx import Graph, Node
 
 from normfuse.errors import OptionError
 from normfuse.folding import is_refilled
-from normfuse.folding.frozen import living_frozen
-from normfuse.freezing.machine import machine_memory
 from normfuse.freezing.products import Product, products
+from normfuse.freezing.room import too_large
 from normfuse.freezing.settled import settled
 from normfuse.freezing.steadiness import why_unsteady
 from normfuse.inductor_compat import freezes_by_itself
@@ -26,9 +25,6 @@ from normfuse.ir.program import Program, Role
 from normfuse.options import Options
 
 __all__ = ["Freezing", "plan_freezing"]
-
-#: ``"auto"`` lets the constants of all models take this share of the machine's memory.
-_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -139,13 +135,8 @@ def _planned(options: Options, program: Program, folded: Sequence[Node]) -> tupl
         return None, "no product or convolution reads a weight" if options.freeze == "on" else ""
     written = [place for place, node in enumerate(given) if effects.is_written(node)]
     plan = Freezing(tuple(given.index(n) for n in constant), tuple(found), tuple(written))
-    held = sum(one.bytes for one in living_frozen())
-    if options.freeze == "auto" and plan.bytes + held > _SHARE * machine_memory():
-        return None, (
-            f"constants of {(plan.bytes + held) / 2**30:.1f} GiB would take more than {_SHARE:.0%} of this "
-            "machine's memory; normfuse.freeze='on' freezes all the same"
-        )
-    return plan, ""
+    reason = too_large(plan.bytes) if options.freeze == "auto" else ""
+    return (None, reason) if reason else (plan, "")
 
 
 def _candidates(given: Sequence[Node], program: Program, folded: Sequence[Node]) -> list[Node]:

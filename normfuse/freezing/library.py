@@ -112,7 +112,8 @@ def _write(match: Any, *args: Any, **kwargs: Any) -> None:
 def fastest(rows: int, weight: torch.Tensor) -> str:
     """The library for a weight of the sizes ``[in, out]``: measured, or as it was before on this machine."""
     order = "x".join(map(str, weight.stride()))
-    key = f"{rows} x {weight.shape[0]} x {weight.shape[1]}, {order}, {torch.get_num_threads()} threads"
+    key = f"{rows} x {weight.shape[0]} x {weight.shape[1]}, {order}, {torch.get_num_threads()} threads, "
+    key += torch.get_float32_matmul_precision()
     known = _measured()
     if key not in known:
         known[key] = _measure(rows, weight)

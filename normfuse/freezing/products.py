@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import Graph, Node
@@ -14,7 +14,7 @@ from normfuse.ir.effects import aliased_by
 from normfuse.ir.sizes import tensor_of
 from normfuse.torch_compat import size_hint
 
-__all__ = ["Product", "memory_of", "products"]
+__all__ = ["Product", "products"]
 
 #: The data and the weight, and which axis of the weight is summed over.
 _LINEAR = {
@@ -37,11 +37,9 @@ class Product:
     traced. Of a convolution, each place of the window is a row.
     """
 
-    node: Node
     weight: Node
     rows: int
     bytes: int
-    is_convolution: bool
 
 
 def products(graph: Graph, constants: Iterable[Node]) -> list[Product]:
@@ -55,7 +53,7 @@ def products(graph: Graph, constants: Iterable[Node]) -> list[Product]:
         if len(viewed) == 1 and viewed[0] in known and node not in known:
             known[node] = known[viewed[0]]
         found += [one for one in _product(node) if one.weight in known and one.rows > 0]
-    return [Product(p.node, known[p.weight], p.rows, p.bytes, p.is_convolution) for p in found]
+    return [replace(one, weight=known[one.weight]) for one in found]
 
 
 def _product(node: Node) -> Iterator[Product]:
@@ -65,19 +63,19 @@ def _product(node: Node) -> Iterator[Product]:
         value, held = tensor_of(bound[data]), tensor_of(bound[weight])
         if value is not None and held is not None and held.dim() == 2:
             rows = _entries(value) // max(size_hint(held.shape[axis]), 1)
-            yield Product(node, bound[weight], rows, memory_of(held), False)
+            yield Product(bound[weight], rows, _memory_of(held))
     elif node.target in _CONVOLUTIONS:
         bound, made = bind(node), tensor_of(node)
         held = tensor_of(bound["weight"])
         if made is not None and held is not None:
             rows = _entries(made) // max(size_hint(held.shape[0]), 1)
-            yield Product(node, bound["weight"], rows, memory_of(held), True)
+            yield Product(bound["weight"], rows, _memory_of(held))
 
 
 def _entries(value: torch.Tensor) -> int:
     return math.prod(map(size_hint, value.shape))
 
 
-def memory_of(value: torch.Tensor) -> int:
+def _memory_of(value: torch.Tensor) -> int:
     """Bytes of the entries of a tensor, also of a fake one."""
     return _entries(value) * value.element_size()

@@ -1,11 +1,17 @@
-"""Weights are held at most twice: as the model holds them, and as one graph does that gains by it."""
+"""Weights are held at most twice: as the model holds them, and as one graph does that gains by it.
+
+The constants of all models may take a share of the machine's memory.
+"""
 
 from __future__ import annotations
 
 from normfuse.folding.frozen import FrozenWeights, living_frozen
+from normfuse.freezing.machine import machine_memory
 from normfuse.freezing.steadiness import give_up
 
-__all__ = ["make_room"]
+__all__ = ["make_room", "too_large"]
+
+_SHARE = 0.25
 
 _TAKEN = "its weights are constants of another graph already, which reads fewer rows and gains more"
 
@@ -17,11 +23,25 @@ def make_room(state: FrozenWeights) -> str:
     Among equals the one that came last is the one that will be called again, as where sizes turn out to vary.
     A graph that loses its weights is compiled without them, once.
     """
-    rivals = [one for one in living_frozen() if one.shares(state)]
+    others = living_frozen()
+    rivals = [one for one in others if one.shares(state)]
     if any(one.rows < state.rows for one in rivals):
         return _TAKEN
+    held = sum(one.bytes for one in others if one not in rivals)
+    if reason := too_large(state.bytes + held):
+        return reason
     for one in rivals:
         if one.graph != state.graph:
             give_up(one.graph, [s for ref in one.sources if (s := ref()) is not None], _TAKEN)
         one.release()
     return ""
+
+
+def too_large(size: int) -> str:
+    """Why constants of so many bytes, of all models together, are too many; empty where they are not."""
+    if size <= _SHARE * machine_memory():
+        return ""
+    return (
+        f"constants of {size / 2**30:.1f} GiB would take more than {_SHARE:.0%} of this machine's memory; "
+        "normfuse.freeze='on' freezes all the same"
+    )

@@ -8,7 +8,10 @@ from typing import Any
 
 from normfuse.inductor_compat import quiet_choices
 
-__all__ = ["quiet", "settings_for"]
+__all__ = ["TUNED", "quiet", "settings_for"]
+
+#: What Inductor does at its fastest, for comparison.
+TUNED = {"freezing": True, "max_autotune": True, "autotune_num_choices_displayed": 0}
 
 
 def settings_for(given: Mapping[str, Any]) -> dict[str, Any]:

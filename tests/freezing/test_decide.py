@@ -11,7 +11,8 @@ from torch._inductor.exc import InductorError
 
 import normfuse
 from normfuse.backends import inner as backend
-from normfuse.freezing import decide
+from normfuse.folding.frozen import living_frozen
+from normfuse.freezing import room
 from normfuse.report import Report
 from tests.backends.networks import example, prenorm
 from tests.freezing.holding import compilations, hold
@@ -109,13 +110,30 @@ def test_inductors_own_setting_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_auto_minds_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     hold(monkeypatch)
-    monkeypatch.setattr(decide, "machine_memory", lambda: 1000)
+    monkeypatch.setattr(room, "machine_memory", lambda: 1000)
     with torch.no_grad():
         report = report_of(prenorm())
         assert report.frozen == 0
         assert any("of this machine's memory" in note for note in report.notes)
         torch._dynamo.reset()
         assert report_of(prenorm(), freeze="on").frozen == 1
+
+
+def test_the_memory_of_all_models_counts_and_that_of_one_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch)
+    model, other = prenorm(1), prenorm(2)
+    with torch.no_grad():
+        fast = torch.compile(model, backend="normfuse", dynamic=False)
+        fast(example(8))
+        size = normfuse.last_report(fast).frozen_bytes
+        room_for_one = 1.5 * sum(one.bytes for one in living_frozen()) / room._SHARE
+        monkeypatch.setattr(room, "machine_memory", lambda: room_for_one)
+        fast(example(1))  # takes the weights from the graph of more rows
+        assert normfuse.last_report(fast).frozen == 1
+        report = report_of(other)
+    assert size
+    assert report.frozen == 0
+    assert any("of this machine's memory" in note for note in report.notes)
 
 
 def test_a_graph_that_writes_to_views_of_one_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,19 @@ from tests.freezing.holding import compilations, hold
 BOUND = 1e-11
 
 
+class Counting(nn.Module):
+    """Writes to a parameter of its own at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = prenorm()
+        self.seen = nn.Parameter(torch.zeros(8, dtype=torch.float64), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.add_(1)
+        return self.model(x) + self.seen.sum()
+
+
 def frozen(model: Any, **settings: Any) -> Any:
     return torch.compile(model, backend="normfuse", options={"normfuse.freeze": "on"}, **settings)
 
@@ -279,16 +292,6 @@ def test_a_graph_that_writes_to_its_cache(monkeypatch: pytest.MonkeyPatch) -> No
     """What a graph writes to is no constant of it."""
     hold(monkeypatch)
 
-    class Counting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = prenorm()
-            self.seen = nn.Parameter(torch.zeros(8, dtype=torch.float64), requires_grad=False)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            self.seen.add_(1)
-            return self.model(x) + self.seen.sum()
-
     model = Counting().eval()
     fast, twin = frozen(model), copy.deepcopy(model)
     for _ in range(3):
@@ -391,16 +394,6 @@ def test_compiled_code_that_fails_is_left(monkeypatch: pytest.MonkeyPatch) -> No
         return fail if settings.get("freezing") else run
 
     monkeypatch.setattr(inner, "run_inner", failing)
-
-    class Counting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = prenorm()
-            self.register_buffer("seen", torch.zeros(3, dtype=torch.float64))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            self.seen.add_(1)
-            return self.model(x) + self.seen.sum()
 
     model = Counting().eval()
     fast, twin = torch.compile(model, backend="normfuse"), copy.deepcopy(model)

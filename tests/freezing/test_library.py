@@ -82,12 +82,15 @@ def test_inductor_takes_what_is_chosen(
     assert float((result - exact).norm() / exact.norm()) < 4 * 96 * 2**-24
 
 
-def test_inductor_chooses_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "_measure", lambda rows, weight: pytest.fail("measured"))
+def test_inductor_chooses_elsewhere(measured: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    measured.setattr(library, "_measure", lambda rows, weight: calls.append(rows) or figures((3.0, 2.0, 1.0)))
     library._register()
-    fast = torch.compile(Products().eval(), options={"freezing": True})
-    with torch.no_grad():
-        fast(torch.randn(16, 48))
+    fast = torch.compile(Products().eval())
+    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
+        _, (code,) = run_and_get_code(fast, torch.randn(16, 48))
+    assert calls == []
+    assert "mkl._mkl_linear" in code
 
 
 def test_all_are_measured_and_kept_for_other_processes(

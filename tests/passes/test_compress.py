@@ -84,12 +84,12 @@ def a_weight_that_is_made_larger_is_read_for_its_sizes(s, x):
     return s.ln(s.lin(x) + table), torch.zeros_like(table) + x.sum()
 
 
-@cases(3, extras=lambda: {"square": nn.Linear(D, D)})
+@cases(2, extras=lambda: {"square": nn.Linear(D, D)})
 def zeros_take_their_sizes_from_what_is_mapped(s, x):
-    """The map stands at the head, which no weight writes; what reads only its sizes reads them behind it."""
-    h = F.softplus(s.lin(x))
-    h = h + torch.zeros_like(h)
-    return s.square(s.ln(h)), s.square(s.ln2(h + s.square(s.ln(h))))
+    """The map stands behind a sum that no weight can take; what reads only its sizes reads them behind it."""
+    h = s.lin(x)
+    g = h + s.square(x.sin() @ torch.ones(5, D, dtype=x.dtype))
+    return h.cos(), s.square(s.ln(g)), s.square(s.ln2(g + torch.zeros_like(g)))
 
 
 @cases(1)
