@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch._inductor.utils import run_and_get_code
 
+from normfuse.freezing import fastest as measuring
 from normfuse.freezing import library
 
 pytestmark = pytest.mark.skipif(
@@ -37,8 +38,8 @@ class Products(nn.Module):
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(library, "_measured", dict)
-    monkeypatch.setattr(library, "_remember", lambda known: None)
+    monkeypatch.setattr(measuring, "_measured", dict)
+    monkeypatch.setattr(measuring, "_remember", lambda known: None)
     return monkeypatch
 
 
@@ -55,8 +56,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_the_fastest_that_is_precise_is_taken(
     found: Figures, wanted: str, measured: pytest.MonkeyPatch
 ) -> None:
-    measured.setattr(library, "_measure", lambda rows, weight: found)
-    assert library.fastest(7, torch.randn(48, 96)) == wanted
+    measured.setattr(measuring, "_measure", lambda rows, weight: found)
+    assert measuring.fastest(7, torch.randn(48, 96)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_the_fastest_that_is_precise_is_taken(
 def test_inductor_takes_what_is_chosen(
     found: Figures, wanted: str, others: tuple[str, ...], measured: pytest.MonkeyPatch
 ) -> None:
-    measured.setattr(library, "_measure", lambda rows, weight: found)
+    measured.setattr(measuring, "_measure", lambda rows, weight: found)
     torch.manual_seed(0)
     model, x = Products().eval(), torch.randn(64, 48)
     fast = torch.compile(model, backend="normfuse")
@@ -84,7 +85,9 @@ def test_inductor_takes_what_is_chosen(
 
 def test_inductor_chooses_elsewhere(measured: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    measured.setattr(library, "_measure", lambda rows, weight: calls.append(rows) or figures((3.0, 2.0, 1.0)))
+    measured.setattr(
+        measuring, "_measure", lambda rows, weight: calls.append(rows) or figures((3.0, 2.0, 1.0))
+    )
     library._register()
     fast = torch.compile(Products().eval())
     with torch.no_grad(), torch._inductor.config.patch(freezing=True):
@@ -96,33 +99,33 @@ def test_inductor_chooses_elsewhere(measured: pytest.MonkeyPatch) -> None:
 def test_all_are_measured_and_kept_for_other_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library, "_file", lambda: tmp_path / "kept" / "products.json")
-    library._measured.cache_clear()
+    monkeypatch.setattr(measuring, "_file", lambda: tmp_path / "kept" / "products.json")
+    measuring._measured.cache_clear()
     calls: list[int] = []
-    measure = library._measure
+    measure = measuring._measure
 
     def counted(rows: int, weight: torch.Tensor) -> Figures:
         calls.append(rows)
         return measure(rows, weight)
 
-    monkeypatch.setattr(library, "_measure", counted)
+    monkeypatch.setattr(measuring, "_measure", counted)
     weight = torch.randn(48, 96)
-    first = library.fastest(32, weight)
-    library._measured.cache_clear()
-    assert library.fastest(32, weight) == first
+    first = measuring.fastest(32, weight)
+    measuring._measured.cache_clear()
+    assert measuring.fastest(32, weight) == first
     assert calls == [32]
-    ((key, (seconds, errors)),) = library._measured().items()
+    ((key, (seconds, errors)),) = measuring._measured().items()
     assert "32 x 48 x 96" in key
     assert all(time > 0 for time in seconds.values())
     # A sum of 48 products in float32, in any order.
     assert all(0 < error < 48 * 2**-24 for error in errors.values())
-    library._measured.cache_clear()
+    measuring._measured.cache_clear()
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', '{"a": ["x", "y"]}', '{"a": [{}, {}]}'])
 def test_a_damaged_file_is_no_obstacle(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "products.json").write_text(text)
-    monkeypatch.setattr(library, "_file", lambda: tmp_path / "products.json")
-    library._measured.cache_clear()
-    assert library._measured() == {}
-    library._measured.cache_clear()
+    monkeypatch.setattr(measuring, "_file", lambda: tmp_path / "products.json")
+    measuring._measured.cache_clear()
+    assert measuring._measured() == {}
+    measuring._measured.cache_clear()

@@ -1,0 +1,108 @@
+"""Which library multiplies fastest, of those that are precise enough: measured on the weight itself.
+
+Each is measured once for each size on a machine, and the figures are kept beside what Inductor compiles.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from normfuse.files import write_text
+from normfuse.freezing.one_row import product_of_one_row
+from normfuse.inductor_compat import cache_folder
+from normfuse.torch_compat import outside_tracing
+
+__all__ = ["MKL", "ONEDNN", "ONE_ROW", "PLAIN", "fastest"]
+
+log = logging.getLogger("normfuse")
+
+#: Another product has to be faster than the model's own by this much.
+_MARGIN = 0.97
+#: Of the 1.5 times the model's own error that a graph may have, a product may take so much.
+_ERROR = 1.25
+#: Each is called so often, in turns, and the fastest call counts.
+_CALLS = 5
+#: Rows and columns of a product that are compared with float64.
+_COMPARED = 1024
+
+PLAIN, MKL, ONEDNN, ONE_ROW = "plain", "mkl", "onednn", "one_row"
+
+
+def fastest(rows: int, weight: torch.Tensor) -> str:
+    """The library for a weight of the sizes ``[in, out]``: measured, or as it was before on this machine."""
+    order = "x".join(map(str, weight.stride()))
+    key = f"{rows} x {weight.shape[0]} x {weight.shape[1]}, {order}, {torch.get_num_threads()} threads, "
+    key += torch.get_float32_matmul_precision()
+    known = _measured()
+    if key not in known:
+        known[key] = _measure(rows, weight)
+        log.info("a product of %s: seconds and errors %s", key, known[key])
+        _remember(known)
+    seconds, errors = known[key]
+    fits = [name for name in seconds if name != PLAIN and errors[name] <= _ERROR * errors[PLAIN]]
+    best = min(fits, key=seconds.__getitem__, default=PLAIN)
+    return best if seconds[best] < _MARGIN * seconds[PLAIN] else PLAIN
+
+
+_Figures = tuple[dict[str, float], dict[str, float]]
+
+
+def _measure(rows: int, weight: torch.Tensor) -> _Figures:
+    """The shortest times, in seconds, and the distances from float64 relative to the result, by library."""
+    with outside_tracing():
+        data, turned = torch.randn(rows, weight.shape[0]), weight.detach().t()
+        for_mkl = torch.ops.mkl._mkl_reorder_linear_weight(turned.contiguous(), rows)
+        for_onednn = torch.ops.mkldnn._reorder_linear_weight(turned, rows)
+        contenders: dict[str, Callable[[], torch.Tensor]] = {
+            PLAIN: lambda: torch.mm(data, turned.t()),
+            MKL: lambda: torch.ops.mkl._mkl_linear(data, for_mkl, turned, None, rows),
+            ONEDNN: lambda: torch.ops.mkldnn._linear_pointwise(data, for_onednn, None, "none", [], ""),
+        }
+        if rows == 1 and (one_row := product_of_one_row(weight)):
+            contenders[ONE_ROW] = lambda: one_row(data, weight, None)
+        exact = data[:_COMPARED].double() @ turned[:_COMPARED].double().t()
+        seconds, errors = dict.fromkeys(contenders, float("inf")), dict[str, float]()
+        for _ in range(_CALLS):
+            for name, call in contenders.items():
+                started = time.perf_counter()
+                found = call()
+                seconds[name] = min(seconds[name], time.perf_counter() - started)
+                part = found[:_COMPARED, :_COMPARED].double()
+                errors[name] = float((part - exact).norm() / exact.norm())
+    return seconds, errors
+
+
+@cache
+def _measured() -> dict[str, _Figures]:
+    """What this and other processes have measured, by rows and the sizes of the weight."""
+    try:
+        held = json.loads(_file().read_text())
+        return {key: (_of_each(seconds), _of_each(errors)) for key, (seconds, errors) in held.items()}
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return {}
+
+
+def _of_each(held: dict[str, float]) -> dict[str, float]:
+    """Figures that were read, or a ``KeyError`` where those of a library are missing."""
+    needed = {name: held[name] for name in (PLAIN, MKL, ONEDNN)}
+    return {name: float(figure) for name, figure in (needed | held).items()}
+
+
+def _remember(known: dict[str, _Figures]) -> None:
+    try:
+        _file().parent.mkdir(parents=True, exist_ok=True)
+        write_text(_file(), json.dumps(known, indent=1))
+    except OSError as error:
+        log.info("what was measured is not kept: %s", error)
+
+
+def _file() -> Path:
+    name = f"normfuse-products-3-{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}.json"
+    return cache_folder() / name
