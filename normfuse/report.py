@@ -128,6 +128,8 @@ class Report:
     and ``frozen_bytes`` the memory of those that are stored in another order for it. Of several models or
     layers that share a graph the first one counts. ``errors`` holds, where the sites were verified, the error
     of the outputs over the original's, by the inputs.
+    ``products`` holds, where the model is explained and its weights would become constants, the seconds that
+    all products and convolutions take without that and with it, measured one by one.
     ``breaks`` are the places at which Dynamo broke the model into several graphs, each with its reason.
     ``time`` is what all operators took before the rewrite, estimated from their sizes in bytes of memory
     traffic that would take as long; None where an operator is not known.
@@ -141,6 +143,7 @@ class Report:
     copied_bytes: int = 0
     frozen: int = 0
     frozen_bytes: int = 0
+    products: tuple[float, float] | None = None
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
@@ -176,6 +179,9 @@ class Report:
         self.copied_bytes += other.copied_bytes
         self.frozen += other.frozen
         self.frozen_bytes += other.frozen_bytes
+        if other.products is not None:
+            plain, frozen = self.products or (0.0, 0.0)
+            self.products = (plain + other.products[0], frozen + other.products[1])
         self.seconds += other.seconds
         self.notes += [n for n in other.notes if n not in self.notes]
         self.breaks += [b for b in other.breaks if b not in self.breaks]
@@ -194,6 +200,7 @@ class Report:
             "copied_bytes": self.copied_bytes,
             "frozen": self.frozen,
             "frozen_bytes": self.frozen_bytes,
+            "seconds_of_products": self.products,
             "seconds": self.seconds,
             "notes": list(self.notes),
             "breaks": list(self.breaks),

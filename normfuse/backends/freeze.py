@@ -22,6 +22,7 @@ from normfuse.folding.frozen import FrozenWeights
 from normfuse.freezing.call import FrozenCall
 from normfuse.freezing.constants import let_go, with_constants
 from normfuse.freezing.decide import Freezing, plan_freezing
+from normfuse.freezing.gain import time_of_products
 from normfuse.freezing.library import choosing_libraries
 from normfuse.freezing.room import make_room
 from normfuse.freezing.tuning import settings_for
@@ -65,10 +66,11 @@ def compile_frozen(
 def note_freezing(
     gm: GraphModule, rewritten: RewrittenGraph, example_inputs: Sequence[Any], options: Options
 ) -> None:
-    """Say in the report what freezing would do to a graph."""
+    """Say in the report what freezing would do to a graph, and what it would be worth."""
     plan = _plan(gm, rewritten, example_inputs, options, {})
     if plan is not None:
         _report(rewritten, plan)
+        rewritten.report.products = time_of_products(plan.products)
 
 
 def _report(rewritten: RewrittenGraph, plan: Freezing) -> None:

@@ -19,7 +19,7 @@ from normfuse.freezing.one_row import product_of_one_row
 from normfuse.inductor_compat import cache_folder
 from normfuse.torch_compat import outside_tracing
 
-__all__ = ["MKL", "ONEDNN", "ONE_ROW", "PLAIN", "fastest"]
+__all__ = ["MKL", "ONEDNN", "ONE_ROW", "PLAIN", "best_of", "fastest", "figures"]
 
 log = logging.getLogger("normfuse")
 
@@ -35,8 +35,24 @@ _COMPARED = 1024
 PLAIN, MKL, ONEDNN, ONE_ROW = "plain", "mkl", "onednn", "one_row"
 
 
+_Figures = tuple[dict[str, float], dict[str, float]]
+
+
 def fastest(rows: int, weight: torch.Tensor) -> str:
-    """The library for a weight of the sizes ``[in, out]``: measured, or as it was before on this machine."""
+    """The library for a weight of the sizes ``[in, out]``."""
+    return best_of(figures(rows, weight))
+
+
+def best_of(found: _Figures) -> str:
+    """The fastest library among those that are precise enough."""
+    seconds, errors = found
+    fits = [name for name in seconds if name != PLAIN and errors[name] <= _ERROR * errors[PLAIN]]
+    best = min(fits, key=seconds.__getitem__, default=PLAIN)
+    return best if seconds[best] < _MARGIN * seconds[PLAIN] else PLAIN
+
+
+def figures(rows: int, weight: torch.Tensor) -> _Figures:
+    """Seconds and errors by library for a weight ``[in, out]``: measured, or as they were on this machine."""
     order = "x".join(map(str, weight.stride()))
     key = f"{rows} x {weight.shape[0]} x {weight.shape[1]}, {order}, {torch.get_num_threads()} threads, "
     key += torch.get_float32_matmul_precision()
@@ -45,13 +61,7 @@ def fastest(rows: int, weight: torch.Tensor) -> str:
         known[key] = _measure(rows, weight)
         log.info("a product of %s: seconds and errors %s", key, known[key])
         _remember(known)
-    seconds, errors = known[key]
-    fits = [name for name in seconds if name != PLAIN and errors[name] <= _ERROR * errors[PLAIN]]
-    best = min(fits, key=seconds.__getitem__, default=PLAIN)
-    return best if seconds[best] < _MARGIN * seconds[PLAIN] else PLAIN
-
-
-_Figures = tuple[dict[str, float], dict[str, float]]
+    return known[key]
 
 
 def _measure(rows: int, weight: torch.Tensor) -> _Figures:

@@ -14,10 +14,10 @@ from normfuse.ir.effects import aliased_by
 from normfuse.ir.sizes import tensor_of
 from normfuse.torch_compat import size_hint
 
-__all__ = ["Product", "products"]
+__all__ = ["LINEAR", "Product", "products"]
 
-#: The data and the weight, and which axis of the weight is summed over.
-_LINEAR = {
+#: Products with a matrix: the data, the weight, and which axis of the weight is summed over.
+LINEAR = {
     aten.linear.default: ("input", "weight", -1),
     aten.addmm.default: ("mat1", "mat2", 0),
     aten.mm.default: ("self", "mat2", 0),
@@ -33,10 +33,11 @@ _CONVOLUTIONS = (
 class Product:
     """A product of data with a weight that is a constant.
 
-    ``weight`` is the input that holds the weight, and ``rows`` the number of rows of data, as the graph was
-    traced. Of a convolution, each place of the window is a row.
+    ``node`` multiplies, ``weight`` is the input that holds the weight, and ``rows`` the number of rows of
+    data, as the graph was traced. Of a convolution, each place of the window is a row.
     """
 
+    node: Node
     weight: Node
     rows: int
     bytes: int
@@ -57,19 +58,19 @@ def products(graph: Graph, constants: Iterable[Node]) -> list[Product]:
 
 
 def _product(node: Node) -> Iterator[Product]:
-    if node.target in _LINEAR:
-        data, weight, axis = _LINEAR[node.target]
+    if node.target in LINEAR:
+        data, weight, axis = LINEAR[node.target]
         bound = bind(node)
         value, held = tensor_of(bound[data]), tensor_of(bound[weight])
         if value is not None and held is not None and held.dim() == 2:
             rows = _entries(value) // max(size_hint(held.shape[axis]), 1)
-            yield Product(bound[weight], rows, _memory_of(held))
+            yield Product(node, bound[weight], rows, _memory_of(held))
     elif node.target in _CONVOLUTIONS:
         bound, made = bind(node), tensor_of(node)
         held = tensor_of(bound["weight"])
         if made is not None and held is not None:
             rows = _entries(made) // max(size_hint(held.shape[0]), 1)
-            yield Product(bound["weight"], rows, _memory_of(held))
+            yield Product(node, bound["weight"], rows, _memory_of(held))
 
 
 def _entries(value: torch.Tensor) -> int:
