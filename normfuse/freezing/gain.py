@@ -65,7 +65,7 @@ def _seconds(product: Product) -> Seconds:
     _, name, axis = LINEAR[product.node.target]
     weight = _like(bound[name])
     measured = figures(product.rows, weight.t() if axis == -1 else weight)
-    return measured[0][PLAIN], measured[0][best_of(measured)]
+    return measured[0][PLAIN], measured[0][best_of(measured, product.rows)]
 
 
 def _seconds_of_convolution(node: Node, bound: dict[str, Any]) -> Seconds:

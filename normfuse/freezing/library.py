@@ -19,7 +19,7 @@ from torch.fx import Node
 
 from normfuse.errors import cause
 from normfuse.freezing.fastest import MKL, ONE_ROW, ONEDNN, PLAIN, fastest
-from normfuse.freezing.one_row import product_of_one_row
+from normfuse.freezing.one_row import one_row
 from normfuse.inductor_compat import is_packable, register_product
 from normfuse.ir.calls import aten
 
@@ -82,12 +82,14 @@ def _held(node: Node) -> torch.Tensor:
 def _write(match: Any, *args: Any, **kwargs: Any) -> None:
     """Write a product as what was chosen for it, which is not MKL's."""
     node: Node = match.output_node()
-    choice, one_row = _choice(node), product_of_one_row(_held(node))
+    choice = _choice(node)
     with match.graph.inserting_before(node):
         if choice == ONEDNN:
             made = _for_onednn(node)
-        elif choice == ONE_ROW and one_row:
-            made = match.graph.call_function(one_row, (*node.args[-2:], _bias(node)))
+        elif choice == ONE_ROW and (own := one_row()):
+            packed = match.graph.call_function(own.pack, (node.args[-1],))
+            given = (node.args[-2], packed, _bias(node), _held(node).shape[1])
+            made = match.graph.call_function(own.multiply, given)
         else:
             _leave(node)
             return

@@ -1,23 +1,27 @@
-"""A product of one row with a weight, as it lies: what a step that decodes one token does.
+"""A product of one row with a constant weight: what a step that decodes one token does.
 
-Such a product is bound by memory: each weight is read once. Where the libraries' general product does not
-reach the memory's speed, this one does, and needs no copy of the weight in another order. Several sums run at
-once, which hides the time that an addition takes, and makes the result more exact than one long sum.
+Such a product is bound by memory, since each weight is read once. The weight is stored in blocks of outputs,
+so that it is read from its first byte to its last, and in large pages where the system has them. Several
+short sums run at once: the result is more exact than that of one long sum, and no addition is waited for.
 """
 
 from __future__ import annotations
 
 import logging
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
 from normfuse.errors import cause
 from normfuse.inductor_compat import compiled_library
 
-__all__ = ["product_of_one_row"]
+__all__ = ["OneRow", "one_row"]
 
 log = logging.getLogger("normfuse")
+
+#: So many outputs' weights lie side by side.
+_BLOCK = 32
 
 _SOURCE = r"""
 #include <torch/csrc/stable/library.h>
@@ -29,134 +33,137 @@ _SOURCE = r"""
 #include <cstring>
 #include <optional>
 #include <vector>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 using torch::stable::Tensor;
 
+// What a register file holds: sums of a block side by side, for so many inputs at once.
 #ifdef __AVX512F__
-constexpr int kBytes = 64, kTogether = 8;
+constexpr int kInputs = 4;
 #else
-constexpr int kBytes = 32, kTogether = 4;
+constexpr int kInputs = 2;
 #endif
-typedef float Vector __attribute__((vector_size(kBytes)));
-constexpr int64_t kLanes = kBytes / sizeof(float);
+constexpr int64_t kLanes = 16, kBlock = 2 * kLanes, kTerms = 64, kPage = 1 << 21;
+typedef float Vector __attribute__((vector_size(4 * kLanes)));
 
 static inline Vector load(const float* from) {
     Vector vector;
-    std::memcpy(&vector, from, kBytes);
+    std::memcpy(&vector, from, sizeof(Vector));
     return vector;
 }
 
-// Dot products of x with `Together` outputs' weights, which lie one after the other.
-template <int Together>
-static void dot(const float* x, const float* weight, int64_t in, float* made) {
-    Vector sums[Together][2] = {};
-    int64_t i = 0;
-    for (; i + 2 * kLanes <= in; i += 2 * kLanes) {
-        Vector first = load(x + i), second = load(x + i + kLanes);
-        for (int r = 0; r < Together; r++) {
-            sums[r][0] += first * load(weight + r * in + i);
-            sums[r][1] += second * load(weight + r * in + i + kLanes);
-        }
+// The product of x with a block, [in, kBlock]: sums of at most kTerms / kInputs terms, and the sum of these.
+static void multiply(const float* x, const float* block, int64_t in, float* made) {
+    Vector total[2] = {};
+    for (int64_t k = 0; k < in;) {
+        Vector sums[kInputs][2] = {};
+        const int64_t end = std::min(in, k + kTerms);
+        for (; k + kInputs <= end; k += kInputs)
+            for (int r = 0; r < kInputs; r++)
+                for (int h = 0; h < 2; h++)
+                    sums[r][h] += x[k + r] * load(block + (k + r) * kBlock + h * kLanes);
+        for (; k < end; k++)
+            for (int h = 0; h < 2; h++) sums[0][h] += x[k] * load(block + k * kBlock + h * kLanes);
+        for (int half = kInputs / 2; half; half /= 2)
+            for (int r = 0; r < half; r++)
+                for (int h = 0; h < 2; h++) sums[r][h] += sums[r + half][h];
+        for (int h = 0; h < 2; h++) total[h] += sums[0][h];
     }
-    for (int r = 0; r < Together; r++) {
-        float lanes[kLanes];
-        Vector both = sums[r][0] + sums[r][1];
-        std::memcpy(lanes, &both, kBytes);
-        for (int64_t half = kLanes / 2; half; half /= 2)
-            for (int64_t j = 0; j < half; j++) lanes[j] += lanes[j + half];
-        float rest = 0;
-        for (int64_t j = i; j < in; j++) rest += x[j] * weight[r * in + j];
-        made[r] = lanes[0] + rest;
-    }
+    std::memcpy(made, total, sizeof(total));
 }
 
-static void by_output(
-    const float* x, const float* weight, int64_t in, float* made, int64_t from, int64_t to) {
-    int64_t n = from;
-    for (; n + kTogether <= to; n += kTogether) dot<kTogether>(x, weight + n * in, in, made + n);
-    for (; n < to; n++) dot<1>(x, weight + n * in, in, made + n);
+// Memory for so many numbers, in large pages where it is worth it and the system has them.
+static Tensor room(const Tensor& like, int64_t count) {
+    if (count * 4 < kPage) return torch::stable::new_empty(like, {count});
+    Tensor whole = torch::stable::new_empty(like, {count + kPage / 4});
+    const int64_t before = -reinterpret_cast<intptr_t>(whole.data_ptr()) & (kPage - 1);
+    Tensor part = torch::stable::narrow(whole, 0, before / 4, count);
+#ifdef MADV_HUGEPAGE
+    madvise(part.data_ptr(), count * 4, MADV_HUGEPAGE);
+#endif
+    return part;
 }
 
-// Adds `Together` inputs' weights, each times its x, to the outputs from `from` to `to`.
-template <int Together>
-static void add(const float* x, const float* weight, int64_t out, float* made, int64_t from, int64_t to) {
-    int64_t n = from;
-    for (; n + kLanes <= to; n += kLanes) {
-        Vector terms[Together];
-        for (int r = 0; r < Together; r++) terms[r] = x[r] * load(weight + r * out + n);
-        for (int half = Together / 2; half; half /= 2)
-            for (int r = 0; r < half; r++) terms[r] += terms[r + half];
-        Vector sum = load(made + n) + terms[0];
-        std::memcpy(made + n, &sum, kBytes);
-    }
-    for (; n < to; n++) {
-        float sum = 0;
-        for (int r = 0; r < Together; r++) sum += x[r] * weight[r * out + n];
-        made[n] += sum;
-    }
+Tensor pack(Tensor weight) {
+    const int64_t in = weight.size(0), out = weight.size(1);
+    const int64_t by_in = weight.stride(0), by_out = weight.stride(1);
+    const int64_t blocks = (out + kBlock - 1) / kBlock;
+    Tensor packed = room(weight, blocks * in * kBlock);
+    const float* from = static_cast<const float*>(weight.data_ptr());
+    float* to = static_cast<float*>(packed.data_ptr());
+    for (int64_t first = 0; first < out; first += kBlock)
+        for (int64_t k = 0; k < in; k++, to += kBlock)
+            for (int64_t j = 0; j < kBlock; j++)
+                to[j] = first + j < out ? from[k * by_in + (first + j) * by_out] : 0.0f;
+    return packed;
 }
 
-static void by_input(
-    const float* x, const float* weight, int64_t in, int64_t out, float* made, int64_t from, int64_t to) {
-    std::fill(made + from, made + to, 0.0f);
-    int64_t k = 0;
-    for (; k + 8 <= in; k += 8) add<8>(x + k, weight + k * out, out, made, from, to);
-    for (; k < in; k++) add<1>(x + k, weight + k * out, out, made, from, to);
-}
-
-Tensor one_row(Tensor data, Tensor weight, std::optional<Tensor> bias) {
-    const int64_t in = weight.size(0), out = weight.size(1), step = data.stride(1);
+Tensor product(Tensor data, Tensor packed, std::optional<Tensor> bias, int64_t out) {
+    const int64_t in = data.size(1), step = data.stride(1);
     Tensor result = torch::stable::new_empty(data, {1, out});
-    const float* given = static_cast<const float*>(data.data_ptr());
+    const float* x = static_cast<const float*>(data.data_ptr());
     std::vector<float> row;
     if (step != 1) {
         row.resize(in);
-        for (int64_t k = 0; k < in; k++) row[k] = given[k * step];
-        given = row.data();
+        for (int64_t k = 0; k < in; k++) row[k] = x[k * step];
+        x = row.data();
     }
-    const float* held = static_cast<const float*>(weight.data_ptr());
+    const float* held = static_cast<const float*>(packed.data_ptr());
     const float* shift = bias ? static_cast<const float*>(bias->data_ptr()) : nullptr;
     float* made = static_cast<float*>(result.data_ptr());
-    const bool outputs_lie_together = weight.stride(0) == 1;
-    torch::stable::parallel_for(0, out, std::max<int64_t>(1, 65536 / std::max<int64_t>(in, 1)),
-        [&](int64_t from, int64_t to) {
-            if (outputs_lie_together) by_output(given, held, in, made, from, to);
-            else by_input(given, held, in, out, made, from, to);
-            if (shift) for (int64_t n = from; n < to; n++) made[n] += shift[n];
-        });
+    const int64_t grain = std::max<int64_t>(1, 32768 / (kBlock * std::max<int64_t>(in, 1)));
+    torch::stable::parallel_for(0, (out + kBlock - 1) / kBlock, grain, [&](int64_t from, int64_t to) {
+        for (int64_t block = from; block < to; block++) {
+            const int64_t first = block * kBlock, count = std::min(kBlock, out - first);
+            float sums[kBlock];
+            multiply(x, held + first * in, in, sums);
+            for (int64_t j = 0; j < count; j++) made[first + j] = sums[j] + (shift ? shift[first + j] : 0.0f);
+        }
+    });
     return result;
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(normfuse, library) {
-    library.def("one_row(Tensor data, Tensor weight, Tensor? bias) -> Tensor");
+    library.def("pack_for_one_row(Tensor weight) -> Tensor");
+    library.def("one_row(Tensor data, Tensor packed, Tensor? bias, int outputs) -> Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(normfuse, CPU, library) { library.impl("one_row", TORCH_BOX(&one_row)); }
+STABLE_TORCH_LIBRARY_IMPL(normfuse, CPU, library) {
+    library.impl("pack_for_one_row", TORCH_BOX(&pack));
+    library.impl("one_row", TORCH_BOX(&product));
+}
 """
 
 
-def product_of_one_row(weight: torch.Tensor) -> torch._ops.OpOverload | None:
-    """The operator ``(data [1, in], weight [in, out], bias [out] or None) -> [1, out]``, all in float32.
+class OneRow(NamedTuple):
+    """The operators of a product of one row; all tensors are in float32.
 
-    The weight's entries lie without gaps, in either order. None where the weight's do not, or nothing can be
-    compiled.
+    ``pack`` stores a weight ``[in, out]`` in blocks. ``multiply`` takes data ``[1, in]``, what was packed, a
+    bias ``[out]`` or None, and the number ``out``, and makes ``[1, out]``.
     """
-    inputs, outputs = weight.shape
-    if weight.dtype != torch.float32 or weight.stride() not in ((1, inputs), (outputs, 1)):
-        return None
-    return _operator() if min(weight.shape) > 1 else None
+
+    pack: torch._ops.OpOverload
+    multiply: torch._ops.OpOverload
 
 
 @cache
-def _operator() -> torch._ops.OpOverload | None:
+def one_row() -> OneRow | None:
+    """The two operators; None where they cannot be compiled."""
     try:
         compiled_library(_SOURCE)
     except Exception as error:
         log.info("products of one row are left to the libraries: %s", cause(error))
         return None
+    torch.library.register_fake("normfuse::pack_for_one_row", _packed)
     torch.library.register_fake("normfuse::one_row", _made)
-    operator: torch._ops.OpOverload = torch.ops.normfuse.one_row.default
-    return operator
+    return OneRow(torch.ops.normfuse.pack_for_one_row.default, torch.ops.normfuse.one_row.default)
 
 
-def _made(data: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return data.new_empty((1, weight.shape[1]))
+def _packed(weight: torch.Tensor) -> torch.Tensor:
+    inputs, outputs = weight.shape
+    return weight.new_empty((outputs + _BLOCK - 1) // _BLOCK * _BLOCK * inputs)
+
+
+def _made(data: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, outputs: int) -> torch.Tensor:
+    return data.new_empty((1, outputs))
