@@ -62,9 +62,10 @@ def near(found: torch.Tensor, exact: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def test_a_convolutional_network_follows_its_statistics() -> None:
+@pytest.mark.parametrize("options", [{}, {"cpp_wrapper": True}], ids=["python", "c++"])
+def test_a_convolutional_network_follows_its_statistics(options: dict[str, bool]) -> None:
     model, x = random(Images()), torch.randn(2, 3, 16, 16)
-    fast = torch.compile(model, backend="normfuse")
+    fast = torch.compile(model, backend="normfuse", options=options)
     for _ in range(2):
         wanted = widened(model)(x.double())
         for _ in range(3):
