@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import normfuse
+from normfuse.freezing import steadiness
 
 
 class Images(nn.Module):
@@ -63,7 +64,10 @@ def near(found: torch.Tensor, exact: torch.Tensor) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("options", [{}, {"cpp_wrapper": True}], ids=["python", "c++"])
-def test_a_convolutional_network_follows_its_statistics(options: dict[str, bool]) -> None:
+def test_a_convolutional_network_follows_its_statistics(
+    options: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steadiness, "_histories", {})
     model, x = random(Images()), torch.randn(2, 3, 16, 16)
     fast = torch.compile(model, backend="normfuse", options=options)
     for _ in range(2):
