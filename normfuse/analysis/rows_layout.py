@@ -18,16 +18,10 @@ from normfuse.analysis.flow import Blocks, Carries, Flow, Shift
 from normfuse.analysis.operator_table import ROWS, block, flow, row, unknown
 from normfuse.ir.calls import aten, is_call
 from normfuse.ir.location import described
+from normfuse.ir.moves import RESHAPES
 from normfuse.ir.sizes import rank_of, same, same_product, shape_of, tensor_of
 
-__all__ = ["LAYOUT", "RESHAPES", "SPLITS"]
-
-#: Operators that count the same elements, in the same order, by other axes.
-RESHAPES = (
-    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
-    aten.unflatten.int, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
-    aten.reshape_as.default, aten.view_as.default,
-)  # fmt: skip
+__all__ = ["LAYOUT", "SPLITS"]
 
 #: Operators that return a list of parts of their input.
 SPLITS = (

@@ -46,6 +46,7 @@ from normfuse.passes.stored_values import (
     watch_statistics,
 )
 from normfuse.passes.work import Work
+from normfuse.patterns.around import order_is_free
 from normfuse.report import Refusal, Site
 
 __all__ = ["FOLD_AFFINE", "fold_affine", "is_stored"]
@@ -240,7 +241,7 @@ class _Fold:
 
     def _replace(self, node: Node, source: Node, made: Node) -> Node:
         with node.graph.inserting_before(node):
-            if not lies_alike(node, source):
+            if not (lies_alike(node, source) or _keeps_its_order(node)):
                 made = call(node.graph, aten.contiguous.default, made)
             if aliased_by(source) and _is_returned(node):
                 made = call(node.graph, aten.clone.default, made)
@@ -250,8 +251,13 @@ class _Fold:
 
 
 def _fits(node: Node, source: Node) -> bool:
+    return lies_alike(node, source) or not _keeps_its_order(node) or order_is_free(source, node)
+
+
+def _keeps_its_order(node: Node) -> bool:
+    """Whether a norm's result lies in another order than row after row, which nothing brings about."""
     result = tensor_of(node)
-    return result is not None and (lies_alike(node, source) or is_row_major(result))
+    return result is None or not is_row_major(result)
 
 
 def _is_returned(node: Node) -> bool:

@@ -21,6 +21,7 @@ from normfuse.ir.location import described
 from normfuse.ir.region import Operands
 from normfuse.ir.sizes import same, same_shape, shape_of, tensor_of
 from normfuse.ir.spec import NormSpec
+from normfuse.patterns.around import around
 from normfuse.patterns.candidate import Candidate
 from normfuse.patterns.stored_arithmetic import spelled_norms
 from normfuse.report import Refusal
@@ -32,7 +33,13 @@ def stored_norms(graph: Graph, weights: Container[Node]) -> list[Candidate]:
     """Every norm with stored statistics, in execution order; ``weights`` are the values of the model."""
     native = [_READERS[n.target](n, weights) for n in graph.nodes if n.target in _READERS]
     found = [c for c in native if c is not None] + spelled_norms(graph, weights)
-    return [with_skip(c, weights) for c in found]
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    taken = set[Node]()
+    grown = []
+    for norm in sorted(found, key=lambda c: order[c.root]):
+        inner = around(with_skip(norm, weights), taken)
+        grown.append(around(with_skip(inner, weights), taken))
+    return grown
 
 
 def _batch_norm(node: Node, weights: Container[Node]) -> Candidate | None:

@@ -1,0 +1,103 @@
+"""Moves of axes around a norm that undo each other belong to it.
+
+    norm(x.transpose(1, 2)).transpose(1, 2)    scales and shifts along the last axis of x
+
+So a norm that vanishes takes them along, also where something is made contiguous in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+
+from torch.fx import Node
+
+from normfuse.ir.calls import aten, is_call
+from normfuse.ir.changed import changed
+from normfuse.ir.moves import Axes, is_move
+from normfuse.ir.sizes import is_row_major, lies_alike, tensor_of
+from normfuse.patterns.candidate import Candidate
+
+__all__ = ["around", "order_is_free"]
+
+#: What these return lies in an order of its own.
+_PRODUCTS = (
+    aten.linear.default, aten.mm.default, aten.addmm.default, aten.bmm.default, aten.matmul.default,
+    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.convolution.default,
+)  # fmt: skip
+_VIEWS_OF_AN_ORDER = (aten.view.default, aten.view_as.default, aten._unsafe_view.default)
+
+
+def around(norm: Candidate, taken: set[Node]) -> Candidate:
+    """A norm with stored statistics, grown by the moves around it that leave each axis in its place.
+
+    The moves behind it are added to ``taken``; those that belong to a norm before it are left to that.
+    """
+    if norm.refusal is not None or norm.spec.statistics == "input":
+        return norm
+    roots = [norm.root, *_moves_behind(norm.root)]
+    for moves in _moves_before(norm.operands.source, taken):
+        for length in range(len(roots), 1, -1):
+            grown = _grown(norm, moves, roots[:length])
+            if grown is not None:
+                taken.update(roots[1:length])
+                return grown
+    return norm
+
+
+def _moves_behind(root: Node) -> Iterator[Node]:
+    """Each move that alone reads the one before it."""
+    while len(root.users) == 1 and is_move(next(iter(root.users))):
+        root = next(iter(root.users))
+        yield root
+
+
+def _moves_before(source: Node, taken: Container[Node]) -> list[list[Node]]:
+    """The moves that end with ``source``, from the value that they begin with; the longest chain first."""
+    chain = [source]
+    while is_move(chain[0]) and chain[0] not in taken and isinstance(chain[0].args[0], Node):
+        chain.insert(0, chain[0].args[0])
+    return [chain[begin:] for begin in range(len(chain))]
+
+
+def _grown(norm: Candidate, before: list[Node], roots: list[Node]) -> Candidate | None:
+    begin, end = before[0], roots[-1]
+    first = axes = Axes.of(begin)
+    for move in before[1:]:
+        axes = None if axes is None else axes.behind(move)
+    if axes is None or first is None:
+        return None
+    channels = [axes.dims[d] for d in range(-len(axes.dims), 0) if d not in norm.spec.dims]
+    for move in roots[1:]:
+        axes = None if axes is None else axes.behind(move)
+    if axes != first or [len(made_of) for made_of in channels] != [1] or not _may_lie_as(begin, end):
+        return None
+    rank = len(first.dims)
+    dims = tuple(d for d in range(-rank, 0) if d + rank != channels[0][0])
+    return norm.grown(end, changed(norm.operands, source=begin), dims=dims)
+
+
+def _may_lie_as(begin: Node, end: Node) -> bool:
+    """Whether the value that moves begin with can stand for the one that they end with."""
+    before, after = tensor_of(begin), tensor_of(end)
+    if before is None or after is None:
+        return False
+    return lies_alike(begin, end) or is_row_major(after) or order_is_free(begin, end)
+
+
+def order_is_free(made: Node, node: Node) -> bool:
+    """Whether ``made``, which lies row after row, may replace ``node``, which lies otherwise.
+
+    It may where products read it in the end: what they return is in an order of its own.
+    """
+    value = tensor_of(made)
+    if value is None or not is_row_major(value):
+        return False
+    seen, stack = {node}, [node]
+    while stack:
+        for user in stack.pop().users:
+            if user.op == "output" or is_call(user, aten.as_strided.default, *_VIEWS_OF_AN_ORDER):
+                return False
+            if user not in seen and not is_call(user, *_PRODUCTS):
+                seen.add(user)
+                stack.append(user)
+    return True
