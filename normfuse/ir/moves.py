@@ -14,7 +14,7 @@ from torch.fx import Node
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.sizes import same, shape_of
 
-__all__ = ["RESHAPES", "Axes", "is_move"]
+__all__ = ["COPIES", "RESHAPES", "Axes", "is_move"]
 
 #: Operators that count the same elements, in the same order, by other axes.
 RESHAPES = (
@@ -22,13 +22,14 @@ RESHAPES = (
     aten.unflatten.int, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
     aten.reshape_as.default, aten.view_as.default,
 )  # fmt: skip
-_COPIES = (aten.clone.default, aten.contiguous.default, aten.alias.default)
+#: Operators that return their input, at most laid out anew.
+COPIES = (aten.clone.default, aten.contiguous.default, aten.alias.default)
 _TURNS = (aten.transpose.int, aten.mT.default, aten.permute.default)
 
 
 def is_move(node: Node) -> bool:
     """Whether an operator returns the entries of its first operand, at most in other places."""
-    return is_call(node, *RESHAPES, *_COPIES, *_TURNS)
+    return is_call(node, *RESHAPES, *COPIES, *_TURNS)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Axes:
 
     def behind(self, move: Node) -> Axes | None:
         """The axes behind one more move; None where it cuts one, or sizes are not known to agree."""
-        if is_call(move, *_COPIES):
+        if is_call(move, *COPIES):
             return self
         if is_call(move, *_TURNS):
             return replace(self, dims=self._turned(move))

@@ -33,6 +33,7 @@ from normfuse.passes.observer import Observer
 from normfuse.passes.positional import positional
 from normfuse.passes.rule import Rule
 from normfuse.passes.settle_shifts import settle_shifts
+from normfuse.passes.spreads import narrow_spreads
 from normfuse.passes.work import Work
 from normfuse.report import Refusal, Report
 
@@ -70,6 +71,7 @@ def _functionalize(work: Work) -> None:
 
 def _canonicalize(work: Work) -> None:
     canonicalize(work.program.gm)
+    narrow_spreads(work.program.gm)
     work.program.gm.graph.eliminate_dead_code(is_effectful)
 
 
