@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normfuse.errors import InputError
-from normfuse.nn.layer_inputs import check_last, positive
+from normfuse.nn.layer_inputs import as_given, check_last, positive
 
 __all__ = ["AdaptiveLayerNorm", "AdaptiveLayerNormZero"]
 
@@ -45,7 +45,7 @@ class _Adaptive(nn.Module):
 
     def _modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         normalized = F.layer_norm(x, (self.normalized_shape,), None, None, self.eps)
-        return (normalized * (1 + scale) + shift).to(x.dtype)
+        return as_given(normalized * (1 + scale) + shift, x)
 
     def extra_repr(self) -> str:
         return f"{self.normalized_shape}, condition_features={self.condition_features}, eps={self.eps}"

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normfuse.errors import OptionError
 from normfuse.nn.from_batch_norm import copy_statistics, described
-from normfuse.nn.layer_inputs import check_channels, check_several, per_channel, positive, widened
+from normfuse.nn.layer_inputs import as_given, check_channels, check_several, per_channel, positive, widened
 
 __all__ = ["AlphaBatchNorm"]
 
@@ -106,7 +106,7 @@ class AlphaBatchNorm(nn.Module):
         y = (z - per_channel(mean, x)) * per_channel(torch.rsqrt(var + self.eps), x)
         if self.weight is not None and self.bias is not None:
             y = y * per_channel(self.weight, x) + per_channel(self.bias, x)
-        return y.to(x.dtype)
+        return as_given(y, x)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, alpha={self.alpha}, eps={self.eps}, momentum={self.momentum}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from normfuse.nn.layer_inputs import check_last, positive, widened
+from normfuse.nn.layer_inputs import as_given, check_last, positive, widened
 
 __all__ = ["CRMSNorm"]
 
@@ -49,8 +49,8 @@ class CRMSNorm(nn.Module):
         z = widened(x)
         total = z.sum(-1, keepdim=True)
         mean_square = ((z * z).sum(-1, keepdim=True) + total * total) / (self.normalized_shape + 1)
-        y = (z * torch.rsqrt(mean_square + self.eps)).to(x.dtype)
-        return y if self.weight is None else (y * self.weight).to(x.dtype)
+        y = as_given(z * torch.rsqrt(mean_square + self.eps), x)
+        return y if self.weight is None else as_given(y * self.weight, x)
 
     def extra_repr(self) -> str:
         affine = self.weight is not None

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normfuse.nn.layer_inputs import check_channels, check_several, per_channel, positive, widened
+from normfuse.nn.layer_inputs import as_given, check_channels, check_several, per_channel, positive, widened
 
 __all__ = ["EstimatedBatchNorm"]
 
@@ -53,7 +53,7 @@ class EstimatedBatchNorm(nn.Module):
         mean = widened(self.running_mean).clone()
         rstd = torch.rsqrt(widened(self.running_var) + self.eps)
         z = (widened(x) - per_channel(mean, x)) * per_channel(rstd, x)
-        return (z * per_channel(self.weight, x) + per_channel(self.bias, x)).to(x.dtype)
+        return as_given(z * per_channel(self.weight, x) + per_channel(self.bias, x), x)
 
     @torch.no_grad()
     def _estimate(self, x: Tensor) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from normfuse.errors import OptionError
-from normfuse.nn.layer_inputs import check_channels, check_several, per_channel, positive, widened
+from normfuse.nn.layer_inputs import as_given, check_channels, check_several, per_channel, positive, widened
 
 __all__ = ["EvoNormB0", "EvoNormS0"]
 
@@ -32,7 +32,7 @@ class _EvoNorm(nn.Module):
         self.v = nn.Parameter(torch.ones_like(ones))
 
     def _affine(self, z: Tensor, x: Tensor) -> Tensor:
-        return (z * per_channel(self.weight, x) + per_channel(self.bias, x)).to(x.dtype)
+        return as_given(z * per_channel(self.weight, x) + per_channel(self.bias, x), x)
 
 
 class EvoNormB0(_EvoNorm):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from normfuse.errors import InputError, OptionError
 
 __all__ = [
+    "as_given",
     "check_channels",
     "check_last",
     "check_several",
@@ -22,6 +23,11 @@ __all__ = [
 def widened(x: Tensor) -> Tensor:
     """Half precision in float32, in which statistics are taken; other values as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def as_given(y: Tensor, x: Tensor) -> Tensor:
+    """A result in the dtype of the input; no operation where it has that already."""
+    return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:

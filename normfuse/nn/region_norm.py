@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from normfuse.errors import InputError
-from normfuse.nn.layer_inputs import check_channels, per_channel, positive, widened
+from normfuse.nn.layer_inputs import as_given, check_channels, per_channel, positive, widened
 
 __all__ = ["RegionNorm"]
 
@@ -67,7 +67,7 @@ class RegionNorm(nn.Module):
         weight, bias = widened(self.weight), widened(self.bias)
         in_0 = self._region(z, ~marked) * per_channel(weight[0], x) + per_channel(bias[0], x)
         in_1 = self._region(z, marked) * per_channel(weight[1], x) + per_channel(bias[1], x)
-        return torch.where(marked, in_1, in_0).to(x.dtype)
+        return as_given(torch.where(marked, in_1, in_0), x)
 
     def _region(self, z: Tensor, inside: Tensor) -> Tensor:
         """The values of one region, normalized by it, and zeros elsewhere."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normfuse.errors import OptionError
-from normfuse.nn.layer_inputs import check_last, positive, widened
+from normfuse.nn.layer_inputs import as_given, check_last, positive, widened
 
 __all__ = ["SimpleRMSNorm"]
 
@@ -60,8 +60,8 @@ class SimpleRMSNorm(nn.Module):
         # Not the root of a mean: its derivative at zero is infinite, that of a length is taken as zero.
         length: Tensor = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
         if self.eps_form == "outside":
-            return (z / (length / root + self.eps)).to(x.dtype)
-        return (z / length.clamp_min(self.eps) * root).to(x.dtype)
+            return as_given(z / (length / root + self.eps), x)
+        return as_given(z / length.clamp_min(self.eps) * root, x)
 
     def extra_repr(self) -> str:
         return f"{self.normalized_shape}, eps={self.eps}, eps_form={self.eps_form!r}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normfuse.errors import InputError, OptionError
-from normfuse.nn.layer_inputs import check_last, positive, widened
+from normfuse.nn.layer_inputs import as_given, check_last, positive, widened
 
 __all__ = ["TimeDependentLayerNorm", "TimeDependentParameter"]
 
@@ -85,16 +87,16 @@ class TimeDependentLayerNorm(nn.Module):
                 f"{tuple(x.shape)} and {tuple(time.shape)}"
             )
         between = [1] * (x.dim() - 2)
-        y = self._normalized(widened(x)) * self.weight(time).unflatten(0, (-1, *between))
+        y: Tensor = self._normalized(widened(x)) * self.weight(time).unflatten(0, (-1, *between))
         if self.bias is not None:
             y = y + self.bias(time).unflatten(0, (-1, *between))
-        return y.to(x.dtype)
+        return as_given(y, x)
 
     def _normalized(self, z: Tensor) -> Tensor:
         if not self.rms:
             return F.layer_norm(z, (self.normalized_shape,), None, None, self.eps)
         length: Tensor = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-        return z / (length * self.normalized_shape**-0.5 + self.eps)
+        return z / (length / math.sqrt(self.normalized_shape) + self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.normalized_shape}, eps={self.eps}, rms={self.rms}"

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normfuse.errors import InputError, OptionError
 from normfuse.nn.from_batch_norm import copy_statistics, described
-from normfuse.nn.layer_inputs import check_channels, per_channel, positive, widened
+from normfuse.nn.layer_inputs import as_given, check_channels, per_channel, positive, widened
 
 __all__ = ["UnMixTNS"]
 
@@ -126,7 +126,7 @@ class UnMixTNS(nn.Module):
         z = widened(x)
         mean, var = self._mixed(*self._of_samples(z))
         y = (z - _per_sample(mean, x)) * _per_sample(torch.rsqrt(var + self.eps), x)
-        return (y * per_channel(self.weight, x) + per_channel(self.bias, x)).to(x.dtype)
+        return as_given(y * per_channel(self.weight, x) + per_channel(self.bias, x), x)
 
     def _of_samples(self, z: Tensor) -> tuple[Tensor, Tensor]:
         var, mean = torch.var_mean(z, list(range(2, z.dim())), correction=0)

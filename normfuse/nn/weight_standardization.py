@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from normfuse.errors import InputError, OptionError
-from normfuse.nn.layer_inputs import widened
+from normfuse.nn.layer_inputs import as_given, widened
 
 __all__ = ["WeightStandardizedConv1d", "WeightStandardizedConv2d", "WeightStandardizedConv3d"]
 
@@ -76,7 +76,7 @@ class _WeightStandardized(_ConvNd):
         else:
             gain = widened(self.gain).reshape(mean.shape) * self.gamma
             scale = torch.rsqrt((variance * self.fan_in).clamp_min(self.eps)) * gain
-        return ((weight - mean) * scale).to(self.weight.dtype)
+        return as_given((weight - mean) * scale, self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         rank = self.weight.dim()
