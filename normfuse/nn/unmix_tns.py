@@ -135,7 +135,8 @@ class UnMixTNS(nn.Module):
     def _mixed(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """The statistics of each sample; then the components move."""
         means, variances = widened(self.component_mean).clone(), widened(self.component_var).clone()
-        similarity = F.normalize(mean.detach(), dim=1) @ F.normalize(means, dim=1).T
+        # No matrix product, which autocast would round, at a temperature that multiplies errors by 14.
+        similarity = (F.normalize(mean.detach(), dim=1)[:, None] * F.normalize(means, dim=1)).sum(-1)
         p = torch.softmax(similarity / _TEMPERATURE, dim=1)[:, :, None]
         mixed_means = torch.lerp(means, mean[:, None], p)
         mixed_variances = torch.lerp(variances, var[:, None], p)
