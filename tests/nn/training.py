@@ -30,7 +30,7 @@ def scattered(layer, seed=0):
 
 
 def agree(layer, reference, inputs, steps=STEPS, differentiable=(0,)):
-    """Train both by gradient descent; the reference takes parameters, buffers, inputs, and returns y, buffers."""
+    """Train both by gradient descent; the reference maps parameters, buffers, inputs to y and buffers."""
     own = {k: p.detach().clone().requires_grad_() for k, p in layer.named_parameters()}
     buffers = {k: b.clone() for k, b in layer.named_buffers()}
     for step in range(steps):
