@@ -152,7 +152,7 @@ def test_crms_norm_is_described_as_the_paper_has_it():
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["inductor", "normfuse"])
 def test_inductor_trains_and_evaluates(backend):
-    """A whole network, with Inductor's kernels: three steps, and evaluation behind them."""
+    """A network with Inductor's kernels: three steps of training in float64, and evaluation in float32."""
     torch.manual_seed(0)
     model = nn.Sequential(
         layers.WeightStandardizedConv2d(3, 8, 3, scaled=True), layers.BatchChannelNorm(8, 2, estimate=True),
@@ -173,6 +173,6 @@ def test_inductor_trains_and_evaluates(backend):
         largest = max(float(b.norm()) for _, b in pairs)
         assert all(float((a - b).norm()) <= NEAR * largest for a, b in pairs)
         assert all(distance(b, a) <= NEAR for a, b in zip(model.buffers(), twin.buffers(), strict=True))
-    model.eval(), twin.eval()
+    model.eval().float(), twin.eval().float()  # oneDNN packs no convolution in float64
     with torch.no_grad():
-        assert distance(fast(x), model(x)) <= NEAR
+        assert normfuse.verify(model, fast, (x.float(),)).ok
