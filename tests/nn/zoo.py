@@ -40,7 +40,7 @@ ZOO: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], list[torch.Tens
     "WeightStandardizedConv2d": (lambda: layers.WeightStandardizedConv2d(8, 4, 3, scaled=True), images),
     "WeightStandardizedConv3d": (
         lambda: layers.WeightStandardizedConv3d(2, 4, 2),
-        lambda: [torch.randn(1, 2, 3, 3, 3)],
+        lambda: [torch.randn(2, 2, 3, 3, 3)],
     ),
     "EstimatedBatchNorm": (lambda: layers.EstimatedBatchNorm(8), images),
     "BatchChannelNorm": (lambda: layers.BatchChannelNorm(8, 2), images),
