@@ -60,7 +60,9 @@ def main(epochs: int = 5) -> bool:
     train(model, images[360:], labels[360:], epochs)
 
     model.eval()
-    rewritten = normfuse.rewrite(model, (images[:360],), expect={"batch_norm": 0, "weight_standardization": 0})
+    rewritten = normfuse.rewrite(
+        model, (images[:360],), expect={"batch_norm": 0, "weight_standardization": 0}
+    )
     print(rewritten.report)
 
     with torch.no_grad():

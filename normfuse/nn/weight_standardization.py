@@ -70,13 +70,14 @@ class _WeightStandardized(_ConvNd):
         """V, in the dtype of ``weight``."""
         weight = widened(self.weight)
         axes = tuple(range(1, weight.dim()))
-        variance, mean = torch.var_mean(weight, axes, correction=0, keepdim=True)
         if self.gain is None:
-            scale = torch.rsqrt(variance + self.eps)
-        else:
-            gain = widened(self.gain).reshape(mean.shape) * self.gamma
-            scale = torch.rsqrt((variance * self.fan_in).clamp_min(self.eps)) * gain
-        return as_given((weight - mean) * scale, self.weight)
+            variance, mean = torch.var_mean(weight, axes, correction=0, keepdim=True)
+            return as_given((weight - mean) * torch.rsqrt(variance + self.eps), self.weight)
+        centred = weight - weight.mean(axes, keepdim=True)
+        # sqrt(max(n var, eps)) = max(|W - mean|, sqrt(eps))
+        length = torch.linalg.vector_norm(centred, dim=axes, keepdim=True).clamp_min(math.sqrt(self.eps))
+        gain = widened(self.gain).reshape(length.shape) * self.gamma
+        return as_given(centred / length * gain, self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         rank = self.weight.dim()

@@ -80,9 +80,9 @@ OUTCOMES = {
         Around(layers.WeightStandardizedConv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()), (),
         {"weight_standardization": 1, BATCH: 1}, {},
     ),
-    "WeightStandardizedConv2d scaled": (  # its weight is computed once, by no name of its own
+    "WeightStandardizedConv2d scaled": (
         Around(layers.WeightStandardizedConv2d(3, 8, 3, scaled=True), nn.BatchNorm2d(8), nn.ReLU()), (),
-        {BATCH: 1}, {},
+        {"weight_standardization": 1, BATCH: 1}, {},
     ),
     "EstimatedBatchNorm": (images(layers.EstimatedBatchNorm(8)), (), {BATCH: 1}, {}),
     "BatchChannelNorm": (
