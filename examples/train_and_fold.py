@@ -2,8 +2,8 @@
 
     python examples/train_and_fold.py
 
-A few seconds for scikit-learn's handwritten digits. Weight standardization becomes a constant, each batch norm
-goes into the convolution in front of it, and what is left are convolutions, ReLUs and a linear layer.
+A few seconds for scikit-learn's handwritten digits. Weight standardization becomes a constant, each batch
+norm goes into a convolution, and what is left are convolutions, ReLUs and a linear layer.
 """
 
 from __future__ import annotations
