@@ -24,16 +24,11 @@ def images(step):
     return [torch.randn(3, 4, 2, 3, dtype=torch.float64) * (1 + 0.1 * step) + 0.3]
 
 
-def mean_of(values):
-    values = list(values)
-    return sum(values) / len(values)
-
-
 def moments(values):
     """Mean and variance of the population."""
-    values = list(values.flatten())
-    mean = mean_of(values)
-    return mean, mean_of((v - mean) ** 2 for v in values)
+    count = values.numel()
+    mean = values.sum() / count
+    return mean, ((values - mean) ** 2).sum() / count
 
 
 def channels(x):

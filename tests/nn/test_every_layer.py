@@ -71,7 +71,13 @@ def test_export_in_evaluation(name):
     assert len(copied) == 2 * (name == "UnMixTNS"), "its components, and no layouts"
 
 
-@pytest.mark.parametrize("name", sorted(ZOO))
+#: Others are compositions of PyTorch's modules, or forms of one that is here.
+COMPILED = sorted(
+    k for k in ZOO if k not in ("PostNorm", "PeriNorm", "PreNorm") and "1d" not in k and "3d" not in k
+)
+
+
+@pytest.mark.parametrize("name", COMPILED)
 def test_training_compiles_whole(name):
     """Without a graph break; three steps, with gradients and buffers."""
     layer, inputs = build(name)

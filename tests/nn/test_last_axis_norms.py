@@ -24,14 +24,13 @@ def vectors(step):
 
 
 def rows(x):
-    return [list(row) for row in x.reshape(-1, x.shape[-1])]
+    return list(x.reshape(-1, x.shape[-1]))
 
 
 def standardized(row, eps):
-    d = len(row)
-    mean = sum(row) / d
-    variance = sum((v - mean) ** 2 for v in row) / d
-    return torch.stack([(v - mean) / (variance + eps) ** 0.5 for v in row])
+    mean = row.sum() / len(row)
+    variance = ((row - mean) ** 2).sum() / len(row)
+    return (row - mean) / (variance + eps) ** 0.5
 
 
 @pytest.mark.parametrize("affine", [False, True])
@@ -39,9 +38,8 @@ def test_crms_norm(affine):
     def reference(p, b, x):
         made = []
         for row in rows(x):
-            whole = [*row, -sum(row)]
-            root = (sum(v * v for v in whole) / len(whole) + 1e-5) ** 0.5
-            made.append(torch.stack([v / root for v in row]))
+            whole = torch.cat([row, -row.sum()[None]])
+            made.append(row / ((whole**2).sum() / len(whole) + 1e-5) ** 0.5)
         return torch.stack(made).reshape(x.shape) * (p["weight"] if affine else 1), b
 
     agree(scattered(CRMSNorm(7, elementwise_affine=affine)), reference, vectors)
@@ -61,14 +59,14 @@ def test_simple_rms_norm(form):
     def reference(p, b, x):
         made = []
         for row in rows(x):
-            square = sum(v * v for v in row)
+            square = (row**2).sum()
             rms = (square / len(row)) ** 0.5
             root = {
                 "inside": (square / len(row) + eps) ** 0.5,
                 "outside": rms + eps,
                 "clamp": max(square**0.5, eps) / len(row) ** 0.5,
             }[form]
-            made.append(torch.stack([v / root for v in row]))
+            made.append(row / root)
         return torch.stack(made).reshape(x.shape), b
 
     agree(SimpleRMSNorm(7, eps, form), reference, vectors)
@@ -108,7 +106,7 @@ def td_layer(p, b, x, time):
 def td_rms(p, b, x, time):
     made = []
     for sample, t in zip(x, time.expand(len(x)), strict=True):
-        z = [torch.stack(r) / ((sum(v * v for v in r) / len(r)) ** 0.5 + 1e-8) for r in rows(sample)]
+        z = [r / (((r**2).sum() / len(r)) ** 0.5 + 1e-8) for r in rows(sample)]
         made.append(interpolated(p, "weight", t) * torch.stack(z).reshape(sample.shape))
     return torch.stack(made), b
 

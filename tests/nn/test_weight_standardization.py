@@ -22,14 +22,14 @@ CONVS = {
 def standardized(p, scaled, gamma):
     rows = []
     for k, row in enumerate(p["weight"]):
-        w = list(row.flatten())
-        mean = sum(w) / len(w)
-        variance = sum((v - mean) ** 2 for v in w) / len(w)
+        n = row.numel()
+        mean = row.sum() / n
+        variance = ((row - mean) ** 2).sum() / n
         if scaled:
-            root = max(len(w) * variance, torch.tensor(1e-4).double()) ** 0.5 / (p["gain"][k] * gamma)
+            root = max(n * variance, torch.tensor(1e-4).double()) ** 0.5 / (p["gain"][k] * gamma)
         else:
             root = (variance + 1e-5) ** 0.5
-        rows.append(torch.stack([(v - mean) / root for v in w]).reshape(row.shape))
+        rows.append((row - mean) / root)
     return torch.stack(rows)
 
 
