@@ -49,8 +49,8 @@ class CRMSNorm(nn.Module):
         z = widened(x)
         total = z.sum(-1, keepdim=True)
         mean_square = ((z * z).sum(-1, keepdim=True) + total * total) / (self.normalized_shape + 1)
-        y = as_given(z * torch.rsqrt(mean_square + self.eps), x)
-        return y if self.weight is None else as_given(y * self.weight, x)
+        y = z * torch.rsqrt(mean_square + self.eps)
+        return as_given(y if self.weight is None else y * self.weight, x)
 
     def extra_repr(self) -> str:
         affine = self.weight is not None

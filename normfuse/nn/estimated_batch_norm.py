@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normfuse.nn.layer_inputs import as_given, check_channels, check_several, per_channel, positive, widened
+from normfuse.nn.snapshot import snapshot
 
 __all__ = ["EstimatedBatchNorm"]
 
@@ -48,11 +49,10 @@ class EstimatedBatchNorm(nn.Module):
         if not self.training:
             mean, variance = self.running_mean, self.running_var
             return F.batch_norm(x, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
-        self._estimate(x.detach())
-        # Values of their own: a later step moves the buffers before this one may have run backward.
-        mean = widened(self.running_mean).clone()
-        rstd = torch.rsqrt(widened(self.running_var) + self.eps)
-        z = (widened(x) - per_channel(mean, x)) * per_channel(rstd, x)
+        self._estimate(x)
+        # Not F.batch_norm, which saves the buffers for its backward: a later step may move them before that.
+        mean, variance = (widened(snapshot(b)) for b in (self.running_mean, self.running_var))
+        z = (widened(x) - per_channel(mean, x)) * per_channel(torch.rsqrt(variance + self.eps), x)
         return as_given(z * per_channel(self.weight, x) + per_channel(self.bias, x), x)
 
     @torch.no_grad()

@@ -31,7 +31,7 @@ class TimeDependentParameter(nn.Module):
         self.gate_bias = nn.Parameter(torch.zeros_like(values))
 
     def forward(self, time: Tensor) -> Tensor:
-        s = torch.sigmoid(time[:, None] * self.gate_weight + self.gate_bias)
+        s = torch.sigmoid(widened(time)[:, None] * self.gate_weight + self.gate_bias)
         return s * self.first + (1 - s) * self.second
 
 

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from normfuse.errors import InputError, OptionError
 from normfuse.nn.from_batch_norm import copy_statistics, described
 from normfuse.nn.layer_inputs import as_given, check_channels, per_channel, positive, widened
+from normfuse.nn.snapshot import snapshot
 
 __all__ = ["UnMixTNS"]
 
@@ -134,7 +135,7 @@ class UnMixTNS(nn.Module):
 
     def _mixed(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """The statistics of each sample; then the components move."""
-        means, variances = widened(self.component_mean).clone(), widened(self.component_var).clone()
+        means, variances = (widened(snapshot(b)) for b in (self.component_mean, self.component_var))
         # No matrix product, which autocast would round, at a temperature that multiplies errors by 14.
         similarity = (F.normalize(mean.detach(), dim=1)[:, None] * F.normalize(means, dim=1)).sum(-1)
         p = torch.softmax(similarity / _TEMPERATURE, dim=1)[:, :, None]

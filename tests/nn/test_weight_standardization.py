@@ -26,7 +26,7 @@ def standardized(p, scaled, gamma):
         mean = row.sum() / n
         variance = ((row - mean) ** 2).sum() / n
         if scaled:
-            root = max(n * variance, torch.tensor(1e-4).double()) ** 0.5 / (p["gain"][k] * gamma)
+            root = max(n * variance, torch.tensor(1e-4, dtype=torch.float64)) ** 0.5 / (p["gain"][k] * gamma)
         else:
             root = (variance + 1e-5) ** 0.5
         rows.append((row - mean) / root)
@@ -68,6 +68,16 @@ def test_gradcheck(scaled):
     layer = scattered(WeightStandardizedConv1d(2, 3, 2, scaled=scaled))
     x = torch.randn(2, 2, 4, dtype=torch.float64, requires_grad=True)
     assert gradcheck(lambda x, *_: layer(x), (x, *layer.parameters()))
+
+
+def test_scaled_weights_that_are_nearly_constant():
+    """Where n var(W) is less than eps, the root is that of eps."""
+    layer = WeightStandardizedConv1d(2, 2, 2, bias=False, scaled=True).double()
+    with torch.no_grad():
+        layer.weight[0] *= 1e-3
+    p = dict(layer.named_parameters())
+    assert (4 * layer.weight[0].var(correction=0)).item() < 1e-4
+    assert distance(layer.standardized_weight(), standardized(p, True, 1.0)) <= NEAR
 
 
 def test_weights_of_a_plain_convolution_load():
