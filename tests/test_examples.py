@@ -28,6 +28,12 @@ def test_compile(name, capsys):
     assert "rms_norm" in capsys.readouterr().out
 
 
+def test_train_and_fold(capsys):
+    pytest.importorskip("sklearn")
+    assert run("train_and_fold")(epochs=2)
+    assert "found 3 batch_norm, 2 weight_standardization; now no norms" in capsys.readouterr().out
+
+
 def test_every_example_is_run():
-    tested = {"rewrite_program", "compile_image_model", "compile_language_model"}
+    tested = {"rewrite_program", "train_and_fold", "compile_image_model", "compile_language_model"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested

@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "freezing": {"ir", "folding", "capture"},
     "passes": {"ir", "patterns", "analysis", "folding"},
     "pt2": set(),
+    "nn": set(),
     "verify": {"ir", "folding", "passes", "pt2"},
     "rewriting": {"ir", "folding", "capture", "passes", "pt2", "verify"},
     "backends": {"ir", "folding", "freezing", "capture", "passes", "verify", "rewriting"},

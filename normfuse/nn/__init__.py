@@ -1,0 +1,48 @@
+"""Trainable norms of the literature, with the semantics of their papers."""
+
+from __future__ import annotations
+
+from normfuse.nn.adaptive_layer_norm import AdaptiveLayerNorm, AdaptiveLayerNormZero
+from normfuse.nn.alpha_batch_norm import AlphaBatchNorm
+from normfuse.nn.batch_channel_norm import BatchChannelNorm
+from normfuse.nn.crms_norm import CRMSNorm
+from normfuse.nn.estimated_batch_norm import EstimatedBatchNorm
+from normfuse.nn.evo_norm import EvoNormB0, EvoNormS0
+from normfuse.nn.ibn import IBN
+from normfuse.nn.placement import DepthScaledNorm, PeriNorm, PostNorm, PreNorm, mix_norm
+from normfuse.nn.region_norm import RegionNorm
+from normfuse.nn.scaled_layer_norm import ScaledLayerNorm
+from normfuse.nn.simple_rms_norm import SimpleRMSNorm
+from normfuse.nn.time_dependent_layer_norm import TimeDependentLayerNorm, TimeDependentParameter
+from normfuse.nn.unmix_tns import UnMixTNS
+from normfuse.nn.weight_standardization import (
+    WeightStandardizedConv1d,
+    WeightStandardizedConv2d,
+    WeightStandardizedConv3d,
+)
+
+__all__ = [
+    "IBN",
+    "AdaptiveLayerNorm",
+    "AdaptiveLayerNormZero",
+    "AlphaBatchNorm",
+    "BatchChannelNorm",
+    "CRMSNorm",
+    "DepthScaledNorm",
+    "EstimatedBatchNorm",
+    "EvoNormB0",
+    "EvoNormS0",
+    "PeriNorm",
+    "PostNorm",
+    "PreNorm",
+    "RegionNorm",
+    "ScaledLayerNorm",
+    "SimpleRMSNorm",
+    "TimeDependentLayerNorm",
+    "TimeDependentParameter",
+    "UnMixTNS",
+    "WeightStandardizedConv1d",
+    "WeightStandardizedConv2d",
+    "WeightStandardizedConv3d",
+    "mix_norm",
+]

@@ -1,0 +1,67 @@
+"""Batch norm by running estimates in training as well, for batches too small to normalize themselves."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from normfuse.nn.layer_inputs import as_given, check_channels, check_several, per_channel, positive, widened
+from normfuse.nn.snapshot import snapshot
+
+__all__ = ["EstimatedBatchNorm"]
+
+
+class EstimatedBatchNorm(nn.Module):
+    """``y = weight (x - running_mean) / sqrt(running_var + eps) + bias``, in training and in evaluation.
+
+    From "Rethinking Normalization and Elimination Singularity in Neural Networks" (Qiao et al. 2019, arXiv
+    1911.09738, micro-batch BCN). In training the estimates are first moved towards the
+    moments of the batch, ``running += momentum (batch - running)``, both variances the population's, and no
+    gradient flows through them. They start at zero and one, with which a layer that was never trained
+    evaluates.
+
+    Args and errors: as in :class:`normfuse.nn.BatchChannelNorm`.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_features = positive(self, "num_features", num_features)
+        self.eps = eps
+        self.momentum = momentum
+        ones = torch.ones(num_features, device=device, dtype=dtype)
+        self.weight = nn.Parameter(ones)
+        self.bias = nn.Parameter(torch.zeros_like(ones))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.register_buffer("running_mean", torch.zeros_like(ones))
+        self.register_buffer("running_var", torch.ones_like(ones))
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_channels(self, x, self.num_features)
+        if not self.training:
+            mean, variance = self.running_mean, self.running_var
+            return F.batch_norm(x, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
+        self._estimate(x)
+        # Not F.batch_norm, which saves the buffers for its backward: a later step may move them before that.
+        mean, variance = (widened(snapshot(b)) for b in (self.running_mean, self.running_var))
+        z = (widened(x) - per_channel(mean, x)) * per_channel(torch.rsqrt(variance + self.eps), x)
+        return as_given(z * per_channel(self.weight, x) + per_channel(self.bias, x), x)
+
+    @torch.no_grad()
+    def _estimate(self, x: Tensor) -> None:
+        check_several(self, x.numel() // self.num_features, "channel")
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        variance, mean = torch.var_mean(widened(x), axes, correction=0)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"

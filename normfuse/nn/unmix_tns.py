@@ -1,0 +1,160 @@
+"""UnMix-TNS: normalization at test time by a mixture of components that follow the data."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from normfuse.errors import InputError, OptionError
+from normfuse.nn.from_batch_norm import copy_statistics, described
+from normfuse.nn.layer_inputs import as_given, check_channels, per_channel, positive, widened
+from normfuse.nn.snapshot import snapshot
+
+__all__ = ["UnMixTNS"]
+
+_TEMPERATURE = 0.07
+_SPREAD = 0.5
+
+
+class UnMixTNS(nn.Module):
+    """``y = weight (x - mean_b) / sqrt(var_b + eps) + bias`` with statistics of their own for each sample b.
+
+    From "Un-Mixing Test-Time Normalization Statistics: Combatting Label Temporal Correlation" (Tomar et al.
+    2024, arXiv 2401.08328, section 3). With the mean m_b and the variance v_b of each channel of a sample,
+    and K components of mean mu_k and variance s_k::
+
+        p_bk = softmax over k of cos(m_b, mu_k) / 0.07
+        mu_bk = (1 - p_bk) mu_k + p_bk m_b,    s_bk = (1 - p_bk) s_k + p_bk v_b
+        mean_b = mean over k of mu_bk,         var_b = mean over k of s_bk + variance over k of mu_bk
+        mu_k += momentum mean over b of p_bk (m_b - mu_k), and s_k alike with v_b
+
+    No gradient flows through p and through the components. All variances are the population's.
+
+    It takes the place of a trained batch norm, and computes the same in training and in evaluation: **a call
+    in evaluation moves the components as well**, which is the method. ``adapt = False`` stops that, for
+    repeatable results. Values of (N, C), which have no axis of space, are normalized by the stored
+    statistics, as by a batch norm in evaluation, and move nothing.
+
+    The components behave as a batch norm's statistics in training, and here in evaluation, too:
+    checkpointed activations move them twice, ``torch.func`` transforms need them among the functional
+    arguments, DDP broadcasts those of rank 0. ``torch.export`` makes them outputs of the program.
+
+    Shape: ``(N, C, ...)`` of two to five axes, to the same. Statistics are taken in float32 for half
+    precision, and the result has the dtype of the input.
+
+    Args:
+        num_features: C.
+        num_components: K; the authors use 16, and 128 for mixed domains.
+        eps: inside of the root.
+        momentum: how far components move.
+
+    Raises:
+        OptionError: from the constructor, for counts that are none.
+        InputError: from the call, for another number of channels or axes, and for an empty batch.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_components: int = 16,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_features = positive(self, "num_features", num_features)
+        self.num_components = positive(self, "num_components", num_components)
+        if not 0 <= momentum <= 1:
+            raise OptionError(f"UnMixTNS: momentum is from 0 to 1, not {momentum!r}")
+        self.eps = eps
+        self.momentum = momentum
+        self.adapt = True
+        ones = torch.ones(num_features, device=device, dtype=dtype)
+        self.weight = nn.Parameter(ones)
+        self.bias = nn.Parameter(torch.zeros_like(ones))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.component_mean: Tensor
+        self.component_var: Tensor
+        self.register_buffer("running_mean", torch.zeros_like(ones))
+        self.register_buffer("running_var", torch.ones_like(ones))
+        self.register_buffer("component_mean", ones.expand(num_components, -1).clone())
+        self.register_buffer("component_var", ones.expand(num_components, -1).clone())
+        self.reset_components()
+
+    @classmethod
+    def from_batch_norm(
+        cls, norm: _BatchNorm, num_components: int = 16, generator: torch.Generator | None = None
+    ) -> UnMixTNS:
+        """A layer in the place of a trained batch norm, with copies of its parameters and statistics.
+
+        Raises:
+            InputError: where it stores no statistics.
+        """
+        size, eps, momentum, device, dtype = described(norm)
+        made = cls(size, num_components, eps, momentum, device, dtype)
+        copy_statistics(norm, made)
+        made.reset_components(generator)
+        return made.train(norm.training)
+
+    @torch.no_grad()
+    def reset_components(self, generator: torch.Generator | None = None) -> None:
+        """Spread the components at random around the stored statistics (the paper's alpha is 1/2).
+
+        ``mu_k ~ N(running_mean, alpha K / (K - 1) running_var)`` and ``s_k = (1 - alpha) running_var``; a
+        single component is the stored statistics themselves.
+        """
+        count, spread = self.num_components, _SPREAD if self.num_components > 1 else 0.0
+        noise = torch.zeros_like(self.component_mean)
+        if count > 1:
+            noise.normal_(generator=generator)
+        width = math.sqrt(spread * count / max(count - 1, 1)) * self.running_var.sqrt()
+        self.component_mean.copy_(self.running_mean + width * noise)
+        self.component_var.copy_(((1 - spread) * self.running_var).expand(count, -1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_channels(self, x, self.num_features)
+        if x.dim() == 2:
+            stored = self.running_mean, self.running_var
+            return F.batch_norm(x, *stored, self.weight, self.bias, False, 0.0, self.eps)
+        if x.numel() == 0:
+            raise InputError(f"UnMixTNS: {tuple(x.shape)} holds no values, which have no statistics")
+        z = widened(x)
+        mean, var = self._mixed(*self._of_samples(z))
+        y = (z - _per_sample(mean, x)) * _per_sample(torch.rsqrt(var + self.eps), x)
+        return as_given(y * per_channel(self.weight, x) + per_channel(self.bias, x), x)
+
+    def _of_samples(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        var, mean = torch.var_mean(z, list(range(2, z.dim())), correction=0)
+        return mean, var
+
+    def _mixed(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """The statistics of each sample; then the components move."""
+        means, variances = (widened(snapshot(b)) for b in (self.component_mean, self.component_var))
+        # No matrix product, which autocast would round, at a temperature that multiplies errors by 14.
+        similarity = (F.normalize(mean.detach(), dim=1)[:, None] * F.normalize(means, dim=1)).sum(-1)
+        p = torch.softmax(similarity / _TEMPERATURE, dim=1)[:, :, None]
+        mixed_means = torch.lerp(means, mean[:, None], p)
+        mixed_variances = torch.lerp(variances, var[:, None], p)
+        if self.adapt:
+            self._move(p, mean.detach(), var.detach())
+        spread, centre = torch.var_mean(mixed_means, 1, correction=0)
+        return centre, mixed_variances.mean(1) + spread
+
+    @torch.no_grad()
+    def _move(self, p: Tensor, mean: Tensor, var: Tensor) -> None:
+        for component, seen in ((self.component_mean, mean), (self.component_var, var)):
+            step = (p * (seen[:, None] - component)).mean(0)
+            component.add_((self.momentum * step).to(component.dtype))
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, num_components={self.num_components}, momentum={self.momentum}"
+
+
+def _per_sample(values: Tensor, x: Tensor) -> Tensor:
+    return values.reshape(*values.shape, *[1] * (x.dim() - 2))

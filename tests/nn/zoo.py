@@ -1,0 +1,78 @@
+"""Every layer once, with inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import normfuse.nn as layers
+
+
+def tokens(*others: Any) -> Callable[[], list[torch.Tensor]]:
+    return lambda: [torch.randn(3, 5, 8), *(torch.randn(shape) for shape in others)]
+
+
+def images() -> list[torch.Tensor]:
+    return [torch.randn(3, 8, 5, 4)]
+
+
+def masked() -> list[torch.Tensor]:
+    return [*images(), torch.rand(3, 1, 5, 4) > 0.5]
+
+
+def norm() -> torch.nn.Module:
+    return torch.nn.LayerNorm(8)
+
+
+def sublayer() -> torch.nn.Module:
+    return torch.nn.Linear(8, 8)
+
+
+ZOO: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], list[torch.Tensor]]]] = {
+    "CRMSNorm": (lambda: layers.CRMSNorm(8, elementwise_affine=True), tokens()),
+    "SimpleRMSNorm": (lambda: layers.SimpleRMSNorm(8), tokens()),
+    "SimpleRMSNorm outside": (lambda: layers.SimpleRMSNorm(8, eps_form="outside"), tokens()),
+    "SimpleRMSNorm clamp": (lambda: layers.SimpleRMSNorm(8, eps_form="clamp"), tokens()),
+    "ScaledLayerNorm": (lambda: layers.ScaledLayerNorm(8, 3), tokens()),
+    "WeightStandardizedConv1d": (lambda: layers.WeightStandardizedConv1d(5, 4, 3), tokens()),
+    "WeightStandardizedConv2d": (lambda: layers.WeightStandardizedConv2d(8, 4, 3, scaled=True), images),
+    "WeightStandardizedConv3d": (
+        lambda: layers.WeightStandardizedConv3d(2, 4, 2),
+        lambda: [torch.randn(2, 2, 3, 3, 3)],
+    ),
+    "EstimatedBatchNorm": (lambda: layers.EstimatedBatchNorm(8), images),
+    "BatchChannelNorm": (lambda: layers.BatchChannelNorm(8, 2), images),
+    "BatchChannelNorm estimate": (lambda: layers.BatchChannelNorm(8, 2, estimate=True), images),
+    "EvoNormB0": (lambda: layers.EvoNormB0(8), images),
+    "EvoNormS0": (lambda: layers.EvoNormS0(8, 2), images),
+    "IBN": (lambda: layers.IBN(8), images),
+    "TimeDependentLayerNorm": (lambda: layers.TimeDependentLayerNorm(8), tokens((3,))),
+    "TimeDependentLayerNorm rms": (lambda: layers.TimeDependentLayerNorm(8, rms=True), tokens((3,))),
+    "AdaptiveLayerNorm": (lambda: layers.AdaptiveLayerNorm(8, 4), tokens((3, 4))),
+    "AdaptiveLayerNormZero": (lambda: layers.AdaptiveLayerNormZero(8, 4), tokens((3, 4))),
+    "RegionNorm": (lambda: layers.RegionNorm(8), masked),
+    "AlphaBatchNorm": (lambda: layers.AlphaBatchNorm(8), images),
+    "UnMixTNS": (lambda: layers.UnMixTNS(8, 4), images),
+    "PreNorm": (lambda: layers.PreNorm(norm, sublayer()), tokens()),
+    "PostNorm": (lambda: layers.PostNorm(norm, sublayer()), tokens()),
+    "PeriNorm": (lambda: layers.PeriNorm(norm, sublayer()), tokens()),
+    "DepthScaledNorm": (lambda: layers.DepthScaledNorm(norm, sublayer(), 3), tokens()),
+}
+#: Those that move buffers in training; of these, one moves them in evaluation as well.
+MOVING = (
+    "AlphaBatchNorm", "BatchChannelNorm", "BatchChannelNorm estimate", "EstimatedBatchNorm", "EvoNormB0",
+    "IBN", "UnMixTNS",
+)  # fmt: skip
+
+
+def build(name: str) -> tuple[torch.nn.Module, list[torch.Tensor]]:
+    """A layer with random parameters, and inputs."""
+    torch.manual_seed(0)
+    make, inputs = ZOO[name]
+    layer, given = make(), inputs()
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return layer, given
