@@ -15,13 +15,14 @@ from torch.fx import Graph, Node
 
 from normfuse.errors import OptionError
 from normfuse.folding import is_refilled
-from normfuse.freezing.products import Product, products
+from normfuse.freezing.products import LINEAR, Product, products
 from normfuse.freezing.room import too_large
 from normfuse.freezing.settled import settled
 from normfuse.freezing.steadiness import why_unsteady
 from normfuse.inductor_compat import freezes_by_itself
 from normfuse.ir.effects import Effects
 from normfuse.ir.program import Program, Role
+from normfuse.ir.sizes import tensor_of
 from normfuse.options import Options
 
 __all__ = ["Freezing", "plan_freezing"]
@@ -133,10 +134,17 @@ def _planned(options: Options, program: Program, folded: Sequence[Node]) -> tupl
     found = products(graph, constant)
     if not found:
         return None, "no product or convolution reads a weight" if options.freeze == "on" else ""
+    if any(one.node.target not in LINEAR and not _is_packed(one.weight) for one in found):
+        return None, "Inductor packs the weights of convolutions in float32, bfloat16 and float16 only"
     written = [place for place, node in enumerate(given) if effects.is_written(node)]
     plan = Freezing(tuple(given.index(n) for n in constant), tuple(found), tuple(written))
     reason = too_large(plan.bytes) if options.freeze == "auto" else ""
     return (None, reason) if reason else (plan, "")
+
+
+def _is_packed(weight: Node) -> bool:
+    value = tensor_of(weight)
+    return value is not None and value.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _candidates(given: Sequence[Node], program: Program, folded: Sequence[Node]) -> list[Node]:

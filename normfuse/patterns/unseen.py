@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from normfuse.ir.calls import CASTS, aten, is_call
+from normfuse.ir.moves import is_move
 from normfuse.ir.region import Operands
 from normfuse.ir.sizes import same, shape_of, tensor_of
 from normfuse.ir.spec import NormSpec
@@ -57,13 +58,13 @@ def unseen_norms(facts: Facts, known: Container[Node], weights: Container[Node])
     for node, fact in facts.ending(Stage.STATISTIC):
         if node in known or node in walked or fact.source in weights or fact.flaw:
             continue
-        for product, other in _products(node, fact, known, walked):
+        for product, other in _products(node, fact, known, walked, weights):
             found.setdefault(product, _refused(product, other, fact, facts))
     return list(found.values())
 
 
 def _products(
-    node: Node, fact: Fact, known: Container[Node], walked: set[Node]
+    node: Node, fact: Fact, known: Container[Node], walked: set[Node], weights: Container[Node]
 ) -> Iterator[tuple[Node, Node]]:
     """Where the statistic divides something that was made of its own source, element by element."""
     stack = [_Step(node, abs(fact.exponent) < 1, fact.exponent < 0)]
@@ -76,7 +77,7 @@ def _products(
             other = _divided(step, user, fact)
             if other is not None:
                 yield user, other
-            elif (after := _after(step, user, fact)) is not None:
+            elif (after := _after(step, user, fact, weights)) is not None:
                 stack.append(after)
 
 
@@ -95,14 +96,17 @@ def _divided(step: _Step, user: Node, fact: Fact) -> Node | None:
 
 
 def _is_made_of(value: Node, source: Node) -> bool:
-    """Whether elementwise operators made a value of the source, or of what it was cast from."""
+    """Whether elementwise operators made a value of the source, or of what it was cast or split from."""
+    whole = source
+    while is_move(whole) and isinstance(whole.args[0], Node):
+        whole = whole.args[0]
     stack, seen = [value], {value}
     while stack and len(seen) < _MOST:
         node = stack.pop()
-        if node is source:
+        if node in (source, whole):
             return True
-        inner = node.all_input_nodes if is_call(node, *_ELEMENTWISE) else []
-        fresh = [n for n in inner if n not in seen and _alike(n, source)]
+        inner = node.all_input_nodes if is_call(node, *_ELEMENTWISE) or is_move(node) else []
+        fresh = [n for n in inner if n not in seen and (_alike(n, source) or _alike(n, whole))]
         seen.update(fresh)
         stack.extend(fresh)
     return False
@@ -115,12 +119,13 @@ def _alike(value: Node, source: Node) -> bool:
     return all(same(a, b) for a, b in zip(shape, full, strict=True))
 
 
-def _after(step: _Step, user: Node, fact: Fact) -> _Step | None:
+def _after(step: _Step, user: Node, fact: Fact, weights: Container[Node]) -> _Step | None:
     """The statistic after one more operator; None where it is no longer one."""
     if not is_call(user, *_KEEPING, *_INVERTING) or tensor_of(user) is None:
         return None
     others = [n for n in user.all_input_nodes if n is not step.node]
-    if _alike(user, fact.source) and not all(is_stored(n) or n is fact.source for n in others):
+    known = (n in weights or is_stored(n) or _is_made_of(n, fact.source) for n in others)
+    if _alike(user, fact.source) and not all(known):
         return None
     exponent = user.args[1] if is_call(user, aten.pow.Tensor_Scalar) else 1
     if not isinstance(exponent, (int, float)):

@@ -202,3 +202,15 @@ def test_inductors_own_freezing_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         torch._dynamo.reset()
         with pytest.raises(normfuse.OptionError, match="unset it"):
             report_of(model, freeze="on")
+
+
+@pytest.mark.parametrize(("dtype", "frozen"), [(torch.float32, 1), (torch.float64, 0)])
+def test_convolutions_that_inductor_cannot_pack(
+    dtype: torch.dtype, frozen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(monkeypatch)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(dtype).eval()
+    with torch.no_grad():
+        report = report_of(model, torch.randn(1, 3, 8, 8, dtype=dtype))
+    assert report.frozen == frozen
+    assert (frozen == 0) is any("packs the weights of convolutions" in note for note in report.notes)
