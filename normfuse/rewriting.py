@@ -95,6 +95,28 @@ class Rewritten:
             unfinished.write_text(json_text(changes.to_dict()), encoding="utf-8")
             return save_program(self.program, path)
 
+    def to_onnx(self, path: str | Path, *, opset_version: int = 23, check: bool = True) -> Path:
+        """Write an ONNX model in which an RMSNorm is one operator, after it ran in ONNX Runtime.
+
+        Needs ``pip install 'normfuse[onnx]'``. The raised errors are those of
+        :func:`normfuse.export.onnx.save_onnx`.
+        """
+        from normfuse.export.onnx import save_onnx
+
+        save_onnx(self.program, path, opset_version=opset_version, check=check)
+        return Path(path)
+
+    def to_aoti(self, path: str | Path) -> Path:
+        """Write a package that AOTInductor compiled, which runs without Python, and without normfuse.
+
+        Raises:
+            InputError: when the file cannot be written.
+            CaptureError: when Inductor cannot compile the program.
+        """
+        from normfuse.export.aoti import save_aoti
+
+        return save_aoti(self.program, path)
+
 
 def rewrite(
     model_or_exported_program: torch.nn.Module | ExportedProgram | str | Path,

@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 __all__ = ["map_beside", "rewrite"]
 
 DESTINATION = Annotated[
-    Path, typer.Option("--output", "-o", metavar="DST", help="The .pt2 file to write.", show_default=False)
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="DST", help="The .pt2 or .onnx file to write.", show_default=False
+    ),
 ]
 VERIFY = Annotated[
     Verify | None,
@@ -72,10 +75,11 @@ def rewrite(
     quiet: QUIET = False,
     debug: DEBUG = False,
 ) -> None:
-    """Write SRC with every norm in its cheapest proven form to DST, a .pt2 program.
+    """Write SRC with every norm in its cheapest proven form to DST, a .pt2 program or an .onnx model.
 
-    DST loads with torch.export.load, also where normfuse is not installed. Beside it stands a map (JSON) of
-    the tensors that changed, which `normfuse fold` applies to other checkpoints of the model.
+    A program loads with torch.export.load, also where normfuse is not installed. Beside it stands a map (JSON)
+    of the tensors that changed, which `normfuse fold` applies to other checkpoints of the model. An ONNX model
+    keeps each RMSNorm as one operator, and is run in ONNX Runtime before it is written.
     """
     with one_line_errors(debug):
         _check_outputs(source, destination, json_file)
@@ -96,10 +100,12 @@ def rewrite(
             if asked in ("sites", "thorough") and verification is None:
                 raise _unverified(result)
             say(f"writing {destination}")
-            _write(result, verification, destination, json_file)
-            stale = _set_aside(map_beside(destination)) if result.unmapped else None
+            norms = _write(result, verification, destination, json_file)
+            unmapped = result.unmapped and destination.suffix == ".pt2"
+            stale = _set_aside(map_beside(destination)) if unmapped else None
         if not quiet:
-            _show(result, verification, destination)
+            _show(result, verification)
+            typer.echo(_written(result, destination, norms))
         if stale is not None:
             typer.echo(f"the map that stood there is of another program, and is {stale} now", err=True)
 
@@ -113,9 +119,10 @@ def _check_outputs(source: str, destination: Path, json_file: Path | None) -> No
     from normfuse.errors import InputError
     from normfuse.files import check_outputs
 
-    if destination.suffix != ".pt2":
-        raise InputError(f"the output has to be a .pt2 file, not {destination}")
-    check_outputs((destination, map_beside(destination), json_file), [source])
+    if destination.suffix not in (".pt2", ".onnx"):
+        raise InputError(f"the output has to be a .pt2 or an .onnx file, not {destination}")
+    changes = map_beside(destination) if destination.suffix == ".pt2" else None
+    check_outputs((destination, changes, json_file), [source])
 
 
 def _counts(expect: list[str] | None) -> dict[str, int] | None:
@@ -174,9 +181,11 @@ def _rewritten(source: Source, options: dict[str, Any]) -> Rewritten:
 
 def _write(
     result: Rewritten, verification: Verification | None, destination: Path, json_file: Path | None
-) -> None:
+) -> dict[str, int]:
+    """Write all files; the norms of an ONNX model by operator."""
     from contextlib import ExitStack
 
+    from normfuse.export.onnx import save_onnx
     from normfuse.files import json_text, replacing
 
     record = {
@@ -187,7 +196,10 @@ def _write(
         if json_file is not None:
             unfinished = stack.enter_context(replacing(json_file))
             unfinished.write_text(json_text(record), encoding="utf-8")
+        if destination.suffix == ".onnx":
+            return save_onnx(result.program, destination, check=result.program.example_inputs is not None)
         result.save(destination, map_path=None if result.unmapped else map_beside(destination))
+        return {}
 
 
 def _set_aside(stale: Path) -> Path | None:
@@ -200,10 +212,16 @@ def _set_aside(stale: Path) -> Path | None:
     return stale.rename(kept)
 
 
-def _show(result: Rewritten, verification: Verification | None, destination: Path) -> None:
+def _show(result: Rewritten, verification: Verification | None) -> None:
     typer.echo(str(result.report))
     typer.echo("NOT verified" if verification is None else str(verification))
+
+
+def _written(result: Rewritten, destination: Path, norms: dict[str, int]) -> str:
+    if destination.suffix == ".onnx":
+        counts = ", ".join(f"{count} {name}" for name, count in norms.items()) or "no norms"
+        checked = "" if result.program.example_inputs is None else "; it ran in ONNX Runtime"
+        return f"wrote {destination} with {counts}{checked}"
     if result.unmapped:
-        typer.echo(f"wrote {destination}, without a map for other checkpoints: {result.unmapped}")
-    else:
-        typer.echo(f"wrote {destination} and {map_beside(destination)}")
+        return f"wrote {destination}, without a map for other checkpoints: {result.unmapped}"
+    return f"wrote {destination} and {map_beside(destination)}"

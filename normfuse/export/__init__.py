@@ -1,0 +1,1 @@
+"""Rewritten programs for other runtimes."""
