@@ -28,6 +28,8 @@ BASE = {
 #: What each part may import besides itself and the base.
 MAY_IMPORT = {
     "ir": set(),
+    "nn": set(),
+    "convert": {"nn"},
     "patterns": {"ir"},
     "analysis": {"ir"},
     "folding": {"ir"},
