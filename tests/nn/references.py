@@ -46,10 +46,7 @@ class UnifiedReference:
                 skip = True
                 self.skipped += 1
                 self.x2s[t % m_f] = self.running
-        if skip or t <= m_f or t < self.warmup:
-            s2 = x2
-        else:
-            s2 = np.prod(self.x2s, axis=0) ** (1 / m_f)
+        s2 = x2 if skip or t <= m_f or t < self.warmup else np.prod(self.x2s, axis=0) ** (1 / m_f)
         r = np.sqrt((s2 + self.eps) / (self.running + self.eps))
         r = np.ones_like(r) if skip or t <= max(1000, self.warmup) else np.clip(r, 0.2, 5.0)
         self.running = self.momentum * self.running + (1 - self.momentum) * s2
