@@ -22,6 +22,7 @@ BASE = {
     "report",
     "report_table",
     "options",
+    "progress",
     "rule_names",
     "warn",
 }

@@ -24,8 +24,8 @@ from normfuse.cli.options import (
     chosen,
 )
 from normfuse.cli.outcome import one_line_errors
-from normfuse.cli.progress import steps
 from normfuse.cli.verification import verification_of
+from normfuse.progress import steps
 
 if TYPE_CHECKING:
     from normfuse.cli.verification import Verification
