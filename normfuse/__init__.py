@@ -80,6 +80,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "nn":
+        return import_module("normfuse.nn")
     if name not in _HOMES:
         raise AttributeError(f"module 'normfuse' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from normfuse.errors import InputError
 from normfuse.nn.affine import scale_and_shift, scaled
-from normfuse.nn.inputs import check_fraction, check_input, check_positive, wide_dtype, widen
+from normfuse.nn.inputs import check_eps, check_fraction, check_input, check_positive, wide_dtype, widen
 from normfuse.nn.moments import Tokens
 from normfuse.nn.snapshot import snapshot
 
@@ -55,6 +55,7 @@ class BatchNorm(nn.BatchNorm1d):
     ) -> None:
         check_positive(num_features, "num_features", "BatchNorm")
         check_fraction(momentum, "momentum", "BatchNorm")
+        check_eps(eps, "BatchNorm")
         super().__init__(num_features, eps, momentum, affine, True, device, dtype)
 
     def forward(self, input: Tensor, pad_mask: Tensor | None = None) -> Tensor:  # noqa: A002 as in nn.BatchNorm1d

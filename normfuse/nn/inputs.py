@@ -7,7 +7,7 @@ from torch import Tensor
 
 from normfuse.errors import InputError, OptionError
 
-__all__ = ["check_fraction", "check_input", "check_positive", "wide_dtype", "widen"]
+__all__ = ["check_eps", "check_fraction", "check_input", "check_positive", "wide_dtype", "widen"]
 
 
 def check_input(x: Tensor, pad_mask: Tensor | None, num_features: int, layer: str) -> None:
@@ -42,6 +42,17 @@ def check_positive(value: int, name: str, layer: str, least: int = 1) -> int:
     if isinstance(given, bool) or not isinstance(given, int) or value < least:
         raise OptionError(f"{name} of {layer} is a whole number of at least {least}, not {value!r}")
     return value
+
+
+def check_eps(eps: float, layer: str) -> float:
+    """``eps`` where it is positive: a channel of zeros divides by its root.
+
+    Raises:
+        OptionError: saying so.
+    """
+    if not eps > 0.0:
+        raise OptionError(f"eps of {layer} is positive, not {eps!r}: a channel of zeros divides by its root")
+    return eps
 
 
 def check_fraction(value: float, name: str, layer: str) -> float:

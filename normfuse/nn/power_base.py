@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from normfuse.errors import OptionError
 from normfuse.nn.affine import scale_and_shift, scaled
-from normfuse.nn.inputs import check_input, check_positive, wide_dtype, widen
+from normfuse.nn.inputs import check_eps, check_input, check_positive, wide_dtype, widen
 from normfuse.nn.moments import Tokens
 
 __all__ = ["PowerBase"]
@@ -44,7 +44,7 @@ class PowerBase(nn.Module):
             raise OptionError(
                 f"group_num of {name} divides num_features; {group_num} does not divide {num_features}"
             )
-        self.eps, self.layer_scale = eps, layer_scale
+        self.eps, self.layer_scale = check_eps(eps, name), layer_scale
         self.weight = nn.Parameter(torch.ones(num_features, **made)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_features, **made)) if affine else None
         self.register_buffer("running_phi", torch.ones(num_features, **made))

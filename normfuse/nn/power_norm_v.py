@@ -54,7 +54,7 @@ class PowerNormV(PowerBase):
 
     def _train(self, u: Tensor, tokens: Tokens) -> Tensor:
         dtype = wide_dtype(u)
-        running = widen(self.running_phi, dtype).clone()
+        running = widen(self.running_phi, dtype)
         wide = widen(u, dtype)
         phi = tokens.unless_empty(tokens.mean_square(wide), running)
         self.running_phi.copy_(self.alpha_fwd * running + (1 - self.alpha_fwd) * phi.detach())

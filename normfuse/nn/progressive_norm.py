@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from normfuse.errors import OptionError
-from normfuse.nn.inputs import check_positive
+from normfuse.nn.inputs import check_positive, wide_dtype
 from normfuse.nn.recomputing import refuse_recomputation
 from normfuse.nn.snapshot import snapshot
 from normfuse.warn import warn_user
@@ -40,8 +40,7 @@ class ProgressiveNorm(nn.Module):
         r0: lambda right after the warm-up.
 
     Buffers have the names of the paper's code: ``warm`` (steps left), ``iter`` (steps left), ``total_step``.
-    A schedule in which activation checkpointing runs the layer twice would be twice as fast: put the layer
-    outside.
+    Activation checkpointing would count each step twice, and raises an error: put the layer outside.
 
     Raises:
         OptionError: for an option that is out of range.
@@ -74,14 +73,14 @@ class ProgressiveNorm(nn.Module):
             y: Tensor = self.norm2(x, *rest)
             return y
         refuse_recomputation(self)
-        share, rest_of_share = (part.to(x.dtype) for part in self._shares())
+        share, rest_of_share = self._shares(wide_dtype(x))
         mixed: Tensor = share * self.norm1(x) + rest_of_share * self.norm2(x, *rest)
         return mixed
 
-    def _shares(self) -> tuple[Tensor, ...]:
+    def _shares(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """``lambda`` and one minus it in this step; the counters move on."""
         is_warm = self.warm > 0
-        share = torch.where(is_warm, 1.0, self.r0 * self.iter / self.total_step)
+        share = torch.where(is_warm, 1.0, self.r0 * self.iter.to(dtype) / self.total_step)
         shares = snapshot(share, 1 - share)
         self.iter.copy_(torch.where(is_warm, self.iter, (self.iter - 1).clamp(min=0)))
         self.warm.copy_((self.warm - 1).clamp(min=0))

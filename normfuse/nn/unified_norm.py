@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from normfuse.errors import OptionError
 from normfuse.nn.affine import scale_and_shift, scaled
-from normfuse.nn.inputs import check_fraction, check_input, check_positive, wide_dtype, widen
+from normfuse.nn.inputs import check_eps, check_fraction, check_input, check_positive, wide_dtype, widen
 from normfuse.nn.moments import Tokens
 from normfuse.nn.recomputing import refuse_recomputation
 from normfuse.nn.smoothed_gradient import SmoothedGradient
@@ -85,7 +85,7 @@ class UnifiedNorm(nn.Module):
         self.num_features = check_positive(num_features, "num_features", "UnifiedNorm")
         self.window_size = _windows(window_size)
         self.warmup_iters = check_positive(warmup_iters, "warmup_iters", "UnifiedNorm", least=0)
-        self.outlier_filtration, self.eps = outlier_filtration, eps
+        self.outlier_filtration, self.eps = outlier_filtration, check_eps(eps, "UnifiedNorm")
         self.momentum = check_fraction(momentum, "momentum", "UnifiedNorm")
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.ones(num_features, **made)) if affine else None
@@ -166,7 +166,7 @@ class UnifiedNorm(nn.Module):
 
 
 def _windows(window_size: int | Sequence[int]) -> tuple[int, int]:
-    given = (window_size, window_size) if isinstance(window_size, int) else tuple(window_size)
+    given = window_size if isinstance(window_size, Sequence) else (window_size, window_size)
     if len(given) != 2:
         raise OptionError(
             f"window_size of UnifiedNorm is one number or (forward, backward), not {window_size!r}"

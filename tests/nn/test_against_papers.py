@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from normfuse.nn import BatchNorm, PowerNorm, PowerNormV, RepBatchNorm, UnifiedNorm
+from normfuse.nn import BatchNorm, PowerNorm, PowerNormV, ProgressiveNorm, RepBatchNorm, UnifiedNorm
 from tests.nn.references import PowerReference, UnifiedReference, batch_norm, group_scaling
 from tests.nn.steps import batches, close, drift, step
 
@@ -117,3 +118,27 @@ def test_batch_norms(kind, masked):
         close(bn.running_mean, mean)
         close(bn.running_var, var)
     assert bn.num_batches_tracked == STEPS
+
+
+@pytest.mark.parametrize("r0", [1.0, 0.7])
+@pytest.mark.parametrize("warm", [0, 3])
+def test_progressive_norm(warm, r0):
+    layer = ProgressiveNorm(nn.LayerNorm(6), BatchNorm(6), warm=warm, step=20, r0=r0).double()
+    drift(layer)
+    weight, bias = arrays(layer.norm1)
+    warm_left, left, shares = warm, 20, []
+    for batch in batches(STEPS, masked=False):
+        tokens, dy, valid = batch.flat()
+        y, dx = step(layer, batch)
+        share = 1.0 if warm_left > 0 else r0 * left / 20
+        warm_left, left = (warm_left - 1, left) if warm_left > 0 else (0, max(left - 1, 0))
+        shares.append(share)
+        second, second_dx, *_ = batch_norm(tokens, (1 - share) * dy, *arrays(layer.norm2), valid)
+        # LayerNorm of tokens is batch norm of channels, transposed, but for its weight.
+        everywhere, ones = np.ones(6, bool), np.ones(len(tokens))
+        first, first_dx, *_ = batch_norm(tokens.T, (share * dy * weight).T, ones, 0 * ones, everywhere)
+        close(y.reshape(-1, 6), share * (first.T * weight + bias) + (1 - share) * second)
+        close(dx.reshape(-1, 6), first_dx.T + second_dx)
+        assert (layer.warm.item(), layer.iter.item()) == (warm_left, left)
+    assert shares[0] == (1.0 if warm else r0)
+    assert shares[-1] == 0.0

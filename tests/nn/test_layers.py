@@ -238,6 +238,10 @@ def test_wrong_inputs_are_named(name):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: UnifiedNorm(6, window_size=4.5), "a whole number"),
+        (lambda: UnifiedNorm(6, eps=0.0), "eps of UnifiedNorm is positive"),
+        (lambda: PowerNormV(6, eps=-1.0), "eps of PowerNormV is positive"),
+        (lambda: RepBatchNorm(6, eps=0.0), "eps of BatchNorm is positive"),
         (lambda: UnifiedNorm(6, window_size=0), "window_size of UnifiedNorm is a whole number of at least 1"),
         (lambda: UnifiedNorm(6, window_size=(4, 0)), "at least 1, not 0"),
         (lambda: UnifiedNorm(6, window_size=(4, 4, 4)), "one number or"),

@@ -113,6 +113,7 @@ def test_public_names() -> None:
     for name in normfuse.__all__:
         assert getattr(normfuse, name) is not None
     assert {"rewrite", "explain", "verify", "invalidate", "last_report"} <= set(normfuse.__all__)
+    assert normfuse.nn.UnifiedNorm is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = normfuse.nothing
 
