@@ -25,7 +25,7 @@ from normfuse.progress import steps as progress
 __all__ = ["main"]
 
 _ROOT = Path(__file__).resolve().parents[1]
-_STEPS = {"digits": 500, "text": 500}
+_STEPS = {"digits": 400, "text": 400}
 
 
 def main(

@@ -40,7 +40,7 @@ def calibrate(
 ) -> Calibration:
     """Replace norms by layers with statistics of ``data``, approximately, and leave the decision to you.
 
-    The result is NOT the same function: the given model's norms look at each token, the new layers do not.
+    The result is not the same function: the given model's norms look at each token, the new layers do not.
     ``model`` is unchanged until :meth:`Calibration.accept`.
 
     Every batch runs twice in evaluation mode: once with the new layers, which normalize it by its own

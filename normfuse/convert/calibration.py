@@ -16,7 +16,7 @@ __all__ = ["Calibration"]
 
 @dataclass(frozen=True)
 class Calibration:
-    """An APPROXIMATE model, beside the one that was given, which is unchanged until :meth:`accept`.
+    """An approximate model, beside the one that was given, which is unchanged until :meth:`accept`.
 
     Attributes:
         to: the layer that norms become.

@@ -58,7 +58,7 @@ def convert(
     training.
 
     The new layers have the weight and the bias of the old ones and statistics as at the start, so the model
-    COMPUTES SOMETHING ELSE afterwards and has to be trained; :func:`normfuse.calibrate` finds statistics
+    computes something else afterwards and has to be trained; :func:`normfuse.calibrate` finds statistics
     without training, and says how far off the result is. Make the optimizer after the conversion: the
     parameters are new ones.
 

@@ -25,7 +25,7 @@ class BatchNorm(nn.BatchNorm1d):
 
     "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift", arXiv
     1502.03167. ``var_batch`` divides by n, ``running_var`` follows the one that divides by n - 1. Options,
-    buffers and their names are those of ``nn.BatchNorm1d`` (``momentum`` is the share of the NEW value), with
+    buffers and their names are those of ``nn.BatchNorm1d`` (``momentum`` is the share of the new value), with
     running statistics and a fixed momentum. Evaluation is one scale and one shift per channel; before the
     first training step the running mean is zero and the running variance one.
 

@@ -37,7 +37,7 @@ class PowerNorm(PowerBase):
     Args:
         num_features: channels C.
         eps: added to the mean square.
-        alpha_fwd, alpha_bkw: shares that running statistics KEEP, of activations and of gradients;
+        alpha_fwd, alpha_bkw: shares that running statistics keep, of activations and of gradients;
             nn.BatchNorm counts the other way round.
         affine: whether there are ``weight`` and ``bias``.
         warmup_iters: steps of PN-V at the start.

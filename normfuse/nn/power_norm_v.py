@@ -26,7 +26,7 @@ class PowerNormV(PowerBase):
     Args:
         num_features: channels C.
         eps: added to the mean square.
-        alpha_fwd: the share that ``running_phi`` KEEPS, as in the paper; nn.BatchNorm counts the other way
+        alpha_fwd: the share that ``running_phi`` keeps, as in the paper; nn.BatchNorm counts the other way
             round.
         affine: whether there are ``weight`` and ``bias``.
         layer_scale: whether each token is divided by its quadratic mean first.

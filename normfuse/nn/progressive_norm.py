@@ -27,7 +27,7 @@ class ProgressiveNorm(nn.Module):
     :class:`normfuse.nn.RepBatchNorm`. ``lambda`` is one for the first ``warm`` steps; then ``iter`` counts
     from ``step`` down to zero.
 
-    EVALUATION COMPUTES ``norm2`` ALONE, whatever ``lambda`` is: in the middle of the schedule that is another
+    Evaluation computes ``norm2`` alone, whatever ``lambda`` is: in the middle of the schedule that is another
     function than the one in training. The first evaluation before the end warns.
 
     Both norms run at every training step, so that nothing depends on a counter in Python; in the warm-up

@@ -47,7 +47,7 @@ class UnifiedNorm(nn.Module):
             fine-tune.
         outlier_filtration: the paper's choice is False for language, True for images.
         eps: added to the mean square.
-        momentum: the share that moving averages KEEP, as in the paper; nn.BatchNorm counts the other way
+        momentum: the share that moving averages keep, as in the paper; nn.BatchNorm counts the other way
             round.
         affine: whether there are ``weight`` and ``bias``.
 
