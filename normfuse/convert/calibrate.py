@@ -6,6 +6,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from normfuse.convert.observing import Observed, observing
 from normfuse.convert.plan import Entry, Plan, plan_for
 from normfuse.convert.swap import Swap
 from normfuse.convert.targets import check_target
-from normfuse.errors import InputError
+from normfuse.errors import InputError, OptionError
 from normfuse.progress import Say, steps
 
 __all__ = ["calibrate"]
@@ -43,9 +44,8 @@ def calibrate(
     The result is not the same function: the given model's norms look at each token, the new layers do not.
     ``model`` is unchanged until :meth:`Calibration.accept`.
 
-    Every batch runs twice in evaluation mode: once with the new layers, which normalize it by its own
-    statistics while these are added up, and once with the old and the new ones, for the change of the
-    outputs.
+    Every batch runs three times, in evaluation mode: with the new layers, which normalize it by its own
+    statistics while these are added up; then with the old layers and with the new ones, to compare outputs.
 
     Args:
         model: see :func:`normfuse.convert`.
@@ -60,8 +60,7 @@ def calibrate(
 
     Raises:
         InputError: for data without a batch or that can be gone through only once, for a model without norms
-        to replace,
-            for a layer that the data does not reach, and for values that are not finite.
+            to replace, for a layer that the data does not reach, and for values that are not finite.
         OptionError: for a layer or an option that does not exist.
     """
     batches = _checked(data)
@@ -101,22 +100,31 @@ def _plan(
     only: Sequence[str] | None,
     also: Sequence[type[nn.Module]],
 ) -> Plan:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"calibrate takes an nn.Module, not {type(model).__name__}")
     if to is not None:
         check_target(to, options)
         plan = plan_for(model, to, options, only, also)
+    elif options or also:
+        raise OptionError(
+            "to=None keeps the layers that the model has; leave out also= and options of new ones"
+        )
     else:
-        plan = _own_layers(model)
+        plan = _own_layers(model, only)
     plan.check("calibrated" if to is None else f"calibrated as {to}")
     return plan
 
 
-def _own_layers(model: nn.Module) -> Plan:
+def _own_layers(model: nn.Module, only: Sequence[str] | None) -> Plan:
     """Copies of layers that take statistics, which do not stand inside of one another."""
     plan, inside = Plan(), set[nn.Module]()
     for name, module in model.named_modules():
         if not hasattr(module, "set_statistics") or module in inside or not name:
             continue
         inside.update(module.modules())
+        if only is not None and not any(fnmatchcase(name, pattern) for pattern in only):
+            plan.kept.append(Entry(name, type(module).__name__, reason="only leaves it out"))
+            continue
         plan.layers[name] = plan.replacements[module] = copy.deepcopy(module)
         plan.converted.append(Entry(name, type(module).__name__, becomes="new statistics"))
     return plan

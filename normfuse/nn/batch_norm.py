@@ -30,9 +30,9 @@ class BatchNorm(nn.BatchNorm1d):
     first training step the running mean is zero and the running variance one.
 
     Shape:
-        x: (..., C), floating point, two axes at least; the output has its shape and dtype. pad_mask: (...),
-            bool, True at padding, which is normalized but takes no part in the statistics. With fewer than
-            two valid tokens the running statistics normalize, and stay.
+        x: (..., C), floating point, two axes at least; the output has its shape and dtype.
+        pad_mask: (...), bool, True at padding, which is normalized but takes no part in the statistics. With
+            fewer than two valid tokens the running statistics normalize, and stay.
 
     Raises:
         OptionError: for an option that is out of range.

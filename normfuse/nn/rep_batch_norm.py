@@ -31,9 +31,9 @@ class RepBatchNorm(nn.Module):
         eps, momentum, affine: of the batch norm ``bn``, see :class:`normfuse.nn.BatchNorm`.
 
     Shape:
-        x: (..., C), also (B, C); the output has its shape and dtype. pad_mask: (...), bool, True at padding,
-            which is normalized like everything else, in training and in evaluation, but takes no part in the
-            statistics.
+        x: (..., C), also (B, C); the output has its shape and dtype.
+        pad_mask: (...), bool, True at padding, which is normalized like everything else, in training and in
+            evaluation, but takes no part in the statistics.
 
     Parameters and buffers have the names of the paper's code, whose checkpoints load. As with nn.BatchNorm,
     activation checkpointing moves the running statistics twice for each batch, and torch.func transforms

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import normfuse
-from normfuse.errors import InputError
+from normfuse.errors import InputError, OptionError
 from normfuse.nn import BatchNorm, PowerNorm, RepBatchNorm, UnifiedNorm
 from tests.convert.models import data, stack
 
@@ -126,6 +126,11 @@ def test_layers_of_ones_own_get_new_statistics():
     assert not torch.equal(model[1].norm.bn.running_mean, torch.zeros(8))
     found.revert()
     assert list(model.modules()) == own
+    only = normfuse.calibrate(model, data(), to=None, only=["1.*"])
+    assert [entry.name for entry in only.converted] == ["1.norm"]
+    assert [str(entry) for entry in only.kept] == ["0.norm (UnifiedNorm): only leaves it out"]
+    with pytest.raises(OptionError, match="leave out also= and options"):
+        normfuse.calibrate(model, data(), to=None, window_size=3)
 
 
 @pytest.mark.parametrize("kind", ["tuple", "mapping", "call"])
@@ -167,6 +172,7 @@ class Skips(nn.Module):
         (stack(nn.LayerNorm(8)), [torch.full((2, 8), math.inf)], r"0\.norm met values .* not finite"),
         (Skips(), data(), r"unused saw no token"),
         (nn.Linear(8, 8), data(), "no module with Norm"),
+        (nn.LayerNorm(8), data(), "it is the model itself"),
     ],
 )
 def test_what_cannot_be_calibrated_is_said(model, batches, message):
@@ -175,6 +181,11 @@ def test_what_cannot_be_calibrated_is_said(model, batches, message):
         normfuse.calibrate(model, batches)
     assert list(model.modules()) == modules
     assert all(m.training for m in modules)
+
+
+def test_a_model_is_asked_for():
+    with pytest.raises(InputError, match=r"takes an nn\.Module, not builtin_function"):
+        normfuse.calibrate(print, data())
 
 
 def test_nothing_to_give_new_statistics_to():
