@@ -46,8 +46,8 @@ class PowerNorm(PowerBase):
 
     Shape:
         x: (..., C), floating point, two axes at least; the output has its shape and dtype.
-        pad_mask: (...), bool, True at padding, which is normalized but takes no part in the statistics. A batch
-            of padding alone, or an empty one, counts as one with the running statistics.
+        pad_mask: (...), bool, True at padding, which is normalized but takes no part in the statistics. A
+            batch of padding alone, or an empty one, counts as one with the running statistics.
 
     Statistics are computed in float32 at least. ``ema_gz`` is written in the backward pass. Distributed
     training, torch.func and activation checkpointing: see :class:`normfuse.nn.UnifiedNorm`. Checkpoints of

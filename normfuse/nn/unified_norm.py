@@ -53,8 +53,8 @@ class UnifiedNorm(nn.Module):
 
     Shape:
         x: (..., C), floating point, two axes at least; the output has its shape and dtype.
-        pad_mask: (...), bool, True at padding, which is normalized but takes no part in the statistics. A batch
-            of padding alone, or an empty one, counts as one with the running statistics.
+        pad_mask: (...), bool, True at padding, which is normalized but takes no part in the statistics. A
+            batch of padding alone, or an empty one, counts as one with the running statistics.
 
     Statistics are computed in float32 at least. The gradient's (``ema_gz``, ``buffer_gz``) are written in the
     backward pass, the others in the forward pass. As with nn.BatchNorm, each process of
