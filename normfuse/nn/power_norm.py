@@ -10,7 +10,7 @@ from normfuse.nn.moments import Tokens
 from normfuse.nn.power_base import PowerBase
 from normfuse.nn.power_gradient import PowerGradient
 from normfuse.nn.recomputing import refuse_recomputation
-from normfuse.nn.snapshot import snapshot
+from normfuse.nn.saved_together import saved_together
 
 __all__ = ["PowerNorm"]
 
@@ -90,7 +90,7 @@ class PowerNorm(PowerBase):
         iteration, running = self.iters.squeeze(0).clone(), widen(self.running_phi, dtype)
         x2 = tokens.unless_empty(tokens.mean_square(widen(u.detach(), dtype)), running)
         is_warm = iteration <= self.warmup_iters
-        rstd, warm = snapshot(torch.rsqrt(torch.where(is_warm, x2, running) + self.eps), is_warm)
+        rstd, warm = saved_together(torch.rsqrt(torch.where(is_warm, x2, running) + self.eps), is_warm)
         self.running_phi.copy_(self._moved(running, x2, iteration))
         state = (tokens, rstd, warm, self.ema_gz, self.alpha_bkw)
         y: Tensor = PowerGradient.apply(u, *self._affine(dtype), *state)  # type: ignore[no-untyped-call]

@@ -13,9 +13,9 @@ from normfuse.nn.affine import scale_and_shift, scaled
 from normfuse.nn.inputs import check_eps, check_fraction, check_input, check_positive, wide_dtype, widen
 from normfuse.nn.moments import Tokens
 from normfuse.nn.recomputing import refuse_recomputation
+from normfuse.nn.saved_together import saved_together
 from normfuse.nn.smoothed_gradient import SmoothedGradient
 from normfuse.nn.smoothing import Smoothed, clip_ratio, is_instant, smooth
-from normfuse.nn.snapshot import snapshot
 
 __all__ = ["UnifiedNorm"]
 
@@ -140,7 +140,7 @@ class UnifiedNorm(nn.Module):
     def _of_batch(self, found: Smoothed, running: Tensor, iteration: Tensor) -> tuple[Tensor, ...]:
         """The fields of :class:`normfuse.nn.smoothed_gradient.GradientState` that belong to one batch."""
         size, warmup = self.window_size[1], self.warmup_iters
-        return snapshot(
+        return saved_together(
             torch.rsqrt(found.mean_square + self.eps),
             clip_ratio(found.mean_square, running, self.eps, iteration, warmup, found.skip),
             found.skip,

@@ -84,14 +84,14 @@ def test_where_the_compiler_would_recompute_from_changed_buffers_eager_mode_runs
         compare(layer, torch.compile(twin, backend="aot_eager"), twin, masked=False)
 
 
-def test_without_the_snapshot_gradients_would_be_wrong(monkeypatch):
-    """Shows that the comparison can fail, and on which PyTorch the snapshot is needed."""
+def test_without_saving_them_together_gradients_would_be_wrong(monkeypatch):
+    """Shows that the comparison can fail, and on which PyTorch that is needed."""
     layer, twin = pair("unified")
 
     def values(*given):
         return tuple(one.to(given[0].dtype).expand_as(given[0]) for one in given)
 
-    monkeypatch.setattr("normfuse.nn.unified_norm.snapshot", values)
+    monkeypatch.setattr("normfuse.nn.unified_norm.saved_together", values)
     with pytest.raises(AssertionError, match="not close"):
         compare(layer, torch.compile(twin, backend="aot_eager", fullgraph=True), twin, masked=False)
 

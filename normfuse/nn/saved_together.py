@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["snapshot"]
+__all__ = ["saved_together"]
 
 
-def snapshot(*values: Tensor) -> tuple[Tensor, ...]:
+def saved_together(*values: Tensor) -> tuple[Tensor, ...]:
     """The same values in the dtype and shape of the first one, as one small tensor that is saved."""
     first = values[0]
     rows = [value.to(first.dtype).expand_as(first) for value in values]
