@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from normfuse.backends.explain import explain
     from normfuse.backends.session import last_report
     from normfuse.benchmark import BenchResult, bench
+    from normfuse.convert import Calibration, Conversion, calibrate, convert
     from normfuse.folding import invalidate
     from normfuse.report import Refusal, Report, Site
     from normfuse.rewriting import Rewritten, rewrite
@@ -32,7 +33,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BenchResult",
+    "Calibration",
     "CaptureError",
+    "Conversion",
     "Equivalence",
     "ExpectationError",
     "InputError",
@@ -45,6 +48,8 @@ __all__ = [
     "Site",
     "VerificationError",
     "bench",
+    "calibrate",
+    "convert",
     "explain",
     "invalidate",
     "last_report",
@@ -55,12 +60,16 @@ __all__ = [
 
 _HOMES = {
     "BenchResult": "normfuse.benchmark",
+    "Calibration": "normfuse.convert",
+    "Conversion": "normfuse.convert",
     "Equivalence": "normfuse.verify",
     "Refusal": "normfuse.report",
     "Report": "normfuse.report",
     "Rewritten": "normfuse.rewriting",
     "Site": "normfuse.report",
     "bench": "normfuse.benchmark",
+    "calibrate": "normfuse.convert",
+    "convert": "normfuse.convert",
     "explain": "normfuse.backends.explain",
     "invalidate": "normfuse.folding",
     "last_report": "normfuse.backends.session",
@@ -71,6 +80,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "nn":
+        return import_module("normfuse.nn")
     if name not in _HOMES:
         raise AttributeError(f"module 'normfuse' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

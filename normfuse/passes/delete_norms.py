@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch.fx import GraphModule, Node
 
 from normfuse.ir.calls import aten, is_call
-from normfuse.ir.effects import is_effectful
+from normfuse.ir.dead_code import drop_unused
 from normfuse.ir.emit import call, cast
 from normfuse.ir.program import Program
 from normfuse.ir.region import norms_in
@@ -40,7 +40,7 @@ def delete_norms(program: Program) -> int:
     found = [node for node, _ in norms_in(gm)] + [n for n in gm.graph.nodes if is_call(n, *_NATIVE)]
     for node in found:
         _bypass(gm, node)
-    gm.graph.eliminate_dead_code(is_effectful)
+    drop_unused(gm.graph)
     lower(gm)
     return len(found)
 

@@ -15,6 +15,7 @@ from torch.fx import Graph, Node
 
 from normfuse.folding.recipe import FOLD, Folded, Recipe
 from normfuse.ir.calls import aten
+from normfuse.ir.dead_code import drop_unused
 from normfuse.ir.effects import aliased_by, is_effectful
 from normfuse.ir.emit import call
 from normfuse.ir.program import Program
@@ -53,7 +54,7 @@ def hoist(program: Program) -> list[Folded]:
     for root, one in zip(roots, folded, strict=True):
         if root in returned:
             _copy(graph, one.node)
-    graph.eliminate_dead_code(is_effectful)
+    drop_unused(graph)
     return folded
 
 

@@ -59,6 +59,8 @@ def lift(work: Work) -> None:
     known = set().union(*(_between(core) for core in (*cores, *stored)))
     unseen = unseen_norms(facts, known, weights)
     for core in sorted([*cores, *stored, *unseen], key=lambda c: order[c.root]):
+        if core.root in whole and core.root in lifting.consumed:
+            continue  # a norm ahead of it has taken the scale and the shift that it consists of
         norm = lifting.followed(core)
         if core.root not in whole:
             norm = of_weight(absorb(norm), work.program.weights)
@@ -76,6 +78,7 @@ class _Lifting:
     order: dict[Node, int]
     regions: dict[Node, int]
     lifted: dict[Node, Node] = field(default_factory=dict)
+    consumed: set[Node] = field(default_factory=set)
     bodies: Bodies = field(default_factory=Bodies)
 
     def followed(self, norm: Candidate) -> Candidate:
@@ -108,6 +111,7 @@ class _Lifting:
         region = NormRegion(norm.spec, body, spelling)
         made = _replace(self.work.program.gm, norm, interior, region, len(self.lifted))
         self.lifted[norm.root] = made
+        self.consumed.update(interior)
         self.order[made] = self._place(norm.root)
         self.work.record(made, site)
 

@@ -17,7 +17,7 @@ from functools import partial
 from normfuse.analysis.time_share import time_of
 from normfuse.errors import ExpectationError, is_strict
 from normfuse.folding import Folded
-from normfuse.ir.effects import is_effectful
+from normfuse.ir.dead_code import drop_unused
 from normfuse.ir.grad_mode import switches_gradients
 from normfuse.ir.kinds import known_kinds
 from normfuse.ir.program import Program
@@ -72,7 +72,7 @@ def _functionalize(work: Work) -> None:
 def _canonicalize(work: Work) -> None:
     canonicalize(work.program.gm)
     narrow_spreads(work.program.gm)
-    work.program.gm.graph.eliminate_dead_code(is_effectful)
+    drop_unused(work.program.gm.graph)
 
 
 def _lift(work: Work) -> None:

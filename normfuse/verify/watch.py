@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from normfuse.folding import Folded
-from normfuse.passes.work import Work
+from normfuse.passes.work import Restored, Work
 from normfuse.report import Refusal, Site
 from normfuse.verify.probe import Probe
 
@@ -62,8 +62,8 @@ class Watch:
         self.folded = [one.recipe.compute([values[s] for s in one.sources]) for one in folded]
         numbers = {id(site): index for index, site in enumerate(self.sites)}
         values_of = {**work.sites, **_written(work)}
-        blurred = {node for node, how in work.restored.items() if how.is_blurred}
-        nodes = {numbers[id(site)]: node for node, site in values_of.items() if node not in blurred}
+        hidden = {node for node, how in work.restored.items() if how.is_blurred or _is_gone(how, work)}
+        nodes = {numbers[id(site)]: node for node, site in values_of.items() if node not in hidden}
         self.left = sorted(nodes)
         with _whole(work) as values:
             self.after = Probe.of(work.program, [values.get(n, n) for n in (nodes[i] for i in self.left)])
@@ -118,7 +118,11 @@ def _whole(work: Work) -> Iterator[dict[Node, Node]]:
     graph, made = work.program.gm.graph, dict[Node, Node]()
     known = set(graph.nodes)
     for node, how in work.restored.items():
-        with graph.inserting_before(how.value.next):
+        if _is_gone(how, work):
+            continue
+        # A weight may be computed after the value that it scales.
+        last = max([how.value, *(source for one in how.maps for source in one.sources)])
+        with graph.inserting_before(last.next):
             value = how.value
             for one in how.maps:
                 value = one.emit(graph, value, how.axis)
@@ -126,6 +130,12 @@ def _whole(work: Work) -> Iterator[dict[Node, Node]]:
     yield made
     for node in reversed([n for n in graph.nodes if n not in known]):
         graph.erase_node(node)
+
+
+def _is_gone(how: Restored, work: Work) -> bool:
+    """Whether a weight that the graph computed was folded for good; readers are judged by what they give."""
+    alive = set(work.program.gm.graph.nodes)
+    return any(source not in alive for one in how.maps for source in one.sources)
 
 
 def _written(work: Work) -> dict[Node, Site]:

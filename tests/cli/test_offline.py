@@ -17,9 +17,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 import normfuse
+from normfuse import progress
 from normfuse.benchmark.settings import CONTENDERS
 from normfuse.cli import options as choices
-from normfuse.cli import progress
 from normfuse.cli.app import app
 from normfuse.cli.commands.bench import Contender
 from normfuse.options import _CHOICES

@@ -18,6 +18,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import normfuse
 from tests.backends.networks import PreNorm, example, prenorm
+from tests.nn.layers import LAYERS
 
 __all__ = ["CASES", "QUICK"]
 
@@ -101,6 +102,26 @@ def buffers() -> Seen:
         model.train()
         ddp(example()).sum().backward()
     seen["stays"] = stays()
+    return seen
+
+
+def running_statistics() -> Seen:
+    """Layers that write buffers in the backward pass, too: all processes evaluate as the first one does."""
+    seen: Seen = {}
+    for name in LAYERS:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 6), LAYERS[name](), nn.Linear(6, 6)).double()
+        ddp = nn.parallel.DistributedDataParallel(model)
+        for wrapped in (ddp, compiled(ddp)):
+            for step in range(3):
+                torch.manual_seed(10 * step + dist.get_rank())
+                wrapped.train()(torch.randn(4, 5, 6).double()).square().mean().backward()
+            found = wrapped.eval()(torch.ones(1, 5, 6).double()).detach()
+            first = found.clone()
+            dist.broadcast(first, 0)
+            seen[f"{name}, {type(wrapped).__name__}"] = error(found, first)
+            dist.broadcast(first, 1)
+            seen[f"{name}, {type(wrapped).__name__}, the other"] = error(found, first)
     return seen
 
 
@@ -201,5 +222,5 @@ def tensor_parallel() -> Seen:
 QUICK = (collectives, buffers, fsdp2_root, tensor_parallel)
 CASES = (
     *QUICK, ddp_outside, ddp_inside, fsdp1, fsdp2_root_kept, fsdp2_blocks, fsdp2_blocks_kept, fsdp2_inside,
-    fsdp2_one_entry,
+    fsdp2_one_entry, running_statistics,
 )  # fmt: skip

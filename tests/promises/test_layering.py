@@ -22,12 +22,14 @@ BASE = {
     "report",
     "report_table",
     "options",
+    "progress",
     "rule_names",
     "warn",
 }
 #: What each part may import besides itself and the base.
 MAY_IMPORT = {
     "ir": set(),
+    "convert": {"nn"},
     "patterns": {"ir"},
     "analysis": {"ir"},
     "folding": {"ir"},
@@ -35,6 +37,7 @@ MAY_IMPORT = {
     "freezing": {"ir", "folding", "capture"},
     "passes": {"ir", "patterns", "analysis", "folding"},
     "pt2": set(),
+    "export": {"verify"},
     "nn": set(),
     "verify": {"ir", "folding", "passes", "pt2"},
     "rewriting": {"ir", "folding", "capture", "passes", "pt2", "verify"},
@@ -111,6 +114,7 @@ def test_public_names() -> None:
     for name in normfuse.__all__:
         assert getattr(normfuse, name) is not None
     assert {"rewrite", "explain", "verify", "invalidate", "last_report"} <= set(normfuse.__all__)
+    assert normfuse.nn.UnifiedNorm is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = normfuse.nothing
 

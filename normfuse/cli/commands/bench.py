@@ -13,7 +13,7 @@ import typer
 
 from normfuse.cli.options import DEBUG, DTYPE, JSON, QUIET, SOURCE, chosen
 from normfuse.cli.outcome import one_line_errors
-from normfuse.cli.progress import Say, steps
+from normfuse.progress import Say, steps
 
 __all__ = ["bench"]
 

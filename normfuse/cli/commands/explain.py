@@ -22,7 +22,7 @@ from normfuse.cli.options import (
     chosen,
 )
 from normfuse.cli.outcome import one_line_errors
-from normfuse.cli.progress import steps
+from normfuse.progress import steps
 
 if TYPE_CHECKING:
     from normfuse.report import Report

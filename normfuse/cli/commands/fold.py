@@ -9,7 +9,7 @@ import typer
 
 from normfuse.cli.options import DEBUG, QUIET
 from normfuse.cli.outcome import one_line_errors
-from normfuse.cli.progress import Say, steps
+from normfuse.progress import Say, steps
 
 if TYPE_CHECKING:
     from normfuse.folding.weight_map import WeightMap

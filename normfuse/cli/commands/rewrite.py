@@ -24,8 +24,8 @@ from normfuse.cli.options import (
     chosen,
 )
 from normfuse.cli.outcome import one_line_errors
-from normfuse.cli.progress import steps
 from normfuse.cli.verification import verification_of
+from normfuse.progress import steps
 
 if TYPE_CHECKING:
     from normfuse.cli.verification import Verification
@@ -77,9 +77,9 @@ def rewrite(
 ) -> None:
     """Write SRC with every norm in its cheapest proven form to DST, a .pt2 program or an .onnx model.
 
-    A program loads with torch.export.load, also where normfuse is not installed. Beside it stands a map (JSON)
-    of the tensors that changed, which `normfuse fold` applies to other checkpoints of the model. An ONNX model
-    keeps each RMSNorm as one operator, and is run in ONNX Runtime before it is written.
+    A program loads with torch.export.load, also where normfuse is not installed. Beside it stands a map
+    (JSON) of the tensors that changed, which `normfuse fold` applies to other checkpoints of the model. An
+    ONNX model keeps each RMSNorm as one operator, and is run in ONNX Runtime before it is written.
     """
     with one_line_errors(debug):
         _check_outputs(source, destination, json_file)

@@ -8,7 +8,7 @@ import typer
 
 from normfuse.cli.options import DEBUG, JSON, QUIET
 from normfuse.cli.outcome import one_line_errors
-from normfuse.cli.progress import steps
+from normfuse.progress import steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
