@@ -15,9 +15,11 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch.export import ExportedProgram
 
 __all__ = [
     "cache_folder",
+    "compile_package",
     "compiled_library",
     "freezes_by_itself",
     "is_packable",
@@ -45,6 +47,13 @@ def compiled_library(source: str) -> ctypes.CDLL:
 
     library: ctypes.CDLL = CppCodeCache.load(source)
     return library
+
+
+def compile_package(program: ExportedProgram, path: Path) -> None:
+    """A program compiled ahead of time, as a package."""
+    from torch._inductor import aoti_compile_and_package
+
+    aoti_compile_and_package(program, package_path=str(path))
 
 
 def cache_folder() -> Path:

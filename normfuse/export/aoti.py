@@ -9,6 +9,7 @@ from torch.export import ExportedProgram
 
 from normfuse.errors import CaptureError, InputError, cause
 from normfuse.files import replacing
+from normfuse.inductor_compat import compile_package
 
 __all__ = ["save_aoti"]
 
@@ -20,14 +21,12 @@ def save_aoti(program: ExportedProgram, path: str | Path) -> Path:
         InputError: when the file cannot be written, or is no ``.pt2`` file.
         CaptureError: when Inductor cannot compile the program.
     """
-    from torch._inductor import aoti_compile_and_package
-
     if Path(path).suffix != ".pt2":
         raise InputError(f"the package has to be a .pt2 file, not {path}")
     with replacing(path) as unfinished:
         try:
             with torch.no_grad():
-                aoti_compile_and_package(program, package_path=str(unfinished))
+                compile_package(program, unfinished)
         except Exception as error:
             raise CaptureError(f"AOTInductor cannot compile the program: {cause(error)}") from error
     return Path(path)

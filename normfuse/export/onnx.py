@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def _check(program: ExportedProgram, path: Path, args: tuple[Any, ...], kwargs: 
 
 def _require(name: str) -> Any:
     try:
-        return __import__(name)
+        return import_module(name)
     except ImportError as error:
         raise NormfuseError(f"this needs {error.name}: pip install 'normfuse[onnx]'") from error
 

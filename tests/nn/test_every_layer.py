@@ -33,7 +33,7 @@ def test_every_layer_is_in_the_zoo():
     mine = {name.split()[0] for name in ZOO}
     assert mine <= modules
     assert modules - mine - {"TimeDependentParameter"} <= {
-        "PowerNorm", "ProgressiveNorm", "RepBatchNorm", "UnifiedNorm",
+        "BatchNorm", "PowerNorm", "PowerNormV", "ProgressiveNorm", "RepBatchNorm", "UnifiedNorm",
     }  # fmt: skip
 
 

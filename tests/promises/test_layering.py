@@ -40,11 +40,22 @@ MAY_IMPORT = {
     "export": {"verify"},
     "nn": set(),
     "verify": {"ir", "folding", "passes", "pt2"},
-    "rewriting": {"ir", "folding", "capture", "passes", "pt2", "verify"},
+    "rewriting": {"ir", "folding", "capture", "export", "passes", "pt2", "verify"},
     "backends": {"ir", "folding", "freezing", "capture", "passes", "verify", "rewriting"},
     "sources": {"pt2"},
-    "benchmark": {"ir", "freezing", "capture", "passes", "pt2", "verify", "rewriting", "backends", "sources"},
-    "cli": {"folding", "capture", "pt2", "verify", "rewriting", "sources", "backends", "benchmark"},
+    "benchmark": {
+        "ir",
+        "export",
+        "freezing",
+        "capture",
+        "passes",
+        "pt2",
+        "verify",
+        "rewriting",
+        "backends",
+        "sources",
+    },
+    "cli": {"export", "folding", "capture", "pt2", "verify", "rewriting", "sources", "backends", "benchmark"},
 }
 FRAMEWORKS = ("torch._dynamo", "torch._inductor", "triton")
 
