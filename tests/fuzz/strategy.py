@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from tests.fuzz import pieces_broadcast, pieces_move, pieces_read, pieces_scale, pieces_stored, pieces_write
+from tests.fuzz import (
+    pieces_around,
+    pieces_broadcast,
+    pieces_move,
+    pieces_read,
+    pieces_scale,
+    pieces_stored,
+    pieces_write,
+)
 from tests.fuzz.network import STEPS
 from tests.fuzz.recipe import Recipe, Step
 
 __all__ = ["FRIENDLY", "HOSTILE", "recipes"]
 
-BLOCKED = pieces_write.BLOCKED | pieces_stored.BLOCKED | pieces_broadcast.BLOCKED
+BLOCKED = pieces_write.BLOCKED | pieces_stored.BLOCKED | pieces_broadcast.BLOCKED | pieces_around.BLOCKED
 FRIENDLY = {
     "write": sorted(set(STEPS["write"]) - BLOCKED),
     "stored": sorted(set(STEPS["stored"]) - BLOCKED),
