@@ -52,8 +52,6 @@ class Axes:
 
     def behind(self, move: Node) -> Axes | None:
         """The axes behind one more move; None where it cuts one, or sizes are not known to agree."""
-        if is_call(move, *COPIES):
-            return self
         if is_call(move, *_TURNS):
             return replace(self, dims=self._turned(move))
         return self._counted_by(shape_of(move))
@@ -79,4 +77,4 @@ class Axes:
                 taken.append(left.pop(0))
                 count = count * self.sizes[taken[-1]]
             dims.append(tuple(taken))
-        return None if left or shape is None else replace(self, dims=tuple(dims))
+        return None if shape is None else replace(self, dims=tuple(dims))

@@ -30,6 +30,7 @@ from normfuse.ir.calls import aten, set_arguments
 from normfuse.ir.effects import Effects, aliased_by
 from normfuse.ir.emit import call
 from normfuse.ir.location import described
+from normfuse.ir.refresh import refresh_readers
 from normfuse.ir.region import NormRegion, norm_of
 from normfuse.ir.sizes import is_row_major, lies_alike, rank_of, tensor_of
 from normfuse.passes.evidence import Certificate, folded_before, folded_behind, folded_beside
@@ -247,11 +248,12 @@ class _Fold:
                 made = call(node.graph, aten.clone.default, made)
         node.replace_all_uses_with(made)
         self._placement.erase(node)
+        refresh_readers(made)
         return made
 
 
 def _fits(node: Node, source: Node) -> bool:
-    return lies_alike(node, source) or not _keeps_its_order(node) or order_is_free(source, node)
+    return lies_alike(node, source) or not _keeps_its_order(node) or order_is_free(node)
 
 
 def _keeps_its_order(node: Node) -> bool:

@@ -52,7 +52,7 @@ def narrow_spreads(gm: GraphModule) -> None:
 def _narrow(node: Node, place: int, order: dict[Node, int]) -> bool:
     """Whether the factor at this place was repeated, and the node was written anew."""
     whole, (spread, chain) = node.args[1 - place], _spread_below(node.args[place])
-    if spread is None or not isinstance(whole, Node) or shape_of(whole) != shape_of(node):
+    if spread is None or not isinstance(whole, Node):
         return False
     split = _split(whole, spread, order.get(node, 0), order)
     if split is None:
@@ -65,7 +65,7 @@ def _narrow(node: Node, place: int, order: dict[Node, int]) -> bool:
         factors = (made[-1], split) if place == 0 else (split, made[-1])
         made.append(call(node.graph, node.target, *factors))  # type: ignore[arg-type]
         made.append(call(node.graph, aten.flatten.using_ints, made[-1], -2, -1))
-    if not lies_alike(made[-1], node) or made[-1].meta["val"].dtype != node.meta["val"].dtype:
+    if not lies_alike(made[-1], node):
         return False
     for new in made[1:]:
         new.meta.update({k: v for k, v in node.meta.items() if k != "val"})
@@ -108,7 +108,7 @@ def _spread(node: Node) -> _Spread | None:
     kept = zip((*before[:-1], *wide[:-2]), (*wide[:-1], *merged[:-1]), strict=True)
     if not isinstance(groups, int) or not isinstance(times, int) or not all(same(a, b) for a, b in kept):
         return None
-    return _Spread(value, groups, times) if same(merged[-1], groups * times) else None
+    return _Spread(value, groups, times)
 
 
 def _interleaved(node: Node) -> _Spread | None:

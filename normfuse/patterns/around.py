@@ -22,7 +22,6 @@ __all__ = ["around", "order_is_free"]
 #: What these return lies in an order of its own.
 _PRODUCTS = (
     aten.linear.default, aten.mm.default, aten.addmm.default, aten.bmm.default, aten.matmul.default,
-    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.convolution.default,
 )  # fmt: skip
 _VIEWS_OF_AN_ORDER = (aten.view.default, aten.view_as.default, aten._unsafe_view.default)
 
@@ -81,17 +80,14 @@ def _may_lie_as(begin: Node, end: Node) -> bool:
     before, after = tensor_of(begin), tensor_of(end)
     if before is None or after is None:
         return False
-    return lies_alike(begin, end) or is_row_major(after) or order_is_free(begin, end)
+    return lies_alike(begin, end) or is_row_major(after) or order_is_free(end)
 
 
-def order_is_free(made: Node, node: Node) -> bool:
-    """Whether ``made``, which lies row after row, may replace ``node``, which lies otherwise.
+def order_is_free(node: Node) -> bool:
+    """Whether a value that lies in another order may stand for ``node``.
 
     It may where products read it in the end: what they return is in an order of its own.
     """
-    value = tensor_of(made)
-    if value is None or not is_row_major(value):
-        return False
     seen, stack = {node}, [node]
     while stack:
         for user in stack.pop().users:

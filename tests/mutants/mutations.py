@@ -31,6 +31,7 @@ MODULES = (
     "passes.canonicalize", "passes.functionalize", "passes.lift", *(f"passes.{rule}" for rule in RULE_NAMES),
     "passes.scaled_norms", "passes.ownership", "passes.settle_shifts", "passes.stored_values",
     "passes.premises",
+    "passes.spreads", "patterns.around", "ir.moves",
     "folding.precision", "folding.premise", "folding.conditions", "ir.effects", "analysis.readers",
 )  # fmt: skip
 """Where the rules and the table decide, and what they all ask of a graph."""

@@ -52,7 +52,9 @@ def test_norms_over_groups_are_found(spelling: Spelling) -> None:
     made = normfuse.rewrite(model, (x,))
     (site,) = made.report.sites
     assert (site.kind, site.spec["groups"], site.spec["eps"]) == ("rms_norm", GROUPS, 1e-5)
-    torch.testing.assert_close(made.module()(x), model(x), rtol=0, atol=0)
+    found, wanted = made.module()(x), model(x)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    assert found.stride() == wanted.stride()
 
 
 def tiled(x: Tensor) -> Tensor:
@@ -77,14 +79,57 @@ def of_other_values(x: Tensor) -> Tensor:
     return (x + 1) / torch.sqrt(mean + 1e-5)
 
 
+def within_groups(x: Tensor) -> Tensor:
+    """Each group has three statistics of its own, one after the other, twice."""
+    parts = x.contiguous().view(*x.shape[:-1], 2, 6)
+    mean = parts.pow(2)[..., :3].repeat(1, 1, 1, 2).view(x.shape)
+    return x / torch.sqrt(mean + 1e-5)
+
+
+def of_two_groups(x: Tensor) -> Tensor:
+    """Two statistics for four groups."""
+    mean = (split(x)[..., :2, :]).pow(2).mean(-1, keepdim=True).repeat(1, 1, 2, TIMES).view(x.shape)
+    return x / torch.sqrt(mean + 1e-5)
+
+
+def of_moved_values(x: Tensor) -> Tensor:
+    """The quotient lies as the values do, in another order."""
+    y = x.sigmoid().transpose(0, 1).contiguous().transpose(0, 1)
+    mean = split(y).pow(2).mean(-1, keepdim=True).repeat(1, 1, 1, TIMES).view(x.shape)
+    return (y / torch.sqrt(mean + 1e-5)).relu()
+
+
+def written(x: Tensor) -> Tensor:
+    parts = split(x)
+    mean = parts.pow(2).mean(-1, keepdim=True).repeat(1, 1, 1, TIMES).view(x.shape)
+    made = x / torch.sqrt(mean + 1e-5)
+    kept = made.view(-1)
+    made.mul_(2.0)
+    return kept.view(x.shape) + made
+
+
 def numerator(x: Tensor) -> Tensor:
     mean = split(x).pow(2).mean(-1, keepdim=True).repeat(1, 1, 1, TIMES).view(x.shape)
     return torch.sqrt(mean + 1e-5) / x
 
 
-@pytest.mark.parametrize("spelling", [tiled, tiled_by_reshape, of_rows, of_other_values, numerator])
+OTHERS = [
+    tiled, tiled_by_reshape, of_rows, of_other_values, within_groups, of_two_groups, of_moved_values,
+    numerator,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spelling", OTHERS)
 def test_other_repetitions_keep_their_values(spelling: Spelling) -> None:
     model, x = Model(spelling).eval(), torch.randn(2, 5, GROUPS * TIMES)
     made = normfuse.rewrite(model, (x,))
     assert [s for s in made.report.sites if s.kind == "rms_norm" and s.spec["groups"] == GROUPS] == []
+    found, wanted = made.module()(x), model(x)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    assert found.stride() == wanted.stride()
+
+
+def test_a_result_that_is_written_is_left() -> None:
+    model, x = Model(written).eval(), torch.randn(2, 5, GROUPS * TIMES)
+    made = normfuse.rewrite(model, (x,))
     torch.testing.assert_close(made.module()(x), model(x), rtol=0, atol=0)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import normfuse
@@ -32,8 +33,14 @@ class Net(nn.Module):
             value.uniform_(0.5, 1.5)
         self.double().eval()
 
+    @property
+    def statistics(self) -> tuple[Tensor | None, ...]:
+        norm = self.norm
+        return norm.running_mean, norm.running_var, norm.weight, norm.bias
+
     def forward(self, x: Tensor) -> Tensor:
-        y = self.form(self, self.before(x).sigmoid())
+        made = self.before(x)
+        y = self.form(self, made.sigmoid() if self.behind is None else made)
         return self.after(y) if self.behind is None else self.behind(self, y)
 
 
@@ -53,6 +60,18 @@ def laid(self: Net, x: Tensor) -> Tensor:
 
 def joined(self: Net, x: Tensor) -> Tensor:
     return self.norm(x.reshape(-1, 6)).view(2, 7, 6)
+
+
+def images(self: Net, x: Tensor) -> Tensor:
+    """Channels last and back, as of images."""
+    y = x.unflatten(1, (7, 1)).permute(0, 3, 1, 2)
+    return F.batch_norm(y, *self.statistics).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def heads(self: Net, x: Tensor) -> Tensor:
+    """The channels are those of two axes."""
+    y = x.view(2, 7, 2, 3).flatten(2).mT
+    return self.norm(y).mT.view(2, 7, 2, 3).flatten(2)
 
 
 def negative(self: Net, x: Tensor) -> Tensor:
@@ -79,6 +98,7 @@ def skip_of_each_channel(self: Net, x: Tensor) -> Tensor:
         (copied, "batch_norm"),
         (laid, "batch_norm"),
         (joined, "batch_norm"),
+        (images, "batch_norm"),
         (negative, "batch_norm"),
         (skip_outside, "rep_batch_norm"),
         (skip_inside, "rep_batch_norm"),
@@ -114,15 +134,18 @@ def other_axis(self: Net, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("behind", [flat, square, returned])
-@pytest.mark.parametrize("form", [moved, copied, laid, other_axis, skip_outside])
+@pytest.mark.parametrize("form", [moved, copied, laid, images, heads, other_axis, skip_outside])
 def test_values_and_order_are_kept(form: Form, behind: Callable[[Net, Tensor], Tensor]) -> None:
     if behind is flat and form is not laid:
         pytest.skip("no such view")
     model, x = Net(form, behind), torch.randn(2, 7, 4, dtype=torch.float64)
-    made = normfuse.rewrite(model, (x,))
-    wanted, found = model(x), made.module()(x)
-    assert distance(found, wanted) <= EXACT
-    assert found.stride() == wanted.stride()
+    program = torch.export.export(model, (x,))
+    made = normfuse.rewrite(program)
+    # Of values that do not lie row after row, an eager batch norm makes another order than a traced one.
+    traced = next(n for n in program.graph.nodes if n.op == "output").all_input_nodes[0].meta["val"]
+    found, wanted = made.module()(x), model(x)
+    assert distance(found.contiguous(), wanted.contiguous()) <= EXACT
+    assert found.stride() in (traced.stride(), wanted.stride())
 
 
 def test_two_norms_one_after_the_other_share_no_moves() -> None:
