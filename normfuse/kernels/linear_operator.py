@@ -12,7 +12,7 @@ import torch
 from torch.library import triton_op, wrap_triton
 
 from normfuse.kernels.code.product import linear_rows
-from normfuse.kernels.layout import float32, rows_of
+from normfuse.kernels.layout import dense, float32, rows_of
 from normfuse.kernels.operators import norm_backward
 from normfuse.kernels.plan import linear_plans
 from normfuse.kernels.reference import RMS
@@ -38,7 +38,7 @@ def linear(
     grid = ((outputs + plan.block_n - 1) // plan.block_n, (rows + plan.block_m - 1) // plan.block_m)
     if rows != 0 and outputs != 0:
         wrap_triton(linear_rows)[grid](
-            flat, matrix, bias if bias is None else bias.contiguous(), y, rstd, rows, outputs,
+            flat, matrix, dense(bias), y, rstd, rows, outputs,
             flat.stride(0), matrix.stride(0), eps, x.shape[-1], precision,
             plan.block_m, plan.block_n, plan.block_k, num_warps=plan.warps, num_stages=plan.stages,
         )  # fmt: skip

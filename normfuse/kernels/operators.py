@@ -15,7 +15,7 @@ from normfuse.kernels.code.backward_wide import backward_wide
 from normfuse.kernels.code.columns import backward_columns
 from normfuse.kernels.code.forward import forward_rows
 from normfuse.kernels.code.forward_wide import forward_wide
-from normfuse.kernels.layout import float32, programs, rows_of, strides
+from normfuse.kernels.layout import dense, float32, programs, rows_of, strides
 from normfuse.kernels.plan import backward_plan, column_plan, forward_plan
 from normfuse.kernels.reference import RMS
 
@@ -43,6 +43,7 @@ def norm(
     flat = rows_of(x, x.shape[-1])
     assert flat is not None
     rows = flat.shape[0]
+    weight, bias = dense(weight), dense(bias)
     others = [rows_of(value, x.shape[-1]) for value in (residual, gate)]
     y = torch.empty_like(flat, memory_format=torch.contiguous_format) if wants_value else flat.new_empty(0)
     total = (
@@ -98,15 +99,17 @@ def norm_backward(
     flat_dy, flat_dtotal, flat, flat_gate = (rows_of(value, features) for value in (dy, dtotal, h, gate))
     assert flat is not None
     rows = flat.shape[0]
+    scale, shift = dense(weight), dense(bias)
     dx = torch.empty_like(flat, memory_format=torch.contiguous_format)
     dgate = dx.new_empty(0) if gate is None else torch.empty(dx.shape, dtype=gate.dtype, device=dx.device)
     plan = backward_plan(width)
     cut = column_plan(width) if plan.is_wide else plan
-    count = programs(h.device, (rows + cut.rows - 1) // cut.rows, groups, cut.warps)
+    blocks = (width + cut.block - 1) // cut.block
+    count = programs(h.device, (rows + cut.rows - 1) // cut.rows, groups * blocks, cut.warps)
     weight_sums = float32(h, count, features) if wants_weight else None
     bias_sums = float32(h, count, features) if wants_bias else None
     inputs = [
-        flat_dy, flat_dtotal, None if drstd is None else drstd.contiguous(), flat, flat_gate, weight, bias,
+        flat_dy, flat_dtotal, dense(drstd), flat, flat_gate, scale, shift,
         None if kind == RMS else centre, rstd, dx, None if gate is None else dgate,
     ]  # fmt: skip
     sizes = [rows, *strides(flat_dy, flat_dtotal, flat, flat_gate), kind, offset, gate_first, width, groups]
@@ -117,7 +120,7 @@ def norm_backward(
     if rows != 0 and plan.is_wide:
         wrap_triton(backward_wide)[(rows, groups)](*inputs, *sizes, 1, plan.block, num_warps=plan.warps)
         if wants_weight or wants_bias:
-            wrap_triton(backward_columns)[(count, (width + cut.block - 1) // cut.block, groups)](
+            wrap_triton(backward_columns)[(count, blocks, groups)](
                 flat_dy, flat, flat_gate, inputs[7], rstd, weight_sums, bias_sums, rows,
                 *strides(flat_dy, flat, flat_gate), kind, gate_first, width, groups,
                 cut.rows, cut.block, num_warps=cut.warps,
