@@ -19,16 +19,19 @@ from triton.compiler import ASTSource
 
 from bench.kernel_subjects import Subject
 
-__all__ = ["SHARED_LIMIT", "Made", "make"]
+__all__ = ["SHARED_LIMIT", "SPILL_LIMIT", "Made", "make"]
 
 #: Bytes of shared memory that one program may have (CUDA C++ Programming Guide, table of capabilities).
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+#: Bytes a thread. The assembler puts a few registers aside where one program more fits onto a multiprocessor
+#: then; with a higher limit of registers the same code has none.
+SPILL_LIMIT = 32
 
 
 @dataclass(frozen=True)
 class Made:
     """Attributes:
-    stack: bytes of local memory a thread; anything above zero is spilled registers.
+    stack: bytes of local memory a thread: registers that were spilled.
     vector_loads, loads: instructions that read 16 bytes a thread or more, and all that read.
     vector_stores, stores: the same for those that write.
     """
@@ -50,7 +53,10 @@ class Made:
 def make(subject: Subject, target: int) -> Made:
     """Compile for compute capability ``target``, 90 for 9.0."""
     source = ASTSource(
-        fn=subject.kernel, signature=_signature(subject), constexprs=subject.constants, attrs=_aligned(subject)
+        fn=subject.kernel,
+        signature=_signature(subject),
+        constexprs=subject.constants,
+        attrs=_aligned(subject),
     )
     options = {"num_warps": subject.warps, "num_stages": subject.stages}
     built: Any = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
@@ -77,7 +83,9 @@ def _aligned(subject: Subject) -> dict[tuple[int], list[list[Any]]]:
     if not subject.is_aligned:
         return {}
     names = list(subject.kernel.arg_names)
-    wide = [n for n, kind in subject.types.items() if kind[0] == "*" or n == "outputs" or n.endswith("stride")]
+    wide = [
+        n for n, kind in subject.types.items() if kind[0] == "*" or n == "outputs" or n.endswith("stride")
+    ]
     return {(names.index(name),): [["tt.divisibility", 16]] for name in wide}
 
 

@@ -26,7 +26,7 @@ __all__ = ["DTYPES", "FORMS", "TARGETS", "WIDTHS", "Subject", "linear_subjects",
 
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 TARGETS = (80, 90, 100)
-WIDTHS = (64, 128, 768, 1000, 1024, 2560, 4096, 5120, 8192, 16384, 32768, 65536)
+WIDTHS = (128, 1000, 1024, 4096, 5120, 8192, 16384, 65536)
 #: What takes part: the kind, and which of the arguments that may be None are there.
 FORMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "rms_norm": (RMS, ("weight",)),

@@ -2,28 +2,38 @@
 
     python -m bench.kernels --compile      # no device needed; bench/results/kernels/compile.json
     python -m bench.kernels --gpu          # on a CUDA device; bench/results/kernels/gpu.json
+
+Needs PyTorch and Triton alone.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
 
-import typer
-from rich.console import Console
-from rich.table import Table
-
-from bench.kernel_compile import SHARED_LIMIT, Made, make
+from bench.kernel_compile import SHARED_LIMIT, SPILL_LIMIT, Made, make
 from bench.kernel_subjects import DTYPES, FORMS, TARGETS, WIDTHS, Subject, linear_subjects, norm_subjects
+from bench.plain_table import aligned, store
 
 __all__ = ["everything", "table"]
 
 RESULTS = Path(__file__).parent / "results" / "kernels"
 #: Rows, inputs and outputs of the products: a decode step, a short prompt, a long one.
-PRODUCTS = ((1, 4096, 4096), (1, 1024, 3072), (64, 4096, 4096), (512, 4096, 11008), (8192, 4096, 4096))
+PRODUCTS = ((1, 4096, 4096), (64, 4096, 4096), (512, 4096, 11008), (8192, 4096, 4096))
+HEADER = (
+    "kernel",
+    "width",
+    "dtype",
+    "sm",
+    "warps",
+    "registers",
+    "spilled",
+    "shared",
+    "16-byte loads",
+    "stores",
+)
 
 
 def everything() -> Iterator[Subject]:
@@ -32,69 +42,53 @@ def everything() -> Iterator[Subject]:
         for form in FORMS:
             for width in WIDTHS:
                 yield from norm_subjects(form, width, dtype)
-        seen = set()
         for rows, width, outputs in PRODUCTS:
-            for subject in linear_subjects(rows, width, outputs, dtype):
-                if (subject.name, width) not in seen:
-                    seen.add((subject.name, width))
-                    yield subject
+            yield from linear_subjects(rows, width, outputs, dtype)
 
 
-def table(found: list[Made]) -> Table:
-    """One line a kernel, with what breaks a limit in red."""
-    names = ("kernel", "width", "dtype", "sm", "warps", "registers", "spilled", "shared", "16-byte loads", "stores")
-    shown = Table(*names)
-    for one in found:
-        cells = (one.kernel, one.width, one.dtype, one.target, one.warps, one.registers, one.stack, one.shared)
-        loads, stores = f"{one.vector_loads} of {one.loads}", f"{one.vector_stores} of {one.stores}"
-        bad = one.stack > 0 or one.shared > SHARED_LIMIT[one.target]
-        shown.add_row(*map(str, cells), loads, stores, style="red" if bad else None)
-    return shown
+def table(found: list[Made]) -> str:
+    """One line a kernel."""
+    return aligned(HEADER, map(_line, found))
 
 
-def _compile(console: Console) -> None:
+def _line(one: Made) -> tuple[object, ...]:
+    loads, stores = f"{one.vector_loads} of {one.loads}", f"{one.vector_stores} of {one.stores}"
+    name = (one.kernel, one.width, one.dtype, one.target)
+    return (*name, one.warps, one.registers, one.stack, one.shared, loads, stores)
+
+
+def _compile() -> None:
     import triton
 
     found = [make(subject, target) for subject in everything() for target in TARGETS]
-    console.print(table(found))
-    spilled = sum(one.stack > 0 for one in found)
-    crowded = sum(one.shared > SHARED_LIMIT[one.target] for one in found)
-    console.print(f"{len(found)} kernels; {spilled} spill registers, {crowded} exceed the shared memory")
-    _store("compile.json", {"triton": triton.__version__, "kernels": [asdict(one) for one in found]})
+    print(table(found))
+    spilled, most = sum(one.stack > 0 for one in found), max(one.stack for one in found)
+    bad = sum(one.stack > SPILL_LIMIT or one.shared > SHARED_LIMIT[one.target] for one in found)
+    print(f"{len(found)} kernels; {spilled} spill at most {most} bytes a thread; {bad} break a limit")
+    store(RESULTS / "compile.json", {"triton": triton.__version__, "kernels": [asdict(one) for one in found]})
 
 
-def _gpu(console: Console) -> None:
+def _gpu() -> None:
     from bench.kernel_speed import measure, speed_table
 
     found = measure()
-    console.print(speed_table(found))
-    _store("gpu.json", found)
+    print(speed_table(found))
+    store(RESULTS / "gpu.json", found)
 
 
-def _store(name: str, found: dict[str, Any]) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    rows = {key: value for key, value in found.items() if not isinstance(value, list)}
-    lists = {key: value for key, value in found.items() if isinstance(value, list)}
-    body = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in rows.items()]
-    for key, value in lists.items():
-        lines = ",\n".join(f"    {json.dumps(one)}" for one in value)
-        body.append(f"  {json.dumps(key)}: [\n{lines}\n  ]")
-    (RESULTS / name).write_text("{\n" + ",\n".join(body) + "\n}\n", encoding="utf-8")
-
-
-def main(
-    compile_all: Annotated[bool, typer.Option("--compile", help="Compile for devices that are not here.")] = False,
-    gpu: Annotated[bool, typer.Option("--gpu", help="Measure on the CUDA device that is here.")] = False,
-) -> None:
+def main() -> None:
     """Print tables and store them as JSON."""
-    if not (compile_all or gpu):
-        raise typer.BadParameter("say --compile, --gpu, or both")
-    console = Console(width=None if Console().is_terminal else 140)
-    if compile_all:
-        _compile(console)
-    if gpu:
-        _gpu(console)
+    parser = argparse.ArgumentParser(description="Compile or measure the kernels of normfuse.kernels.")
+    parser.add_argument("--compile", action="store_true", help="compile for devices that are not here")
+    parser.add_argument("--gpu", action="store_true", help="measure on the CUDA device that is here")
+    chosen = parser.parse_args()
+    if not (chosen.compile or chosen.gpu):
+        parser.error("say --compile, --gpu, or both")
+    if chosen.compile:
+        _compile()
+    if chosen.gpu:
+        _gpu()
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

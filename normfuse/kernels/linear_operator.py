@@ -55,7 +55,7 @@ def _gradients(ctx: Any, dy: Maybe, _: Maybe) -> tuple[Maybe, ...]:
     if dy is None:
         return None, None, None, None
     x, weight, bias, rstd = ctx.saved_tensors
-    flat = dy.reshape(-1, weight.shape[0])
+    flat = dy.reshape(rstd.shape[0], weight.shape[0])
     dx = dweight = dbias = None
     if ctx.needs_input_grad[0]:
         arriving = (flat @ weight).view(x.shape)

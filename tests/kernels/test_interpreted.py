@@ -1,4 +1,4 @@
-"""The kernels under Triton's interpreter, which has to be on before Triton is imported: in another process."""
+"""The kernels under Triton's interpreter: in another process, as it has to be on before the import."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def _run(*arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("file", sorted(p.name for p in (Path(__file__).parent / "interpreted").glob("test_*.py")))
+@pytest.mark.parametrize(
+    "file", sorted(p.name for p in (Path(__file__).parent / "interpreted").glob("test_*.py"))
+)
 def test_under_the_interpreter(file):
     assert " passed" in _run(f"tests/kernels/interpreted/{file}")
 

@@ -29,8 +29,9 @@ def _bfloat16_products():
         plain = InterpreterBuilder.create_dot
 
         def create_dot(self, a, b, d, *options):
-            wide = [TensorHandle(_widened(v), tl.float32) if v.dtype.scalar == tl.bfloat16 else v for v in (a, b)]
+            wide = [
+                TensorHandle(_widened(v), tl.float32) if v.dtype.scalar == tl.bfloat16 else v for v in (a, b)
+            ]
             return plain(self, *wide, d, *options)
 
         InterpreterBuilder.create_dot = create_dot
-    return None

@@ -60,7 +60,9 @@ def test_a_variance_beside_a_large_mean(rows, width):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("width", [1, 2, 5, 31, 32, 33, 127, 512, 1023, 1025, 4096, 5120, 8192, 8193, 16384, 65535])
+@pytest.mark.parametrize(
+    "width", [1, 2, 5, 31, 32, 33, 127, 512, 1023, 1025, 4096, 5120, 8192, 8193, 16384, 65535]
+)
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_whole_grid(norm, width, dtype):
     rows = 2 if width > 4000 else 11
