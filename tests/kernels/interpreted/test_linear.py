@@ -10,7 +10,7 @@ from normfuse.kernels import linear_rms_norm
 from tests.kernels.bounds import unit
 
 EPS = 1e-5
-SHAPES = [(1, 5, 3), (3, 40, 33), (20, 100, 70), (70, 300, 20)]
+SHAPES = [(1, 5, 3), (3, 40, 33), (20, 100, 70), (40, 140, 20)]
 
 
 def wide(*values):

@@ -42,7 +42,7 @@ def test_rows_of_one_program(norm):
     verify(Case(norm, 7, 1000, torch.bfloat16, weight_dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize(("norm", "width"), [("layer_norm", 20000), ("crms_norm", 8200), ("rms_norm", 65536)])
+@pytest.mark.parametrize(("norm", "width"), [("layer_norm", 20000), ("crms_norm", 8200), ("rms_norm", 17000)])
 def test_rows_in_blocks(norm, width):
     verify(Case(norm, 2, width, torch.bfloat16, ("weight", "bias", "residual")))
 
@@ -61,7 +61,7 @@ def test_a_variance_beside_a_large_mean(rows, width):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "width", [1, 2, 5, 31, 32, 33, 127, 512, 1023, 1025, 4096, 5120, 8192, 8193, 16384, 65535]
+    "width", [1, 2, 5, 31, 32, 33, 127, 512, 1023, 1025, 4096, 5120, 8192, 8193, 16384, 65536]
 )
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_whole_grid(norm, width, dtype):

@@ -23,6 +23,6 @@ def test_schema_and_gradients_are_registered(has_more):
 
 def test_sums_over_rows_are_the_same_each_time():
     """No atomics: the programs leave partial sums, which are added up in one order."""
-    case = Case("layer_norm", 23, 300, torch.bfloat16)
+    case = Case("layer_norm", 40, 120, torch.bfloat16)
     first, second = call(case), call(case)
     assert all(torch.equal(value, second.gradients[name]) for name, value in first.gradients.items())
