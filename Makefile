@@ -54,7 +54,8 @@ GPU_READY := import sys, torch; sys.exit(not torch.cuda.is_available())
 gpu:
 	@if $(PYTHON) -c '$(GPU_READY)' 2>/dev/null; then \
 		$(PYTHON) -m pytest -o addopts= --import-mode=importlib -ra -m gpu \
-			$$(grep -rl --include='test_*.py' 'mark\.gpu' tests); \
+			$$(grep -rl --include='test_*.py' 'mark\.gpu' tests) && \
+		$(PYTHON) -m bench.kernels --gpu; \
 	else \
 		echo "make gpu: $(PYTHON) sees no PyTorch with a CUDA device here, so no GPU test was run."; \
 	fi

@@ -40,7 +40,7 @@ def test_python_version_entry_points_and_extras_are_declared():
     assert PROJECT["scripts"] == {"normfuse": "normfuse.cli.app:main"}
     backends = PROJECT["entry-points"]["torch_dynamo_backends"]
     assert backends == {"normfuse": "normfuse.backends.entry:normfuse_backend"}
-    assert set(PROJECT["optional-dependencies"]) == {"bench", "models", "onnx", "test"}
+    assert set(PROJECT["optional-dependencies"]) == {"bench", "models", "onnx", "test", "triton"}
 
 
 def test_the_backend_is_the_function_that_the_entry_point_names():
