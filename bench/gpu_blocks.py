@@ -64,7 +64,8 @@ def _block(read: Read, read_again: Read | None = None) -> Block:
     ) -> Tensor:
         h = x + attention(read(x, n1, qkv)) @ out.t()
         gate, value = second(h, n2, up).chunk(2, -1)
-        return h + (F.silu(gate) * value) @ down.t()
+        made: Tensor = h + (F.silu(gate) * value) @ down.t()
+        return made
 
     return block
 

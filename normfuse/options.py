@@ -26,9 +26,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "allow": ("exact",),
     "memory": ("copy",),
     "freeze": ("auto", "on", "off"),
+    "lower": ("auto", "inductor", "triton"),
 }
-#: Names and values that are settled and mean nothing yet.
-_NOT_YET = ("lower",)
+#: Values that are settled and mean nothing yet.
 _NOT_YET_VALUES = {
     "allow": ("approximate",),
     "memory": ("in_place",),
@@ -59,6 +59,8 @@ class Options:
         rotation: an orthogonal matrix in float64 to turn the stream by; for :func:`normfuse.rewrite`.
         freeze: whether weights are compiled into the graph, and it is compiled again when they change:
             ``"auto"`` on a CPU in inference, ``"on"``, ``"off"``.
+        lower: what runs the norms that are left: ``"inductor"``, ``"triton"`` (a kernel of normfuse's own
+            where it has one, on a GPU), or ``"auto"``, which stands for Inductor until there are figures.
         allow, memory: one choice each for now: exact rules, and copies beside the originals.
     """
 
@@ -74,6 +76,7 @@ class Options:
     allow: str = "exact"
     memory: str = "copy"
     freeze: str = "auto"
+    lower: str = "auto"
     rotation: torch.Tensor | None = field(default=None, compare=False)
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
@@ -88,8 +91,6 @@ class Options:
         """
         known = [f.name for f in fields(cls) if f.name != "inductor"]
         for name, value in given.items():
-            if name in _NOT_YET:
-                raise OptionError(f"{prefix}{name} is not there yet; leave it out")
             if name not in known:
                 raise unknown_name("option", name, known, prefix)
             _check_choice(name, value)
@@ -101,6 +102,10 @@ class Options:
         _check_together(values.get("only"), values["skip"], prefix)
         _check_basis(values, prefix)
         _check_freezing(values, prefix)
+        if prefix != PREFIX and "lower" in values:
+            raise OptionError(
+                f"{prefix}lower is for torch.compile; a program runs without normfuse's kernels"
+            )
         if values.get("rotation") is not None:
             values["rotation"] = _rotation(values, prefix)
         if values.get("expect") is not None:

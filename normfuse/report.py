@@ -51,7 +51,8 @@ class Site:
     inputs it was run on. ``rewrites`` are the rules that changed it, in their order, each with its
     certificate; ``refusals`` says, by the names of rules, why they did not, or why that was undone.
     ``modulation`` says what the model does to the result as a function of its input: ``"gate"``,
-    ``"scale"``, ``"shift"`` or ``"scale and shift"``. ``time`` is what it took before the rewrite, estimated
+    ``"scale"``, ``"shift"`` or ``"scale and shift"``. ``lowering`` says what runs the norm that is left,
+    ``"inductor"`` or ``"triton"``, and why. ``time`` is what it took before the rewrite, estimated
     in the unit of the report's.
     """
 
@@ -68,6 +69,7 @@ class Site:
     rewrites: list[Rewrite] = field(default_factory=list)
     refusals: dict[str, Refusal] = field(default_factory=dict)
     modulation: str = ""
+    lowering: str = "inductor"
     time: float = 0.0
 
     @classmethod

@@ -15,11 +15,11 @@ from normfuse.ir.emit import call, cast
 from normfuse.ir.program import Program
 from normfuse.ir.region import norms_in
 from normfuse.ir.sizes import is_row_major, tensor_of
+from normfuse.lowering.inline import inline_all
 from normfuse.options import Options
 from normfuse.passes.canonicalize import canonicalize
 from normfuse.passes.functionalize import functionalize
 from normfuse.passes.lift import lift
-from normfuse.passes.lower import lower
 from normfuse.passes.work import Work
 
 __all__ = ["delete_norms"]
@@ -41,7 +41,7 @@ def delete_norms(program: Program) -> int:
     for node in found:
         _bypass(gm, node)
     drop_unused(gm.graph)
-    lower(gm)
+    inline_all(gm)
     return len(found)
 
 

@@ -14,8 +14,8 @@ from normfuse.folding.recipe import FOLD
 from normfuse.ir.effects import Effects
 from normfuse.ir.location import described
 from normfuse.ir.region import norm_of
+from normfuse.lowering.inline import inline
 from normfuse.passes.evidence import certificate
-from normfuse.passes.lower import inline
 from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.work import Work
 from normfuse.report import Refusal, Site

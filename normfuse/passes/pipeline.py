@@ -21,6 +21,7 @@ from normfuse.ir.dead_code import drop_unused
 from normfuse.ir.grad_mode import switches_gradients
 from normfuse.ir.kinds import known_kinds
 from normfuse.ir.program import Program
+from normfuse.lowering.choose import lower
 from normfuse.options import Options, unknown_name
 from normfuse.passes.canonicalize import canonicalize
 from normfuse.passes.catalogue import RULES
@@ -28,7 +29,6 @@ from normfuse.passes.functionalize import functionalize
 from normfuse.passes.hoist import hoist
 from normfuse.passes.legal_form import LegalForm
 from normfuse.passes.lift import lift
-from normfuse.passes.lower import lower
 from normfuse.passes.observer import Observer
 from normfuse.passes.positional import positional
 from normfuse.passes.rule import Rule
@@ -128,7 +128,7 @@ STAGES: tuple[tuple[str, Callable[[Work], None]], ...] = (
     *((rule.name, partial(_run, rule)) for rule in RULES),
     ("settle_shifts", lambda work: settle_shifts(work)),
     ("hoist", _hoist),
-    ("lower", lambda work: lower(work.program.gm)),
+    ("lower", lambda work: lower(work.program.gm, work.sites, work.options.lower)),
 )
 
 

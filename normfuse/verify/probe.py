@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from normfuse.ir.effects import Effects
 from normfuse.ir.program import Program
-from normfuse.passes.lower import lower
+from normfuse.lowering.inline import inline_all
 from normfuse.verify.isolation import preserved_rng
 
 __all__ = ["Probe"]
@@ -38,7 +38,7 @@ class Probe:
         end = copy.gm.graph.output_node()
         returned = [v for v in pytree.tree_leaves(end.args[0]) if _is_tensor(v)]
         end.args = ((*returned, *(twins[n] for n in nodes)),)
-        lower(copy.gm)
+        inline_all(copy.gm)
         effects = Effects(copy.gm.graph)
         inputs = copy.gm.graph.find_nodes(op="placeholder")
         return cls(copy.gm, len(returned), tuple(effects.is_written(n) for n in inputs))

@@ -6,10 +6,10 @@ from torch.fx import GraphModule, Node
 
 from normfuse.ir.region import NormRegion, norms_in
 
-__all__ = ["inline", "lower"]
+__all__ = ["inline", "inline_all"]
 
 
-def lower(gm: GraphModule) -> None:
+def inline_all(gm: GraphModule) -> None:
     """Inline the bodies of all norms and drop their modules."""
     for node, region in norms_in(gm):
         inline(gm, node, region)

@@ -1,0 +1,52 @@
+"""Compiled models whose norms are kernels, under the interpreter, against float64."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import normfuse
+from normfuse.backends import inner
+from normfuse.passes import pipeline
+
+
+class Block(nn.Module):
+    """A pre-norm block with a layer norm, an RMSNorm, and the sums before them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.LayerNorm(12), nn.RMSNorm(12), nn.LayerNorm(12)])
+        self.linears = nn.ModuleList([nn.Linear(12, 12) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm, linear in zip(self.norms, self.linears, strict=True):
+            x = x + linear(norm(x)).tanh()
+        return self.norms[0](x)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_compiled_models(trains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The interpreter reads memory, so nothing can trace a kernel, or say what it makes of values without any.
+    monkeypatch.setattr(pipeline, "_observers", lambda given: [])
+    monkeypatch.setattr(inner, "run_inner", lambda gm, *rest: gm.forward)
+    torch.manual_seed(0)
+    model, x = Block(), torch.randn(2, 3, 12)
+    exact, eager = copy.deepcopy(model).double(), copy.deepcopy(model)
+    options = {"normfuse.lower": "triton", "normfuse.inner": "aot_eager"}
+    fast = torch.compile(model, backend="normfuse", options=options)
+    with torch.set_grad_enabled(trains):
+        found, plain, wanted = fast(x), eager(x), exact(x.double())
+    assert {site.lowering for site in normfuse.last_report(fast).sites} == {"triton"}
+    # A few sums of 12 numbers in a row, each rounded: 8 layers of 12 units of 2**-24.
+    assert float((found - wanted).norm() / wanted.norm()) < 8 * 12 * 2**-24
+    if not trains:
+        return
+    for value in (found, plain, wanted):
+        value.square().sum().backward()
+    for name, parameter in exact.named_parameters():
+        made, other = model.get_parameter(name).grad, eager.get_parameter(name).grad
+        off, usual = (float((one - parameter.grad).norm()) for one in (made, other))
+        assert off < max(8 * usual, 100 * 2**-24 * float(parameter.grad.norm()))
