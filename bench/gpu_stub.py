@@ -83,6 +83,8 @@ def pretend() -> None:
         target = f"torch._dynamo.device_interface.CudaInterface.{name}"
         mock.patch(target, staticmethod(_answer(value))).start()
     mock.patch("torch.cuda.get_rng_state", side_effect=_generator_state).start()
+    processors = _H100.multi_processor_count
+    mock.patch("normfuse.kernels.layout._PROCESSORS", processors).start()
     triton.runtime.driver.set_active(_Driver())
 
 
