@@ -64,8 +64,8 @@ def _block(read: Read, read_again: Read | None = None) -> Block:
     ) -> Tensor:
         h = x + attention(read(x, n1, qkv)) @ out.t()
         gate, value = second(h, n2, up).chunk(2, -1)
-        made: Tensor = h + (F.silu(gate) * value) @ down.t()
-        return made
+        y: Tensor = h + (F.silu(gate) * value) @ down.t()
+        return y
 
     return block
 
@@ -75,9 +75,14 @@ def _written(x: Tensor, weight: Tensor, matrix: Tensor) -> Tensor:
     return y
 
 
-def _kernel(x: Tensor, weight: Tensor, matrix: Tensor) -> Tensor:
-    y: Tensor = operators.norm(x, weight, None, None, None, RMS, EPS, 0.0, 1, False, True)[0]
-    return y @ matrix.t()
+def _kernels(x: Tensor, n1: Tensor, qkv: Tensor, out: Tensor, n2: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """The sum in the middle belongs to the second norm's kernel, forward and backward."""
+    first = operators.norm(x, n1, None, None, None, RMS, EPS, 0.0, 1, False, True)[0]
+    beside = attention(first @ qkv.t()) @ out.t()
+    second, h = operators.norm(x, n2, None, beside, None, RMS, EPS, 0.0, 1, False, True)[:2]
+    gate, value = (second @ up.t()).chunk(2, -1)
+    y: Tensor = h + (F.silu(gate) * value) @ down.t()
+    return y
 
 
 def _deferred(x: Tensor, weight: Tensor, matrix: Tensor) -> Tensor:
@@ -104,6 +109,6 @@ FORWARD: dict[str, Block] = {
 }
 TRAINING: dict[str, Block] = {
     "Inductor": _block(_written),
-    "rms_norm kernels": _block(_kernel),
+    "rms_norm kernels": _kernels,
     "norms deleted": _block(_deleted),
 }

@@ -16,6 +16,7 @@ from unittest import mock
 import torch
 from torch._functorch.aot_autograd import aot_export_joint_simple
 from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._inductor import config
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.graph import GraphLowering
@@ -106,7 +107,8 @@ def _counted(graph: GraphModule) -> Count:
         raise _DoneError
 
     context = torch._guards.tracing(torch._guards.TracingContext(mode))
-    with torch.no_grad(), context, mock.patch.object(GraphLowering, "compile_to_module", keep):
+    settings = config.patch(fx_graph_cache=False, compile_threads=1)
+    with torch.no_grad(), context, settings, mock.patch.object(GraphLowering, "compile_to_module", keep):
         try:
             compile_fx_inner(graph, inputs)
         except Exception:

@@ -13,7 +13,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-__all__ = ["pretend"]
+__all__ = ["Driver", "pretend"]
 
 
 class _H100:
@@ -27,7 +27,9 @@ class _H100:
     is_integrated = is_multi_gpu_board = 0
 
 
-class _Driver:
+class Driver:
+    """What Triton asks about the device that it writes code for."""
+
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", 90, 32)
 
@@ -83,7 +85,9 @@ def pretend() -> None:
         target = f"torch._dynamo.device_interface.CudaInterface.{name}"
         mock.patch(target, staticmethod(_answer(value))).start()
     mock.patch("torch.cuda.get_rng_state", side_effect=_generator_state).start()
-    triton.runtime.driver.set_active(_Driver())
+    processors = _H100.multi_processor_count
+    mock.patch("normfuse.kernels.layout._PROCESSORS", processors).start()
+    triton.runtime.driver.set_active(Driver())
 
 
 def _generator_state(*_: Any) -> torch.Tensor:

@@ -18,7 +18,7 @@ def verify(case: Case) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("width", [1, 3, 64, 200])
+@pytest.mark.parametrize("width", [1, 3, 200])
 @pytest.mark.parametrize("norm", NORMS)
 def test_narrow_rows(norm, width, dtype):
     verify(Case(norm, 9, width, dtype))
@@ -42,7 +42,7 @@ def test_rows_of_one_program(norm):
     verify(Case(norm, 7, 1000, torch.bfloat16, weight_dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize(("norm", "width"), [("layer_norm", 20000), ("crms_norm", 8200), ("rms_norm", 17000)])
+@pytest.mark.parametrize(("norm", "width"), [("layer_norm", 16500), ("crms_norm", 8200), ("rms_norm", 17000)])
 def test_rows_in_blocks(norm, width):
     verify(Case(norm, 2, width, torch.bfloat16, ("weight", "bias", "residual")))
 
