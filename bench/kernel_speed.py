@@ -19,7 +19,7 @@ from normfuse.kernels import linear_rms_norm, rms_norm
 
 __all__ = ["measure", "speed_table"]
 
-WIDTHS = (256, 1024, 2048, 4096, 5120, 8192, 16384, 32768, 65536)
+WIDTHS = (1024, 4096, 5120, 8192, 16384, 65536)
 PRODUCTS = ((1, 768, 2304), (1, 4096, 6144), (16, 4096, 6144), (64, 4096, 6144), (512, 4096, 6144))
 _EPS = 1e-6
 _VALUES = 1 << 27

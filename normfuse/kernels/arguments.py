@@ -8,7 +8,16 @@ import torch
 
 from normfuse.errors import InputError
 
-__all__ = ["DTYPES", "WIDEST", "check_beside", "check_eps", "check_groups", "check_rows", "check_vector"]
+__all__ = [
+    "DTYPES",
+    "WIDEST",
+    "check_beside",
+    "check_eps",
+    "check_groups",
+    "check_rows",
+    "check_used",
+    "check_vector",
+]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Values that share statistics, at most.
@@ -43,6 +52,12 @@ def check_eps(where: str, eps: float) -> None:
     """Positive in float32, so that a row of zeros has a finite result."""
     if not (torch.finfo(torch.float32).tiny <= eps < math.inf):
         raise InputError(f"{where}: eps is {eps}; it must be a positive number that float32 can hold")
+
+
+def check_used(where: str, name: str, value: float, what: str, tensor: torch.Tensor | None) -> None:
+    """An argument that says something about a tensor needs the tensor."""
+    if value and tensor is None:
+        raise InputError(f"{where}: {name} is {value} and there is no {what}; pass one or leave {name} out")
 
 
 def check_vector(where: str, name: str, value: torch.Tensor | None, count: int, x: torch.Tensor) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from normfuse.errors import InputError
 from normfuse.kernels.arguments import check_eps, check_rows, check_vector
-from normfuse.kernels.device import HAS_TRITON, takes_kernel
+from normfuse.kernels.device import HAS_TRITON, on_device, takes_kernel
 from normfuse.kernels.reference import linear_reference
 
 if HAS_TRITON:
@@ -45,7 +45,8 @@ def linear_rms_norm(
     check_vector(where, "bias", bias, weight.shape[0], x)
     if not takes_kernel(where, x):
         return linear_reference(x, weight, bias, eps)
-    y: torch.Tensor = linear_operator.linear(x, weight, bias, eps)[0]
+    with on_device(x):
+        y: torch.Tensor = linear_operator.linear(x, weight, bias, eps)[0]
     return y
 
 

@@ -6,8 +6,15 @@ from typing import Any
 
 import torch
 
-from normfuse.kernels.arguments import check_beside, check_eps, check_groups, check_rows, check_vector
-from normfuse.kernels.device import HAS_TRITON, takes_kernel
+from normfuse.kernels.arguments import (
+    check_beside,
+    check_eps,
+    check_groups,
+    check_rows,
+    check_used,
+    check_vector,
+)
+from normfuse.kernels.device import HAS_TRITON, on_device, takes_kernel
 from normfuse.kernels.reference import CRMS, LAYER, RMS, norm_reference
 
 if HAS_TRITON:
@@ -134,9 +141,12 @@ def _call(
     wants_rstd: bool,
 ) -> Any:
     _check(where, x, tensors, form[1], form[3])
+    check_used(where, "weight_offset", form[2], "weight", tensors[0])
+    check_used(where, "gate_first", form[4], "gate", tensors[3])
     arguments = (x, *tensors, *form)
     if takes_kernel(where, x):
-        y, total, _, rstd = operators.norm(*arguments, wants_value)
+        with on_device(x):
+            y, total, _, rstd = operators.norm(*arguments, wants_value)
         rstd = rstd.view(x.shape[:-1] if form[3] == 1 else (*x.shape[:-1], form[3]))
     else:
         y, total, rstd = norm_reference(*arguments)

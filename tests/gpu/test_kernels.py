@@ -73,6 +73,11 @@ def test_the_product(rows, inputs, outputs, dtype):
     assert ((found.double() - wanted).abs() <= limit + torch.finfo(dtype).smallest_normal).all()
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_on_a_device_that_is_not_the_current_one():
+    check(call(Case("rms_norm", 5, 64, device="cuda:1")), truncates=False)
+
+
 def test_the_checks_of_custom_operators():
     x, weight = (torch.randn(s, device="cuda", requires_grad=True) for s in ((8, 64), (64,)))
     torch.library.opcheck(operators.norm, (x, weight, None, x.detach(), None, 0, EPS, 0.0, 1, False, True))

@@ -36,6 +36,11 @@ BAD = [
     ({"eps": -1e-5}, "eps is -1e-05"),
     ({"eps": float("nan")}, "eps is nan"),
     ({"eps": 1e-60}, "eps is 1e-60"),
+    (
+        {"weight_offset": 1.0},
+        "weight_offset is 1.0 and there is no weight; pass one or leave weight_offset out",
+    ),
+    ({"gate_first": True}, "gate_first is True and there is no gate"),
 ]
 
 

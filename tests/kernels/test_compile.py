@@ -86,7 +86,7 @@ def test_an_unaligned_row_would_be_seen():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
-def test_everything_in_the_tablefits(target):
+def test_everything_in_the_table_fits(target):
     for subject in everything():
         fits(make(subject, target))
 

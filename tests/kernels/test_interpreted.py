@@ -27,5 +27,6 @@ def test_under_the_interpreter():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_whole_grid_under_the_interpreter():
     assert " passed" in _run("tests/kernels/interpreted", "-m", "slow", "--timeout=3000")
