@@ -29,6 +29,7 @@ def _measured(*work: str) -> dict[str, dict]:
     return {one["block"]: one for one in json.loads(done.stdout.splitlines()[-1])}
 
 
+@pytest.mark.slow
 def test_a_decode_step_loses_a_launch_for_each_norm():
     """1,024 values in bfloat16: a norm of Inductor's reads the row and its weight, and writes a row."""
     found = _measured("decode")
