@@ -12,7 +12,7 @@ from normfuse.errors import InputError
 from normfuse.nn.affine import scale_and_shift, scaled
 from normfuse.nn.inputs import check_eps, check_fraction, check_input, check_positive, wide_dtype, widen
 from normfuse.nn.moments import Tokens
-from normfuse.nn.saved_together import saved_together
+from normfuse.nn.recomputing import kept
 
 __all__ = ["BatchNorm"]
 
@@ -97,7 +97,7 @@ class BatchNorm(nn.BatchNorm1d):
         var = tokens.mean_square(wide - mean)
         is_defined = count > 1
         # Where it is not defined, the running statistics stay what they are.
-        frozen = saved_together(widen(self.running_mean, dtype), widen(self.running_var, dtype))
+        frozen = kept(self, widen(self.running_mean, dtype), widen(self.running_var, dtype))
         unbiased = var * count / (count - 1).clamp(min=1)
         self._follow(mean.detach(), unbiased.detach(), is_defined)
         mean, var = (torch.where(is_defined, m, k) for m, k in zip((mean, var), frozen, strict=True))

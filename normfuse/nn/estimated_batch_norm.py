@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normfuse.nn.layer_inputs import as_given, check_channels, check_several, per_channel, positive, widened
-from normfuse.nn.snapshot import snapshot
+from normfuse.nn.recomputing import kept, refuse_second_run
 
 __all__ = ["EstimatedBatchNorm"]
 
@@ -49,9 +49,10 @@ class EstimatedBatchNorm(nn.Module):
         if not self.training:
             mean, variance = self.running_mean, self.running_var
             return F.batch_norm(x, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
+        refuse_second_run(self)
         self._estimate(x)
         # Not F.batch_norm, which saves the buffers for its backward: a later step may move them before that.
-        mean, variance = (widened(snapshot(b)) for b in (self.running_mean, self.running_var))
+        mean, variance = map(widened, kept(self, self.running_mean, self.running_var))
         z = (widened(x) - per_channel(mean, x)) * per_channel(torch.rsqrt(variance + self.eps), x)
         return as_given(z * per_channel(self.weight, x) + per_channel(self.bias, x), x)
 
@@ -60,8 +61,8 @@ class EstimatedBatchNorm(nn.Module):
         check_several(self, x.numel() // self.num_features, "channel")
         axes = [axis for axis in range(x.dim()) if axis != 1]
         variance, mean = torch.var_mean(widened(x), axes, correction=0)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
+        for running, new in ((self.running_mean, mean), (self.running_var, variance)):
+            running.copy_((1 - self.momentum) * running + self.momentum * new)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"

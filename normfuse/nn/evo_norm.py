@@ -88,7 +88,7 @@ class EvoNormB0(_EvoNorm):
         check_several(self, z.numel() // self.num_features, "channel")
         variance = torch.var(z, [0, *range(2, z.dim())], correction=0)
         with torch.no_grad():
-            self.running_var.lerp_(variance.detach().to(self.running_var.dtype), self.momentum)
+            self.running_var.copy_((1 - self.momentum) * self.running_var + self.momentum * variance)
         return variance
 
     def extra_repr(self) -> str:

@@ -50,7 +50,7 @@ class PowerGradient(torch.autograd.Function):
         correlation, power = sum_of_tokens(g * z) / tokens.count, tokens.mean_square(z)
         moved = ema + correlation - nu * power
         ctx.ema.copy_(tokens.unless_empty(moved, ema))
-        subtracted = torch.where(is_warm > 0, correlation, nu)
+        subtracted = torch.where(is_warm, correlation, nu)
         dx = (g - tokens.keep(subtracted * z)) * rstd
         wanted = (
             widen(dx, x.dtype),

@@ -9,8 +9,7 @@ from normfuse.nn.inputs import check_fraction, check_positive, wide_dtype, widen
 from normfuse.nn.moments import Tokens
 from normfuse.nn.power_base import PowerBase
 from normfuse.nn.power_gradient import PowerGradient
-from normfuse.nn.recomputing import refuse_recomputation
-from normfuse.nn.saved_together import saved_together
+from normfuse.nn.recomputing import kept, refuse_second_run
 
 __all__ = ["PowerNorm"]
 
@@ -84,13 +83,13 @@ class PowerNorm(PowerBase):
         self.register_buffer("iters", torch.zeros(1, dtype=torch.int64, device=device))
 
     def _train(self, u: Tensor, tokens: Tokens) -> Tensor:
-        refuse_recomputation(self)
+        refuse_second_run(self)
         dtype = wide_dtype(u)
         self.iters.add_(1)
         iteration, running = self.iters.squeeze(0).clone(), widen(self.running_phi, dtype)
         x2 = tokens.unless_empty(tokens.mean_square(widen(u.detach(), dtype)), running)
         is_warm = iteration <= self.warmup_iters
-        rstd, warm = saved_together(torch.rsqrt(torch.where(is_warm, x2, running) + self.eps), is_warm)
+        rstd, warm = kept(self, torch.rsqrt(torch.where(is_warm, x2, running) + self.eps), is_warm)
         self.running_phi.copy_(self._moved(running, x2, iteration))
         state = (tokens, rstd, warm, self.ema_gz, self.alpha_bkw)
         y: Tensor = PowerGradient.apply(u, *self._affine(dtype), *state)  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ from normfuse.nn.affine import scale_and_shift
 from normfuse.nn.inputs import check_fraction, wide_dtype, widen
 from normfuse.nn.moments import Tokens
 from normfuse.nn.power_base import PowerBase
+from normfuse.nn.recomputing import kept
 
 __all__ = ["PowerNormV"]
 
@@ -54,7 +55,7 @@ class PowerNormV(PowerBase):
 
     def _train(self, u: Tensor, tokens: Tokens) -> Tensor:
         dtype = wide_dtype(u)
-        running = widen(self.running_phi, dtype)
+        (running,) = kept(self, widen(self.running_phi, dtype))
         wide = widen(u, dtype)
         phi = tokens.unless_empty(tokens.mean_square(wide), running)
         self.running_phi.copy_(self.alpha_fwd * running + (1 - self.alpha_fwd) * phi.detach())

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from normfuse.errors import OptionError
 from normfuse.nn.inputs import check_positive, wide_dtype
-from normfuse.nn.recomputing import refuse_recomputation
-from normfuse.nn.saved_together import saved_together
+from normfuse.nn.recomputing import kept, refuse_second_run
 from normfuse.warn import warn_user
 
 __all__ = ["ProgressiveNorm"]
@@ -72,7 +71,7 @@ class ProgressiveNorm(nn.Module):
             self._warn_before_the_end()
             y: Tensor = self.norm2(x, *rest)
             return y
-        refuse_recomputation(self)
+        refuse_second_run(self)
         share, rest_of_share = self._shares(wide_dtype(x))
         mixed: Tensor = share * self.norm1(x) + rest_of_share * self.norm2(x, *rest)
         return mixed
@@ -81,7 +80,7 @@ class ProgressiveNorm(nn.Module):
         """``lambda`` and one minus it in this step; the counters move on."""
         is_warm = self.warm > 0
         share = torch.where(is_warm, 1.0, self.r0 * self.iter.to(dtype) / self.total_step)
-        shares = saved_together(share, 1 - share)
+        shares = kept(self, share, 1 - share)
         self.iter.copy_(torch.where(is_warm, self.iter, (self.iter - 1).clamp(min=0)))
         self.warm.copy_((self.warm - 1).clamp(min=0))
         return shares

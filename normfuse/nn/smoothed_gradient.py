@@ -31,8 +31,8 @@ class GradientState(NamedTuple):
 
     Attributes:
         rstd, ratio: (C,).
-        skip, is_instant: (C,), zero or one, the same for all channels.
-        place: (C,), where in the window this batch enters.
+        skip, is_instant: (), bool.
+        place: (), where in the window this batch enters.
     """
 
     rstd: Tensor
@@ -81,10 +81,10 @@ _SAVED = GradientState._fields.index("ema")
 
 def _gradient_statistic(g: Tensor, z: Tensor, tokens: Tokens, state: GradientState) -> Tensor:
     """What multiplies ``z``; the buffers take in this batch."""
-    ema, window, skip = widen(state.ema, g.dtype), widen(state.window, g.dtype), state.skip > 0
+    ema, window, skip = widen(state.ema, g.dtype), widen(state.window, g.dtype), state.skip
     gz = tokens.unless_empty(sum_of_tokens(g * z) / tokens.count, ema)
     entered = put(window, state.place, torch.where(skip, ema, gz))
-    mean = torch.where(state.is_instant > 0, gz, entered.mean(0))
+    mean = torch.where(state.is_instant, gz, entered.mean(0))
     new = state.momentum * ema + (1 - state.momentum) * mean
     state.window.copy_(entered)
     state.ema.copy_(new)

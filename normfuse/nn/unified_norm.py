@@ -12,8 +12,7 @@ from normfuse.errors import OptionError
 from normfuse.nn.affine import scale_and_shift, scaled
 from normfuse.nn.inputs import check_eps, check_fraction, check_input, check_positive, wide_dtype, widen
 from normfuse.nn.moments import Tokens
-from normfuse.nn.recomputing import refuse_recomputation
-from normfuse.nn.saved_together import saved_together
+from normfuse.nn.recomputing import kept, refuse_second_run
 from normfuse.nn.smoothed_gradient import SmoothedGradient
 from normfuse.nn.smoothing import Smoothed, clip_ratio, is_instant, smooth
 
@@ -122,7 +121,7 @@ class UnifiedNorm(nn.Module):
         return scale_and_shift(x, scaled(self.weight, self.running_var, self.eps, dtype), shift)
 
     def _train(self, x: Tensor, tokens: Tokens) -> Tensor:
-        refuse_recomputation(self)
+        refuse_second_run(self)
         dtype = wide_dtype(x)
         self.iters.add_(1)
         iteration = self.iters.squeeze(0).clone()
@@ -140,7 +139,8 @@ class UnifiedNorm(nn.Module):
     def _of_batch(self, found: Smoothed, running: Tensor, iteration: Tensor) -> tuple[Tensor, ...]:
         """The fields of :class:`normfuse.nn.smoothed_gradient.GradientState` that belong to one batch."""
         size, warmup = self.window_size[1], self.warmup_iters
-        return saved_together(
+        return kept(
+            self,
             torch.rsqrt(found.mean_square + self.eps),
             clip_ratio(found.mean_square, running, self.eps, iteration, warmup, found.skip),
             found.skip,

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from normfuse.errors import InputError, OptionError
 from normfuse.nn.from_batch_norm import copy_statistics, described
 from normfuse.nn.layer_inputs import as_given, check_channels, per_channel, positive, widened
-from normfuse.nn.snapshot import snapshot
+from normfuse.nn.recomputing import kept, refuse_second_run
 
 __all__ = ["UnMixTNS"]
 
@@ -124,6 +124,8 @@ class UnMixTNS(nn.Module):
             return F.batch_norm(x, *stored, self.weight, self.bias, False, 0.0, self.eps)
         if x.numel() == 0:
             raise InputError(f"UnMixTNS: {tuple(x.shape)} holds no values, which have no statistics")
+        if self.adapt:
+            refuse_second_run(self)
         z = widened(x)
         mean, var = self._mixed(*self._of_samples(z))
         y = (z - _per_sample(mean, x)) * _per_sample(torch.rsqrt(var + self.eps), x)
@@ -135,7 +137,7 @@ class UnMixTNS(nn.Module):
 
     def _mixed(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """The statistics of each sample; then the components move."""
-        means, variances = (widened(snapshot(b)) for b in (self.component_mean, self.component_var))
+        means, variances = map(widened, kept(self, self.component_mean, self.component_var))
         # No matrix product, which autocast would round, at a temperature that multiplies errors by 14.
         similarity = (F.normalize(mean.detach(), dim=1)[:, None] * F.normalize(means, dim=1)).sum(-1)
         p = torch.softmax(similarity / _TEMPERATURE, dim=1)[:, :, None]

@@ -7,13 +7,11 @@ import warnings
 
 import pytest
 import torch
-import torch._functorch.config as partitioner
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 import normfuse
 from normfuse.nn import UnifiedNorm
-from tests.nn.layers import LAYERS, SMOOTHING
+from tests.nn.layers import LAYERS
 from tests.nn.steps import batches, close, drift, step
 
 each = pytest.mark.parametrize("name", LAYERS)
@@ -66,34 +64,6 @@ def test_training_with_normfuse_before_the_compiler(name):
     layer, twin = pair(name)
     fast = torch.compile(twin, backend="normfuse", options={"normfuse.inner": "aot_eager"}, fullgraph=True)
     compare(layer, fast, twin, masked=False, steps=5)
-
-
-@pytest.mark.parametrize("name", SMOOTHING)
-def test_a_checkpointed_region_is_not_compiled_with_the_layer_in_it(name):
-    layer, _ = pair(name)
-    compiled = torch.compile(lambda x: checkpoint(layer, x, use_reentrant=False), backend="aot_eager")
-    y = compiled(torch.randn(2, 3, 6).double().requires_grad_())
-    with pytest.raises(normfuse.NormfuseError, match="activation checkpointing"):
-        y.sum().backward()
-
-
-@pytest.mark.parametrize("option", [{"activation_memory_budget": 0.0}, {"aggressive_recomputation": True}])
-def test_where_the_compiler_would_recompute_from_changed_buffers_eager_mode_runs(option):
-    layer, twin = pair("unified")
-    with partitioner.patch(**option):
-        compare(layer, torch.compile(twin, backend="aot_eager"), twin, masked=False)
-
-
-def test_without_saving_them_together_gradients_would_be_wrong(monkeypatch):
-    """Shows that the comparison can fail, and on which PyTorch that is needed."""
-    layer, twin = pair("unified")
-
-    def values(*given):
-        return tuple(one.to(given[0].dtype).expand_as(given[0]) for one in given)
-
-    monkeypatch.setattr("normfuse.nn.unified_norm.saved_together", values)
-    with pytest.raises(AssertionError, match="not close"):
-        compare(layer, torch.compile(twin, backend="aot_eager", fullgraph=True), twin, masked=False)
 
 
 @each

@@ -9,7 +9,6 @@ import warnings
 import pytest
 import torch
 from torch.func import functional_call, grad
-from torch.utils.checkpoint import checkpoint
 
 import normfuse.nn as layers
 from tests.nn.training import distance
@@ -165,18 +164,6 @@ def test_functional_gradients(name):
     sum(y.sin().sum() for y in leaves(copy.deepcopy(layer)(expected, *inputs[1:]))).backward()
     found = grad(loss)(inputs[0], parameters, {k: b.clone() for k, b in buffers.items()})
     assert distance(found, expected.grad) <= 10 * FLOAT32
-
-
-@pytest.mark.parametrize("name", MOVING)
-def test_checkpointed_activations_move_buffers_twice(name):
-    layer, (x,) = build(name)
-    twice = copy.deepcopy(layer)
-    checkpoint(layer, x.requires_grad_(), use_reentrant=False).sum().backward()
-    twice(x)
-    once = copy.deepcopy(twice.state_dict())
-    twice(x)
-    assert all(torch.equal(a, b) for a, b in zip(layer.buffers(), twice.buffers(), strict=True))
-    assert any(not torch.equal(v, once[k]) for k, v in twice.state_dict().items())
 
 
 @pytest.mark.parametrize("name", MOVING)
