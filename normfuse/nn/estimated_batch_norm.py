@@ -6,8 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normfuse.nn.layer_inputs import as_given, check_channels, check_several, per_channel, positive, widened
+from normfuse.nn.affine import add_affine, per_channel
+from normfuse.nn.inputs import check_channels, check_several
+from normfuse.nn.options import check_count, check_eps, check_share, listed
+from normfuse.nn.precision import cast, widened
 from normfuse.nn.recomputing import kept, refuse_second_run
+from normfuse.nn.running import add_running_moments, follow
 
 __all__ = ["EstimatedBatchNorm"]
 
@@ -24,6 +28,11 @@ class EstimatedBatchNorm(nn.Module):
     Args and errors: as in :class:`normfuse.nn.BatchChannelNorm`.
     """
 
+    weight: nn.Parameter
+    bias: nn.Parameter
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(
         self,
         num_features: int,
@@ -33,16 +42,10 @@ class EstimatedBatchNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.num_features = positive(self, "num_features", num_features)
-        self.eps = eps
-        self.momentum = momentum
-        ones = torch.ones(num_features, device=device, dtype=dtype)
-        self.weight = nn.Parameter(ones)
-        self.bias = nn.Parameter(torch.zeros_like(ones))
-        self.running_mean: Tensor
-        self.running_var: Tensor
-        self.register_buffer("running_mean", torch.zeros_like(ones))
-        self.register_buffer("running_var", torch.ones_like(ones))
+        self.num_features = check_count(self, "num_features", num_features)
+        self.eps, self.momentum = check_eps(self, eps), check_share(self, "momentum", momentum)
+        add_affine(self, True, num_features, device=device, dtype=dtype)
+        add_running_moments(self, num_features, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         check_channels(self, x, self.num_features)
@@ -54,7 +57,7 @@ class EstimatedBatchNorm(nn.Module):
         # Not F.batch_norm, which saves the buffers for its backward: a later step may move them before that.
         mean, variance = map(widened, kept(self, self.running_mean, self.running_var))
         z = (widened(x) - per_channel(mean, x)) * per_channel(torch.rsqrt(variance + self.eps), x)
-        return as_given(z * per_channel(self.weight, x) + per_channel(self.bias, x), x)
+        return cast(z * per_channel(self.weight, x) + per_channel(self.bias, x), x.dtype)
 
     @torch.no_grad()
     def _estimate(self, x: Tensor) -> None:
@@ -62,7 +65,7 @@ class EstimatedBatchNorm(nn.Module):
         axes = [axis for axis in range(x.dim()) if axis != 1]
         variance, mean = torch.var_mean(widened(x), axes, correction=0)
         for running, new in ((self.running_mean, mean), (self.running_var, variance)):
-            running.copy_((1 - self.momentum) * running + self.momentum * new)
+            follow(running, new, self.momentum)
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
+        return listed(self, "num_features", "eps", "momentum")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from normfuse.errors import OptionError
-from normfuse.nn.layer_inputs import as_given, check_channels, check_several, per_channel, positive, widened
+from normfuse.nn.affine import add_affine, per_channel
+from normfuse.nn.inputs import check_channels, check_several
+from normfuse.nn.options import check_count, check_eps, check_groups, check_share, listed
+from normfuse.nn.precision import cast, widened
+from normfuse.nn.running import follow
 
 __all__ = ["EvoNormB0", "EvoNormS0"]
 
@@ -16,6 +19,9 @@ _SPATIAL = range(3, 6)
 class _EvoNorm(nn.Module):
     """What both have: ``weight``, ``bias`` and ``v``, one entry for each channel."""
 
+    weight: nn.Parameter
+    bias: nn.Parameter
+
     def __init__(
         self,
         num_features: int,
@@ -24,15 +30,13 @@ class _EvoNorm(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        self.num_features = positive(self, "num_features", num_features)
-        self.eps = eps
-        ones = torch.ones(num_features, device=device, dtype=dtype)
-        self.weight = nn.Parameter(ones)
-        self.bias = nn.Parameter(torch.zeros_like(ones))
-        self.v = nn.Parameter(torch.ones_like(ones))
+        self.num_features = check_count(self, "num_features", num_features)
+        self.eps = check_eps(self, eps)
+        add_affine(self, True, num_features, device=device, dtype=dtype)
+        self.v = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
 
     def _affine(self, z: Tensor, x: Tensor) -> Tensor:
-        return as_given(z * per_channel(self.weight, x) + per_channel(self.bias, x), x)
+        return cast(z * per_channel(self.weight, x) + per_channel(self.bias, x), x.dtype)
 
 
 class EvoNormB0(_EvoNorm):
@@ -56,10 +60,12 @@ class EvoNormB0(_EvoNorm):
         momentum: the weight of the newest batch in ``running_var``.
 
     Raises:
-        OptionError: from the constructor, for a number of channels that is no count.
+        OptionError: from the constructor, for an option that is out of range.
         InputError: from the call, for another number of channels or axes; in training for one value in each
             channel, which has no variance. One pixel in each channel has the variance zero.
     """
+
+    running_var: Tensor
 
     def __init__(
         self,
@@ -70,8 +76,7 @@ class EvoNormB0(_EvoNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, device, dtype)
-        self.momentum = momentum
-        self.running_var: Tensor
+        self.momentum = check_share(self, "momentum", momentum)
         self.register_buffer("running_var", torch.ones(num_features, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,12 +92,11 @@ class EvoNormB0(_EvoNorm):
             return widened(self.running_var)
         check_several(self, z.numel() // self.num_features, "channel")
         variance = torch.var(z, [0, *range(2, z.dim())], correction=0)
-        with torch.no_grad():
-            self.running_var.copy_((1 - self.momentum) * self.running_var + self.momentum * variance)
+        follow(self.running_var, variance, self.momentum)
         return variance
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
+        return listed(self, "num_features", "eps", "momentum")
 
 
 class EvoNormS0(_EvoNorm):
@@ -111,7 +115,7 @@ class EvoNormS0(_EvoNorm):
         eps: inside of the root.
 
     Raises:
-        OptionError: from the constructor, for counts that are none, or groups that do not divide C.
+        OptionError: from the constructor, for an option that is out of range, or groups that do not divide C.
         InputError: from the call, for another number of channels or axes, and for one value in each group,
             which has no variance.
     """
@@ -125,9 +129,7 @@ class EvoNormS0(_EvoNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, device, dtype)
-        self.num_groups = positive(self, "num_groups", num_groups)
-        if num_features % num_groups:
-            raise OptionError(f"EvoNormS0: {num_groups} groups do not divide {num_features} channels")
+        self.num_groups = check_groups(self, num_groups, num_features)
 
     def forward(self, x: Tensor) -> Tensor:
         check_channels(self, x, self.num_features, _SPATIAL)
@@ -141,4 +143,4 @@ class EvoNormS0(_EvoNorm):
         return self._affine((gated / deviation).flatten(1, 2), x)
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, num_groups={self.num_groups}, eps={self.eps}"
+        return listed(self, "num_features", "num_groups", "eps")

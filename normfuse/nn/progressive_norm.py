@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normfuse.errors import OptionError
-from normfuse.nn.inputs import check_positive, wide_dtype
+from normfuse.nn.options import check_count, check_share
+from normfuse.nn.precision import wide_dtype
 from normfuse.nn.recomputing import kept, refuse_second_run
 from normfuse.warn import warn_user
 
@@ -53,11 +53,9 @@ class ProgressiveNorm(nn.Module):
         self, norm1: nn.Module, norm2: nn.Module, warm: int = 0, step: int = 300_000, r0: float = 1.0
     ) -> None:
         super().__init__()
-        if not 0.0 <= r0 <= 1.0:
-            raise OptionError(f"r0 of ProgressiveNorm lies between 0 and 1, and is not {r0!r}")
-        self.norm1, self.norm2, self.r0 = norm1, norm2, r0
-        check_positive(warm, "warm", "ProgressiveNorm", least=0)
-        check_positive(step, "step", "ProgressiveNorm")
+        self.norm1, self.norm2, self.r0 = norm1, norm2, check_share(self, "r0", r0)
+        check_count(self, "warm", warm, least=0)
+        check_count(self, "step", step)
         anchor = next((p for p in norm2.parameters()), None)
         made: dict[str, Any] = {"dtype": torch.int64, "device": None if anchor is None else anchor.device}
         for name, value in (("warm", warm), ("iter", step), ("total_step", step)):

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from normfuse.nn.affine import scale_and_shift
-from normfuse.nn.inputs import widen
 from normfuse.nn.moments import Tokens, sum_of_tokens
+from normfuse.nn.precision import cast
 from normfuse.nn.smoothing import put
 
 __all__ = ["GradientState", "SmoothedGradient"]
@@ -50,7 +50,7 @@ class SmoothedGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor, tokens: Tokens, rstd: Tensor, *state: Any) -> Tensor:
-        return scale_and_shift(x, widen(weight, rstd.dtype) * rstd, widen(bias, rstd.dtype))
+        return scale_and_shift(x, cast(weight, rstd.dtype) * rstd, cast(bias, rstd.dtype))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -65,13 +65,13 @@ class SmoothedGradient(torch.autograd.Function):
         x, weight, *saved = ctx.saved_tensors
         state = GradientState(*saved, *ctx.buffers)
         dtype = state.rstd.dtype
-        dy, z = widen(grads[0], dtype), widen(x, dtype) * state.rstd
-        g = dy * (widen(weight, dtype) * state.ratio)
+        dy, z = cast(grads[0], dtype), cast(x, dtype) * state.rstd
+        g = dy * (cast(weight, dtype) * state.ratio)
         subtracted = _gradient_statistic(g, z, ctx.tokens, state)
         dx = (g - ctx.tokens.keep(subtracted * z)) * state.rstd
         dweight = sum_of_tokens(dy * z) * state.ratio
         dbias = sum_of_tokens(dy)
-        wanted = (widen(dx, x.dtype), widen(dweight, weight.dtype), widen(dbias, ctx.bias_dtype))
+        wanted = (cast(dx, x.dtype), cast(dweight, weight.dtype), cast(dbias, ctx.bias_dtype))
         return *wanted, *(None for _ in range(1 + len(state)))
 
 
@@ -81,7 +81,7 @@ _SAVED = GradientState._fields.index("ema")
 
 def _gradient_statistic(g: Tensor, z: Tensor, tokens: Tokens, state: GradientState) -> Tensor:
     """What multiplies ``z``; the buffers take in this batch."""
-    ema, window, skip = widen(state.ema, g.dtype), widen(state.window, g.dtype), state.skip
+    ema, window, skip = cast(state.ema, g.dtype), cast(state.window, g.dtype), state.skip
     gz = tokens.unless_empty(sum_of_tokens(g * z) / tokens.count, ema)
     entered = put(window, state.place, torch.where(skip, ema, gz))
     mean = torch.where(state.is_instant, gz, entered.mean(0))

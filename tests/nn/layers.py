@@ -11,7 +11,7 @@ from normfuse.nn import BatchNorm, PowerNorm, PowerNormV, ProgressiveNorm, RepBa
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "unified": lambda: UnifiedNorm(6, window_size=3, warmup_iters=2, outlier_filtration=True),
     "power": lambda: PowerNorm(6, warmup_iters=2, layer_scale=False),
-    "power_scaled": lambda: PowerNorm(6, warmup_iters=2, group_num=2),
+    "power_scaled": lambda: PowerNorm(6, warmup_iters=2, num_groups=2),
     "power_v": lambda: PowerNormV(6),
     "batch": lambda: BatchNorm(6),
     "rep": lambda: RepBatchNorm(6),

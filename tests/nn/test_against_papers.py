@@ -30,7 +30,7 @@ def arrays(layer):
     ],
 )
 def test_unified_norm(window, warmup, filters, start, masked):
-    layer = UnifiedNorm(6, window, warmup, filters).double()
+    layer = UnifiedNorm(6, window_size=window, warmup_iters=warmup, outlier_filtration=filters).double()
     drift(layer)
     forward, backward = layer.window_size
     reference = UnifiedReference(6, forward, backward, warmup, filters)
@@ -74,7 +74,7 @@ def test_power_norm(warmup, masked):
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("training", [True, False])
 def test_layer_scaling_comes_first(groups, training):
-    scaling = PowerNorm(6, warmup_iters=0, group_num=groups).double().train(training)
+    scaling = PowerNorm(6, warmup_iters=0, num_groups=groups).double().train(training)
     plain = PowerNorm(6, warmup_iters=0, layer_scale=False).double().train(training)
     for batch in batches(3, masked=True):
         scaled = torch.from_numpy(group_scaling(batch.x.numpy(), groups))
