@@ -52,36 +52,28 @@ SIZES = {
     "AdaptiveLayerNorm": (8, 4), "AdaptiveLayerNormZero": (8, 4), "WeightStandardizedConv1d": (4, 4, 3),
     "WeightStandardizedConv2d": (4, 4, 3), "WeightStandardizedConv3d": (4, 4, 3),
 }  # fmt: skip
-WITHOUT_EPS = (
-    "ProgressiveNorm",
-    "TimeDependentParameter",
-    "PreNorm",
-    "PostNorm",
-    "PeriNorm",
-    "DepthScaledNorm",
-)
-WITH_EPS = [name for name in layers.__all__ if name not in (*WITHOUT_EPS, "mix_norm")]
+OF_OTHERS = (
+    "ProgressiveNorm", "TimeDependentParameter", "PreNorm", "PostNorm", "PeriNorm", "DepthScaledNorm",
+)  # fmt: skip
+WITH_EPS = [name for name in layers.__all__ if name not in (*OF_OTHERS, "mix_norm")]
 
 
 @pytest.mark.parametrize("name", WITH_EPS)
 def test_options_that_all_layers_have(name):
-    """eps comes right after the sizes, as in PyTorch's norms, and is positive; device and dtype have names."""
+    """eps comes right after the sizes, as in PyTorch's norms, and is positive."""
     make, sizes = getattr(layers, name), SIZES.get(name, (8,))
     for eps in (0.0, -1.0, float("nan"), float("inf"), "1e-5"):
         with pytest.raises(OptionError, match=f"{name}: eps is a number above zero, not {eps!r}"):
             make(*sizes, eps=eps)
     if "Conv" not in name:
-        assert make(*sizes, 0.25).eps == 0.25
+        assert "eps=0.25" in repr(make(*sizes, 0.25))
     layer = make(*sizes, device="meta", dtype=torch.float64)
     made = [*layer.parameters(), *layer.buffers()]
     assert all(v.device.type == "meta" and v.dtype in (torch.float64, torch.int64) for v in made)
     assert "eps=1e-0" in repr(layer)
 
 
-WITHOUT = ("TimeDependentParameter", "PreNorm", "PostNorm", "PeriNorm", "DepthScaledNorm")
-
-
-@pytest.mark.parametrize("name", [k for k in sorted(ZOO) if k not in WITHOUT])
+@pytest.mark.parametrize("name", [k for k in sorted(ZOO) if k not in OF_OTHERS])
 def test_another_size_where_the_features_are(name):
     layer, (x, *others) = build(name)
     axis = 1 if x.dim() > 3 or "Conv" in name else -1
@@ -102,10 +94,10 @@ def test_rank(name, shape):
         layer(torch.randn(shape), *others)
 
 
-@pytest.mark.parametrize("name", [k for k in sorted(ZOO) if k not in WITHOUT and k != "ProgressiveNorm"])
+@pytest.mark.parametrize("name", [k for k in sorted(ZOO) if k not in OF_OTHERS])
 def test_integers(name):
     layer, (x, *others) = build(name)
-    with pytest.raises(InputError, match="takes floating-point inputs, not torch.int64; convert with"):
+    with pytest.raises(InputError, match=r"floating-point inputs, not torch.int64; convert with x.float\(\)"):
         layer(x.long(), *others)
 
 
@@ -113,13 +105,11 @@ def test_integers(name):
 @pytest.mark.parametrize("training", [True, False])
 def test_masks_for_padding(name, training):
     layer = build(name)[0].train(training)
-    with pytest.raises(
-        InputError, match=r"shape \(\.\.\., 8\), channels last, with two axes at least, not \(8,\)"
-    ):
+    with pytest.raises(InputError, match=r"\(\.\.\., 8\), channels last, with two axes at least, not \(8,\)"):
         layer(torch.randn(8))
     with pytest.raises(InputError, match=r"one entry for each token, of shape \(2, 3\), not \(3, 2\)"):
         layer(torch.randn(2, 3, 8), torch.zeros(3, 2, dtype=torch.bool))
-    with pytest.raises(InputError, match="bool pad_mask, True at padding, not torch.float32"):
+    with pytest.raises(InputError, match=r"bool pad_mask, True at padding, not torch.float32"):
         layer(torch.randn(2, 3, 8), torch.zeros(2, 3))
 
 
