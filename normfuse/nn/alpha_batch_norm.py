@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -12,12 +11,12 @@ from normfuse.nn.from_batch_norm import copy_statistics, described
 from normfuse.nn.inputs import check_channels, check_several
 from normfuse.nn.options import check_count, check_eps, check_share, listed
 from normfuse.nn.precision import cast, widened
-from normfuse.nn.running import add_running_moments
+from normfuse.nn.running import WithStatistics, batch_norm
 
 __all__ = ["AlphaBatchNorm"]
 
 
-class AlphaBatchNorm(nn.Module):
+class AlphaBatchNorm(WithStatistics):
     """``y = weight (x - mean) / sqrt(var + eps) + bias``, in evaluation by mixed statistics.
 
     From "Test-time Batch Statistics Calibration for Covariate Shift" (You et al. 2021, arXiv 2110.04065,
@@ -73,7 +72,8 @@ class AlphaBatchNorm(nn.Module):
         self.eps, self.momentum = check_eps(self, eps), check_share(self, "momentum", momentum)
         self.affine, self.alpha = affine, check_share(self, "alpha", alpha)
         add_affine(self, affine, num_features, device=device, dtype=dtype)
-        add_running_moments(self, num_features, device=device, dtype=dtype)
+        self.add_statistic("running_mean", 0.0, num_features, device=device, dtype=dtype)
+        self.add_statistic("running_var", 1.0, num_features, device=device, dtype=dtype)
         self.register_buffer("num_batches_tracked", torch.zeros((), device=device, dtype=torch.long))
 
     @classmethod
@@ -95,8 +95,7 @@ class AlphaBatchNorm(nn.Module):
         if self.training:
             self.num_batches_tracked.add_(1)
         if self.training or self.alpha == 1:
-            mean, var = self.running_mean, self.running_var
-            return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, self.eps)
+            return batch_norm(self, x, self.training)
         return self._calibrated(x)
 
     def _calibrated(self, x: Tensor) -> Tensor:

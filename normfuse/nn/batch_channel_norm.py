@@ -10,6 +10,7 @@ from normfuse.nn.affine import add_affine
 from normfuse.nn.estimated_batch_norm import EstimatedBatchNorm
 from normfuse.nn.inputs import check_channels, check_several
 from normfuse.nn.options import check_count, check_eps, check_groups, check_share, listed
+from normfuse.nn.plain_batch_norm import PlainBatchNorm
 
 __all__ = ["BatchChannelNorm"]
 
@@ -62,7 +63,7 @@ class BatchChannelNorm(nn.Module):
         self.num_groups = check_groups(self, num_groups, num_features)
         self.eps, self.momentum = check_eps(self, eps), check_share(self, "momentum", momentum)
         self.estimate = estimate
-        make = EstimatedBatchNorm if estimate else nn.BatchNorm2d
+        make = EstimatedBatchNorm if estimate else PlainBatchNorm
         self.batch_norm = make(num_features, eps, momentum, device=device, dtype=dtype)
         add_affine(self, True, num_groups, device=device, dtype=dtype)
 

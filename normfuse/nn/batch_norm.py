@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normfuse.nn.affine import scale_and_shift, scaled
 from normfuse.nn.inputs import check_several, check_tokens
 from normfuse.nn.moments import Tokens
 from normfuse.nn.options import check_count, check_eps, check_share, listed
-from normfuse.nn.precision import cast, wide_dtype
+from normfuse.nn.precision import cast, wide_dtype, widened
 from normfuse.nn.recomputing import kept
-from normfuse.nn.running import follow
+from normfuse.nn.running import WithStatistics, batch_norm, follow
 
 __all__ = ["BatchNorm"]
 
 
-class BatchNorm(nn.BatchNorm1d):
+class BatchNorm(WithStatistics, nn.BatchNorm1d):
     r"""``nn.BatchNorm1d`` for inputs of shape (..., C), without transposing, and with a mask for padding.
 
         training:    y = weight * (x - mean_batch) / sqrt(var_batch + eps) + bias
@@ -54,6 +53,8 @@ class BatchNorm(nn.BatchNorm1d):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, True, device, dtype)
+        for name in ("running_mean", "running_var"):
+            self._buffers[name] = widened(self.get_buffer(name))
         check_count(self, "num_features", num_features)
         check_eps(self, eps)
         check_share(self, "momentum", momentum)
@@ -80,11 +81,7 @@ class BatchNorm(nn.BatchNorm1d):
         self.running_var.copy_((mean_square - mean.square()).clamp(min=0))
 
     def _plain(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, self.num_features)
-        moved = (self.running_mean, self.running_var, self.weight, self.bias)
-        return F.batch_norm(flat, *moved, training=True, momentum=self.momentum, eps=self.eps).reshape(
-            x.shape
-        )
+        return batch_norm(self, x.reshape(-1, self.num_features), training=True).reshape(x.shape)
 
     def _masked(self, x: Tensor, tokens: Tokens) -> Tensor:
         dtype = wide_dtype(x)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normfuse.nn.affine import add_affine, per_channel
@@ -11,12 +10,12 @@ from normfuse.nn.inputs import check_channels, check_several
 from normfuse.nn.options import check_count, check_eps, check_share, listed
 from normfuse.nn.precision import cast, widened
 from normfuse.nn.recomputing import kept, refuse_second_run
-from normfuse.nn.running import add_running_moments, follow
+from normfuse.nn.running import WithStatistics, batch_norm, follow
 
 __all__ = ["EstimatedBatchNorm"]
 
 
-class EstimatedBatchNorm(nn.Module):
+class EstimatedBatchNorm(WithStatistics):
     """``y = weight (x - running_mean) / sqrt(running_var + eps) + bias``, in training and in evaluation.
 
     From "Rethinking Normalization and Elimination Singularity in Neural Networks" (Qiao et al. 2019, arXiv
@@ -45,16 +44,16 @@ class EstimatedBatchNorm(nn.Module):
         self.num_features = check_count(self, "num_features", num_features)
         self.eps, self.momentum = check_eps(self, eps), check_share(self, "momentum", momentum)
         add_affine(self, True, num_features, device=device, dtype=dtype)
-        add_running_moments(self, num_features, device=device, dtype=dtype)
+        self.add_statistic("running_mean", 0.0, num_features, device=device, dtype=dtype)
+        self.add_statistic("running_var", 1.0, num_features, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         check_channels(self, x, self.num_features)
         if not self.training:
-            mean, variance = self.running_mean, self.running_var
-            return F.batch_norm(x, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
+            return batch_norm(self, x, training=False)
         refuse_second_run(self)
         self._estimate(x)
-        # Not F.batch_norm, which saves the buffers for its backward: a later step may move them before that.
+        # Not batch_norm, which saves the buffers for its backward: a later step may move them before that.
         mean, variance = map(widened, kept(self, self.running_mean, self.running_var))
         z = (widened(x) - per_channel(mean, x)) * per_channel(torch.rsqrt(variance + self.eps), x)
         return cast(z * per_channel(self.weight, x) + per_channel(self.bias, x), x.dtype)

@@ -9,14 +9,14 @@ from normfuse.nn.affine import add_affine, per_channel
 from normfuse.nn.inputs import check_channels, check_several
 from normfuse.nn.options import check_count, check_eps, check_groups, check_share, listed
 from normfuse.nn.precision import cast, widened
-from normfuse.nn.running import follow
+from normfuse.nn.running import WithStatistics, follow
 
 __all__ = ["EvoNormB0", "EvoNormS0"]
 
 _SPATIAL = range(3, 6)
 
 
-class _EvoNorm(nn.Module):
+class _EvoNorm(WithStatistics):
     """What both have: ``weight``, ``bias`` and ``v``, one entry for each channel."""
 
     weight: nn.Parameter
@@ -77,7 +77,7 @@ class EvoNormB0(_EvoNorm):
     ) -> None:
         super().__init__(num_features, eps, device, dtype)
         self.momentum = check_share(self, "momentum", momentum)
-        self.register_buffer("running_var", torch.ones(num_features, device=device, dtype=dtype))
+        self.add_statistic("running_var", 1.0, num_features, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         check_channels(self, x, self.num_features, _SPATIAL)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from normfuse.errors import OptionError
 from normfuse.nn.inputs import check_channels, check_several
 from normfuse.nn.options import check_count, check_eps, check_share, listed
+from normfuse.nn.plain_batch_norm import PlainBatchNorm
 
 __all__ = ["IBN"]
 
@@ -57,11 +58,13 @@ class IBN(nn.Module):
             )
         self.split = [half, num_features - half]
         self.instance_norm = nn.InstanceNorm2d(half, eps, affine=True, device=device, dtype=dtype)
-        self.batch_norm = nn.BatchNorm2d(self.split[1], eps, momentum, device=device, dtype=dtype)
+        self.batch_norm = PlainBatchNorm(self.split[1], eps, momentum, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         check_channels(self, x, self.num_features, range(4, 5))
         check_several(self, x.shape[2] * x.shape[3], "channel of a sample")
+        if x.shape[0] == 0 and not self.training:
+            return x.clone()
         if self.training:
             check_several(self, x.numel() // self.num_features, "channel")
         first, second = torch.split(x, self.split, dim=1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,13 +16,14 @@ from normfuse.nn.inputs import check_tokens
 from normfuse.nn.moments import Tokens
 from normfuse.nn.options import check_count, check_eps, check_groups, listed
 from normfuse.nn.precision import cast, wide_dtype
+from normfuse.nn.running import WithStatistics
 
 __all__ = ["PowerBase"]
 
 _SCALING_EPS = 1e-5
 
 
-class PowerBase(nn.Module):
+class PowerBase(WithStatistics):
     """A quadratic-mean norm per channel with the running statistic ``running_phi``."""
 
     weight: nn.Parameter | None
@@ -46,7 +46,7 @@ class PowerBase(nn.Module):
         self.num_groups = check_groups(self, num_groups, num_features)
         self.eps, self.affine, self.layer_scale = check_eps(self, eps), affine, layer_scale
         add_affine(self, affine, num_features, **made)
-        self.register_buffer("running_phi", torch.ones(num_features, **made))
+        self.add_statistic("running_phi", 1.0, num_features, **made)
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalize ``x``; ``pad_mask`` matters in training only."""

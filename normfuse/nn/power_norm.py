@@ -83,7 +83,7 @@ class PowerNorm(PowerBase):
         self.alpha_fwd = check_share(self, "alpha_fwd", alpha_fwd)
         self.alpha_bkw = check_share(self, "alpha_bkw", alpha_bkw)
         self.warmup_iters = check_count(self, "warmup_iters", warmup_iters, least=0)
-        self.register_buffer("ema_gz", torch.zeros(num_features, device=device, dtype=dtype))
+        self.add_statistic("ema_gz", 0.0, num_features, device=device, dtype=dtype)
         self.register_buffer("iters", torch.zeros(1, dtype=torch.int64, device=device))
 
     def _train(self, u: Tensor, tokens: Tokens) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from normfuse.nn.affine import scale_and_shift
 from normfuse.nn.batch_norm import BatchNorm
-from normfuse.nn.inputs import check_tokens
+from normfuse.nn.inputs import check_several, check_tokens
 from normfuse.nn.options import check_count, check_eps, check_share
 from normfuse.nn.precision import cast, wide_dtype
 
@@ -69,6 +69,7 @@ class RepBatchNorm(nn.Module):
         dtype = wide_dtype(x)
         alpha = cast(self.alpha, dtype)
         if self.training:
+            check_several(self, x.numel() // self.num_features, "channel")
             return cast(self.bn(x, pad_mask) + alpha * x, x.dtype)
         scale, shift = self.bn.scale_and_shift(dtype)
         return scale_and_shift(x, scale + alpha, shift)

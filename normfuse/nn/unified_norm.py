@@ -15,13 +15,14 @@ from normfuse.nn.moments import Tokens
 from normfuse.nn.options import check_count, check_eps, check_share, listed
 from normfuse.nn.precision import cast, wide_dtype
 from normfuse.nn.recomputing import kept, refuse_second_run
+from normfuse.nn.running import WithStatistics
 from normfuse.nn.smoothed_gradient import SmoothedGradient
 from normfuse.nn.smoothing import Smoothed, clip_ratio, is_instant, smooth
 
 __all__ = ["UnifiedNorm"]
 
 
-class UnifiedNorm(nn.Module):
+class UnifiedNorm(WithStatistics):
     r"""Quadratic-mean norm per channel whose statistics are smoothed over the last batches.
 
         training:    y = weight * x / sqrt(s2_t + eps) + bias
@@ -103,10 +104,10 @@ class UnifiedNorm(nn.Module):
 
     def _register_buffers(self, made: dict[str, Any]) -> None:
         channels, (forward, backward) = self.num_features, self.window_size
-        self.register_buffer("running_var", torch.ones(channels, **made))
-        self.register_buffer("ema_gz", torch.zeros(channels, **made))
-        self.register_buffer("buffer_x2", torch.zeros(forward, channels, **made))
-        self.register_buffer("buffer_gz", torch.zeros(backward, channels, **made))
+        self.add_statistic("running_var", 1.0, channels, **made)
+        self.add_statistic("ema_gz", 0.0, channels, **made)
+        self.add_statistic("buffer_x2", 0.0, forward, channels, **made)
+        self.add_statistic("buffer_gz", 0.0, backward, channels, **made)
         for name in ("iters", "skip_counter"):
             self.register_buffer(name, torch.zeros(1, dtype=torch.int64, device=made["device"]))
 

@@ -16,7 +16,7 @@ from normfuse.nn.inputs import check_channels
 from normfuse.nn.options import check_count, check_eps, check_share, listed
 from normfuse.nn.precision import cast, widened
 from normfuse.nn.recomputing import kept, refuse_second_run
-from normfuse.nn.running import add_running_moments
+from normfuse.nn.running import WithStatistics, batch_norm
 
 __all__ = ["UnMixTNS"]
 
@@ -24,7 +24,7 @@ _TEMPERATURE = 0.07
 _SPREAD = 0.5
 
 
-class UnMixTNS(nn.Module):
+class UnMixTNS(WithStatistics):
     """``y = weight (x - mean_b) / sqrt(var_b + eps) + bias`` with statistics of their own for each sample b.
 
     From "Un-Mixing Test-Time Normalization Statistics: Combatting Label Temporal Correlation" (Tomar et al.
@@ -83,9 +83,10 @@ class UnMixTNS(nn.Module):
         self.eps, self.momentum = check_eps(self, eps), check_share(self, "momentum", momentum)
         self.adapt = True
         add_affine(self, True, num_features, device=device, dtype=dtype)
-        add_running_moments(self, num_features, device=device, dtype=dtype)
+        self.add_statistic("running_mean", 0.0, num_features, device=device, dtype=dtype)
+        self.add_statistic("running_var", 1.0, num_features, device=device, dtype=dtype)
         for name in ("component_mean", "component_var"):
-            self.register_buffer(name, torch.ones(num_components, num_features, device=device, dtype=dtype))
+            self.add_statistic(name, 1.0, num_components, num_features, device=device, dtype=dtype)
         self.reset_components()
 
     @classmethod
@@ -121,8 +122,7 @@ class UnMixTNS(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_channels(self, x, self.num_features)
         if x.dim() == 2:
-            stored = self.running_mean, self.running_var
-            return F.batch_norm(x, *stored, self.weight, self.bias, False, 0.0, self.eps)
+            return batch_norm(self, x, training=False)
         if x.numel() == 0:
             raise InputError(f"UnMixTNS: {tuple(x.shape)} holds no values, which have no statistics")
         if self.adapt:
