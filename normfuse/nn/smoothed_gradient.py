@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from normfuse.nn.affine import scale_and_shift
 from normfuse.nn.moments import Tokens, sum_of_tokens
@@ -61,6 +62,7 @@ class SmoothedGradient(torch.autograd.Function):
         ctx.tokens, ctx.buffers, ctx.bias_dtype = tokens, made[_SAVED:], bias.dtype
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *saved = ctx.saved_tensors
         state = GradientState(*saved, *ctx.buffers)

@@ -215,3 +215,14 @@ def test_an_evaluation_before_the_end_of_the_schedule_warns_once():
     with pytest.warns(UserWarning, match="evaluated 4 steps before its schedule ends"):
         layer(torch.randn(2, 8))
     layer(torch.randn(2, 8))
+
+
+@pytest.mark.parametrize("name", ["UnifiedNorm", "PowerNorm", "PowerNorm scaled"])
+def test_a_gradient_of_the_papers_gradient_is_refused_and_leaves_no_trace(name):
+    layer = trained(name)
+    x = torch.randn(2, 3, 8).double().requires_grad_()
+    (gradient,) = torch.autograd.grad(layer(x).sin().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+    assert not any(b.requires_grad for b in layer.buffers())
+    copy.deepcopy(layer)
