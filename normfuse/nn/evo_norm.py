@@ -81,6 +81,8 @@ class EvoNormB0(_EvoNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         check_channels(self, x, self.num_features, _SPATIAL)
+        if x.shape[0] == 0 and not self.training:
+            return x.clone()
         z = widened(x)
         batch = per_channel(torch.sqrt(self._batch_variance(z) + self.eps), x)
         space = list(range(2, x.dim()))
@@ -135,6 +137,8 @@ class EvoNormS0(_EvoNorm):
         check_channels(self, x, self.num_features, _SPATIAL)
         size = self.num_features // self.num_groups
         check_several(self, size * x.shape[2:].numel(), "group")
+        if x.shape[0] == 0:
+            return x.clone()
         z = widened(x)
         groups = z.unflatten(1, (self.num_groups, size))
         variance = torch.var(groups, list(range(2, groups.dim())), correction=0, keepdim=True)
