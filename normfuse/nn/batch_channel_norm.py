@@ -26,8 +26,9 @@ class BatchChannelNorm(nn.Module):
     In evaluation BN uses its running statistics and is one scale and shift for each channel; GN goes on
     taking its own. A layer that was never trained evaluates with the statistics zero and one.
 
-    The running statistics behave as a batch norm's: checkpointed activations move them twice, ``torch.func``
-    transforms need them among the functional arguments, DDP broadcasts those of rank 0.
+    The running statistics are in float32 at least and behave as a batch norm's: checkpointed activations
+    move them twice (and raise an error with ``estimate=True``), ``torch.func`` transforms need them among the
+    functional arguments, DDP broadcasts those of rank 0.
 
     Shape: ``(N, C, H, W)`` to the same. Half precision is normalized with statistics in float32.
 

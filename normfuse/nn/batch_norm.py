@@ -33,6 +33,8 @@ class BatchNorm(WithStatistics, nn.BatchNorm1d):
         pad_mask: (...), bool, True at padding, which is normalized but takes no part in the statistics. With
             fewer than two valid tokens the running statistics normalize, and stay.
 
+    Running statistics are in float32 at least, also in a model in half precision.
+
     Raises:
         OptionError: for an option that is out of range.
         InputError: (at a call) for a wrong shape, dtype or mask, or in training for fewer than two tokens.

@@ -24,6 +24,9 @@ class EstimatedBatchNorm(WithStatistics):
     gradient flows through them. They start at zero and one, with which a layer that was never trained
     evaluates.
 
+    A second run over a batch would give another output, so activation checkpointing of this layer raises an
+    error. The estimates are in float32 at least, and otherwise behave as a batch norm's.
+
     Args and errors: as in :class:`normfuse.nn.BatchChannelNorm`.
     """
 

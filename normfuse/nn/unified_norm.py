@@ -58,7 +58,7 @@ class UnifiedNorm(WithStatistics):
         pad_mask: (...), bool, True at padding, which is normalized but takes no part in the statistics. A
             batch of padding alone, or an empty one, counts as one with the running statistics.
 
-    Statistics are computed in float32 at least. The gradient's (``ema_gz``, ``buffer_gz``) are written in the
+    Statistics are in float32 at least, also in a model in half precision. The gradient's (``ema_gz``, ``buffer_gz``) are written in the
     backward pass, the others in the forward pass. As with nn.BatchNorm, each process of
     DistributedDataParallel takes the statistics of its own batch, and the buffers of the first one are copied
     to all; under torch.func transforms, which refuse to write buffers, training raises an error and

@@ -43,9 +43,10 @@ class UnMixTNS(WithStatistics):
     repeatable results. Values of (N, C), which have no axis of space, are normalized by the stored
     statistics, as by a batch norm in evaluation, and move nothing.
 
-    The components behave as a batch norm's statistics in training, and here in evaluation, too:
-    checkpointed activations move them twice, ``torch.func`` transforms need them among the functional
-    arguments, DDP broadcasts those of rank 0. ``torch.export`` makes them outputs of the program.
+    The components are in float32 at least. As a batch norm's statistics in training, and here in evaluation,
+    too, ``torch.func`` transforms need them among the functional arguments, and DDP broadcasts those of rank
+    0; ``torch.export`` makes them outputs of the program. A second run over a batch would give another
+    output, so activation checkpointing of this layer raises an error while it adapts.
 
     Shape: ``(N, C, ...)`` of two to five axes, to the same. Statistics are taken in float32 for half
     precision, and the result has the dtype of the input.

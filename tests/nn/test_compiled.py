@@ -12,7 +12,7 @@ from torch import nn
 import normfuse
 from normfuse.nn import UnifiedNorm
 from tests.nn.steps import batches, close, drift, step
-from tests.nn.zoo import MASKED, ZOO
+from tests.nn.zoo import MASKED, ZOO, mostly_slow
 
 each = pytest.mark.parametrize("name", MASKED)
 #: Steps from one before the iteration where the gradient's ratio begins, so that branches change on the way.
@@ -41,7 +41,9 @@ def compare(layer, compiled, twin, masked, steps=STEPS):
             close(found, expected)
 
 
-@each
+@pytest.mark.parametrize(
+    "name", mostly_slow(MASKED, ("UnifiedNorm", "PowerNorm", "BatchNorm", "ProgressiveNorm"))
+)
 def test_training_is_one_graph_with_the_same_numbers(name):
     """A mask in all but one, where it would leave out the outliers."""
     layer, twin = pair(name)
@@ -59,7 +61,7 @@ def test_training_with_a_real_compiler(name, backend):
     compare(layer, torch.compile(twin, backend=backend, fullgraph=True), twin, masked=True)
 
 
-@each
+@pytest.mark.parametrize("name", mostly_slow(MASKED, ("UnifiedNorm",)))
 def test_training_with_normfuse_before_the_compiler(name):
     layer, twin = pair(name)
     fast = torch.compile(twin, backend="normfuse", options={"normfuse.inner": "aot_eager"}, fullgraph=True)

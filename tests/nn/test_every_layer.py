@@ -12,7 +12,7 @@ from torch.func import functional_call, grad
 
 import normfuse.nn as layers
 from tests.nn.training import distance
-from tests.nn.zoo import MASKED, MOVING, ZOO, build
+from tests.nn.zoo import MASKED, MOVING, ZOO, build, mostly_slow
 
 #: What another order of the same operations may change in float32: sums of 60 numbers, 60 half units of 6e-8.
 FLOAT32 = 4e-6
@@ -70,7 +70,7 @@ _ALIKE = ("1d", "3d", "PostNorm", "PeriNorm", "PreNorm", "DepthScaled", "clamp",
 COMPILED = sorted(k for k in ZOO if k not in MASKED and not any(part in k for part in _ALIKE))
 
 
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("name", mostly_slow(COMPILED, ("UnMixTNS", "EstimatedBatchNorm", "CRMSNorm", "IBN")))
 def test_training_compiles_whole(name):
     """Without a graph break; three steps, with gradients and buffers."""
     layer, inputs = build(name)
@@ -90,7 +90,7 @@ def test_training_compiles_whole(name):
         assert all(distance(q, p) <= FLOAT32 for p, q in zip(layer.buffers(), twin.buffers(), strict=True))
 
 
-@pytest.mark.parametrize("name", MOVING)
+@pytest.mark.parametrize("name", mostly_slow(MOVING, ("UnMixTNS", "EvoNormB0")))
 def test_evaluation_compiles_with_gradients(name):
     """As adaptation at test time has them: what a layer writes to its buffers must not reach its backward."""
     layer, (x,) = build(name)

@@ -103,7 +103,7 @@ def test_one_graph_has_the_gradients_of_eager_mode(options):
     agree(network, torch.compile(twin, fullgraph=True, **options), twin)
 
 
-@pytest.mark.parametrize("make", [layers.BatchNorm, layers.PowerNormV])
+@pytest.mark.parametrize("make", [pytest.param(layers.BatchNorm, marks=pytest.mark.slow), layers.PowerNormV])
 def test_one_layer_in_two_places_of_a_graph(make):
     """The first reads statistics that the second has changed by the backward pass."""
     layer, twin = pair(lambda: Masked(make(4)))
@@ -123,9 +123,9 @@ def test_normfuse_keeps_the_operator(name):
     ("name", "setting"),
     [
         ("unmix", {"activation_memory_budget": 0.0}),
-        ("estimated", {"activation_memory_budget": 0.5}),
+        pytest.param("estimated", {"activation_memory_budget": 0.5}, marks=pytest.mark.slow),
         ("unmix", {"aggressive_recomputation": True}),
-        ("estimated", {"ban_recompute_not_in_allowlist": False}),
+        pytest.param("estimated", {"ban_recompute_not_in_allowlist": False}, marks=pytest.mark.slow),
     ],
 )
 def test_a_compiler_that_saves_memory_leaves_the_layer_to_eager_mode(name, setting):

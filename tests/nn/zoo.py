@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
 import torch
 
 import normfuse.nn as layers
@@ -101,3 +102,8 @@ def build(name: str) -> tuple[torch.nn.Module, list[torch.Tensor]]:
         for p in layer.parameters():
             p.add_(0.3 * torch.randn_like(p))
     return layer, given
+
+
+def mostly_slow(names: Iterable[str], quick: Iterable[str]) -> list[Any]:
+    """All of the names, of which those that are not quick run with the slow tests."""
+    return [pytest.param(k, marks=[] if k in quick else pytest.mark.slow) for k in names]
