@@ -13,7 +13,7 @@ __all__ = ["PlainBatchNorm"]
 
 
 class PlainBatchNorm(WithStatistics, nn.BatchNorm2d):
-    """The same, where not in half precision."""
+    """The same but for half precision."""
 
     def __init__(self, num_features: int, eps: float, momentum: float, **made: Any) -> None:
         super().__init__(num_features, eps, momentum, **made)

@@ -58,13 +58,13 @@ class UnifiedNorm(WithStatistics):
         pad_mask: (...), bool, True at padding, which is normalized but takes no part in the statistics. A
             batch of padding alone, or an empty one, counts as one with the running statistics.
 
-    Statistics are in float32 at least, also in a model in half precision. The gradient's (``ema_gz``, ``buffer_gz``) are written in the
-    backward pass, the others in the forward pass. As with nn.BatchNorm, each process of
-    DistributedDataParallel takes the statistics of its own batch, and the buffers of the first one are copied
-    to all; under torch.func transforms, which refuse to write buffers, training raises an error and
-    evaluation works. Unlike nn.BatchNorm, a second run over a batch would give another output, so activation
-    checkpointing of this layer raises an error. Parameters and buffers have the names and shapes of the
-    paper's code, whose checkpoints load.
+    Statistics are in float32 at least, also in a model in half precision. The gradient's (``ema_gz``,
+    ``buffer_gz``) are written in the backward pass, the others in the forward pass. As with nn.BatchNorm,
+    each process of DistributedDataParallel takes the statistics of its own batch, and the buffers of the
+    first one are copied to all; under torch.func transforms, which refuse to write buffers, training
+    raises an error and evaluation works. Unlike nn.BatchNorm, a second run over a batch would give
+    another output, so activation checkpointing of this layer raises an error. Parameters and buffers have
+    the names and shapes of the paper's code, whose checkpoints load.
 
     Raises:
         OptionError: for an option that is out of range.
