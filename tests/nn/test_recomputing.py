@@ -156,7 +156,7 @@ SECOND_RUN = {
 
 
 @pytest.mark.parametrize("name", SECOND_RUN)
-@pytest.mark.parametrize("how", ["eager", "reentrant", "compiled"])
+@pytest.mark.parametrize("how", ["eager", "reentrant", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_a_second_run_that_would_give_another_output_is_refused(name, how):
     """Compiled, too, the region is left to eager mode, which refuses."""
     layer, _ = pair(SECOND_RUN[name])
@@ -179,7 +179,7 @@ def test_a_second_run_that_would_give_another_output_is_refused(name, how):
         lambda: layers.IBN(12),
     ],
 )
-@pytest.mark.parametrize("how", ["eager", "compiled"])
+@pytest.mark.parametrize("how", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_a_second_run_that_gives_the_same_output_is_allowed(make, how):
     layer, twin = pair(make)
     shape = (2, 12, 4) if isinstance(layer, Masked) else (2, 12, 4, 3)
@@ -192,6 +192,15 @@ def test_a_second_run_that_gives_the_same_output_is_allowed(make, how):
     (found,) = torch.autograd.grad(y.sin().sum(), x)
     (expected,) = torch.autograd.grad(twin(x).sin().sum(), x)
     near(found, expected)
+
+
+def test_a_compiled_region_is_left_to_eager_mode_where_it_would_be_computed_again():
+    layer, _ = pair(SMALL["unmix"])
+    y = torch.compile(lambda x: checkpoint(layer, x, use_reentrant=False), backend="aot_eager")(
+        image().requires_grad_()
+    )
+    with pytest.raises(NormfuseError, match="activation checkpointing"):
+        y.sum().backward()
 
 
 def test_functional_gradients_compiled_and_batched():
