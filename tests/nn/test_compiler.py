@@ -127,7 +127,8 @@ def prepared(name):
 #: Forms of one that is here, and stacks that take long to compile.
 _SLOW = {
     "PreNorm", "PostNorm", "PeriNorm", "DepthScaledNorm", "SimpleRMSNorm outside",
-    "BatchChannelNorm estimate", "WeightStandardizedConv2d scaled", "TimeDependentLayerNorm rms", "AdaptiveLayerNorm",
+    "BatchChannelNorm estimate", "WeightStandardizedConv2d scaled", "TimeDependentLayerNorm rms",
+    "AdaptiveLayerNorm",
 }  # fmt: skip
 
 
