@@ -19,6 +19,7 @@ from normfuse.errors import (
 )
 
 if TYPE_CHECKING:
+    from normfuse import nn as nn
     from normfuse.backends.entry import normfuse_backend
     from normfuse.backends.explain import explain
     from normfuse.backends.session import last_report
@@ -77,11 +78,13 @@ _HOMES = {
     "rewrite": "normfuse.rewriting",
     "verify": "normfuse.verify",
 }
+#: Packages that ``import normfuse`` gives as attributes, imported when they are asked for.
+_PACKAGES = ("nn",)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "nn":
-        return import_module("normfuse.nn")
+    if name in _PACKAGES:
+        return import_module(f"normfuse.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'normfuse' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)
@@ -90,4 +93,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_PACKAGES])

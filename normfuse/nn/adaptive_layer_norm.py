@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normfuse.errors import InputError
-from normfuse.nn.layer_inputs import as_given, check_last, positive
+from normfuse.nn.inputs import check_last
+from normfuse.nn.options import check_count, check_eps, listed
+from normfuse.nn.precision import cast
 
 __all__ = ["AdaptiveLayerNorm", "AdaptiveLayerNormZero"]
 
@@ -25,10 +27,9 @@ class _Adaptive(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        self.normalized_shape = positive(self, "normalized_shape", normalized_shape)
-        self.condition_features = positive(self, "condition_features", condition_features)
-        self.pieces = pieces
-        self.eps = eps
+        self.normalized_shape = check_count(self, "normalized_shape", normalized_shape)
+        self.condition_features = check_count(self, "condition_features", condition_features)
+        self.pieces, self.eps = pieces, check_eps(self, eps)
         self.modulation = nn.Linear(condition_features, pieces * normalized_shape, device=device, dtype=dtype)
 
     def _pieces(self, x: Tensor, condition: Tensor) -> list[Tensor]:
@@ -45,10 +46,10 @@ class _Adaptive(nn.Module):
 
     def _modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         normalized = F.layer_norm(x, (self.normalized_shape,), None, None, self.eps)
-        return as_given(normalized * (1 + scale) + shift, x)
+        return cast(normalized * (1 + scale) + shift, x.dtype)
 
     def extra_repr(self) -> str:
-        return f"{self.normalized_shape}, condition_features={self.condition_features}, eps={self.eps}"
+        return listed(self, "normalized_shape", "condition_features", "eps")
 
 
 class AdaptiveLayerNorm(_Adaptive):
@@ -66,7 +67,7 @@ class AdaptiveLayerNorm(_Adaptive):
         eps: inside of the root.
 
     Raises:
-        OptionError: from the constructor, for sizes that are no counts.
+        OptionError: from the constructor, for an option that is out of range.
         InputError: from the call, for a last axis or a condition of another shape.
     """
 

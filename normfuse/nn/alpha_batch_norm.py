@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normfuse.errors import OptionError
+from normfuse.nn.affine import add_affine, per_channel
 from normfuse.nn.from_batch_norm import copy_statistics, described
-from normfuse.nn.layer_inputs import as_given, check_channels, check_several, per_channel, positive, widened
+from normfuse.nn.inputs import check_channels, check_several
+from normfuse.nn.options import check_count, check_eps, check_share, listed
+from normfuse.nn.precision import cast, widened
+from normfuse.nn.running import WithStatistics, batch_norm
 
 __all__ = ["AlphaBatchNorm"]
 
 
-class AlphaBatchNorm(nn.Module):
+class AlphaBatchNorm(WithStatistics):
     """``y = weight (x - mean) / sqrt(var + eps) + bias``, in evaluation by mixed statistics.
 
     From "Test-time Batch Statistics Calibration for Covariate Shift" (You et al. 2021, arXiv 2110.04065,
@@ -37,42 +39,41 @@ class AlphaBatchNorm(nn.Module):
 
     Args:
         num_features: C.
-        alpha: from 0, the batch alone, to 1.
         eps: inside of the root.
         momentum: the weight of the newest batch in the stored statistics.
         affine: whether there are ``weight`` and ``bias``.
+        alpha: from 0, the batch alone, to 1.
 
     Raises:
-        OptionError: from the constructor, for a count that is none or an alpha outside of its range.
+        OptionError: from the constructor, for an option that is out of range.
         InputError: from the call, for another number of channels or axes, and where the batch is asked for a
             variance and has one value in each channel.
     """
 
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def __init__(
         self,
         num_features: int,
-        alpha: float = 0.9,
         eps: float = 1e-5,
         momentum: float = 0.1,
         affine: bool = True,
+        *,
+        alpha: float = 0.9,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.num_features = positive(self, "num_features", num_features)
-        if not 0 <= alpha <= 1:
-            raise OptionError(f"AlphaBatchNorm: alpha is from 0 to 1, not {alpha!r}")
-        self.alpha = alpha
-        self.eps = eps
-        self.momentum = momentum
-        ones = torch.ones(num_features, device=device, dtype=dtype)
-        self.weight = nn.Parameter(ones) if affine else None
-        self.bias = nn.Parameter(torch.zeros_like(ones)) if affine else None
-        self.running_mean: Tensor
-        self.running_var: Tensor
-        self.num_batches_tracked: Tensor
-        self.register_buffer("running_mean", torch.zeros_like(ones))
-        self.register_buffer("running_var", torch.ones_like(ones))
+        self.num_features = check_count(self, "num_features", num_features)
+        self.eps, self.momentum = check_eps(self, eps), check_share(self, "momentum", momentum)
+        self.affine, self.alpha = affine, check_share(self, "alpha", alpha)
+        add_affine(self, affine, num_features, device=device, dtype=dtype)
+        self.add_statistic("running_mean", 0.0, num_features, device=device, dtype=dtype)
+        self.add_statistic("running_var", 1.0, num_features, device=device, dtype=dtype)
         self.register_buffer("num_batches_tracked", torch.zeros((), device=device, dtype=torch.long))
 
     @classmethod
@@ -83,7 +84,7 @@ class AlphaBatchNorm(nn.Module):
             InputError: where it stores no statistics.
         """
         size, eps, momentum, device, dtype = described(norm)
-        made = cls(size, alpha, eps, momentum, norm.affine, device, dtype)
+        made = cls(size, eps, momentum, norm.affine, alpha=alpha, device=device, dtype=dtype)
         copy_statistics(norm, made)
         return made.train(norm.training)
 
@@ -94,8 +95,7 @@ class AlphaBatchNorm(nn.Module):
         if self.training:
             self.num_batches_tracked.add_(1)
         if self.training or self.alpha == 1:
-            mean, var = self.running_mean, self.running_var
-            return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, self.eps)
+            return batch_norm(self, x, self.training)
         return self._calibrated(x)
 
     def _calibrated(self, x: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class AlphaBatchNorm(nn.Module):
         y = (z - per_channel(mean, x)) * per_channel(torch.rsqrt(var + self.eps), x)
         if self.weight is not None and self.bias is not None:
             y = y * per_channel(self.weight, x) + per_channel(self.bias, x)
-        return as_given(y, x)
+        return cast(y, x.dtype)
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, alpha={self.alpha}, eps={self.eps}, momentum={self.momentum}"
+        return listed(self, "num_features", "eps", "momentum", "affine", "alpha")

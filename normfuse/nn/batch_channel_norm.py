@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normfuse.errors import OptionError
+from normfuse.nn.affine import add_affine
 from normfuse.nn.estimated_batch_norm import EstimatedBatchNorm
-from normfuse.nn.layer_inputs import check_channels, check_several, positive
+from normfuse.nn.inputs import check_channels, check_several
+from normfuse.nn.options import check_count, check_eps, check_groups, check_share, listed
+from normfuse.nn.plain_batch_norm import PlainBatchNorm
 
 __all__ = ["BatchChannelNorm"]
 
@@ -24,8 +26,9 @@ class BatchChannelNorm(nn.Module):
     In evaluation BN uses its running statistics and is one scale and shift for each channel; GN goes on
     taking its own. A layer that was never trained evaluates with the statistics zero and one.
 
-    The running statistics behave as a batch norm's: checkpointed activations move them twice, ``torch.func``
-    transforms need them among the functional arguments, DDP broadcasts those of rank 0.
+    The running statistics are in float32 at least and behave as a batch norm's: checkpointed activations
+    move them twice (and raise an error with ``estimate=True``), ``torch.func`` transforms need them among the
+    functional arguments, DDP broadcasts those of rank 0.
 
     Shape: ``(N, C, H, W)`` to the same. Half precision is normalized with statistics in float32.
 
@@ -37,10 +40,13 @@ class BatchChannelNorm(nn.Module):
         estimate: normalize by running statistics in training, too.
 
     Raises:
-        OptionError: from the constructor, for counts that are none, or groups that do not divide C.
+        OptionError: from the constructor, for an option that is out of range, or groups that do not divide C.
         InputError: from the call, for another number of channels or axes, and for one value in each
             channel (in training) or group, which has no variance.
     """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
 
     def __init__(
         self,
@@ -48,20 +54,19 @@ class BatchChannelNorm(nn.Module):
         num_groups: int = 32,
         eps: float = 1e-5,
         momentum: float = 0.1,
+        *,
         estimate: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.num_features = positive(self, "num_features", num_features)
-        self.num_groups = positive(self, "num_groups", num_groups)
-        if num_features % num_groups:
-            raise OptionError(f"BatchChannelNorm: {num_groups} groups do not divide {num_features} channels")
-        self.eps = eps
-        make = EstimatedBatchNorm if estimate else nn.BatchNorm2d
+        self.num_features = check_count(self, "num_features", num_features)
+        self.num_groups = check_groups(self, num_groups, num_features)
+        self.eps, self.momentum = check_eps(self, eps), check_share(self, "momentum", momentum)
+        self.estimate = estimate
+        make = EstimatedBatchNorm if estimate else PlainBatchNorm
         self.batch_norm = make(num_features, eps, momentum, device=device, dtype=dtype)
-        self.weight = nn.Parameter(torch.ones(num_groups, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(num_groups, device=device, dtype=dtype))
+        add_affine(self, True, num_groups, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         check_channels(self, x, self.num_features, range(4, 5))
@@ -73,4 +78,4 @@ class BatchChannelNorm(nn.Module):
         return F.group_norm(self.batch_norm(x), self.num_groups, weight, bias, self.eps)
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, num_groups={self.num_groups}, eps={self.eps}"
+        return listed(self, "num_features", "num_groups", "eps", "momentum", "estimate")

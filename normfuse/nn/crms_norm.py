@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from normfuse.nn.layer_inputs import as_given, check_last, positive, widened
+from normfuse.nn.inputs import check_last
+from normfuse.nn.options import check_count, check_eps, listed
+from normfuse.nn.precision import cast, widened
 
 __all__ = ["CRMSNorm"]
 
@@ -26,9 +28,11 @@ class CRMSNorm(nn.Module):
         elementwise_affine: multiply by a ``weight``; the paper has none, since what reads the norm has it.
 
     Raises:
-        OptionError: from the constructor, for a size that is no count.
+        OptionError: from the constructor, for an option that is out of range.
         InputError: from the call, for a last axis of another size or values that are not floating-point.
     """
+
+    weight: nn.Parameter | None
 
     def __init__(
         self,
@@ -39,10 +43,10 @@ class CRMSNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.normalized_shape = positive(self, "normalized_shape", normalized_shape)
-        self.eps = eps
+        self.normalized_shape = check_count(self, "normalized_shape", normalized_shape)
+        self.eps, self.elementwise_affine = check_eps(self, eps), elementwise_affine
         weight = torch.ones(normalized_shape, device=device, dtype=dtype) if elementwise_affine else None
-        self.weight = None if weight is None else nn.Parameter(weight)
+        self.register_parameter("weight", None if weight is None else nn.Parameter(weight))
 
     def forward(self, x: Tensor) -> Tensor:
         check_last(self, x, self.normalized_shape)
@@ -50,8 +54,7 @@ class CRMSNorm(nn.Module):
         total = z.sum(-1, keepdim=True)
         mean_square = ((z * z).sum(-1, keepdim=True) + total * total) / (self.normalized_shape + 1)
         y = z * torch.rsqrt(mean_square + self.eps)
-        return as_given(y if self.weight is None else y * self.weight, x)
+        return cast(y if self.weight is None else y * self.weight, x.dtype)
 
     def extra_repr(self) -> str:
-        affine = self.weight is not None
-        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={affine}"
+        return listed(self, "normalized_shape", "eps", "elementwise_affine")

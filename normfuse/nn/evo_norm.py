@@ -5,16 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from normfuse.errors import OptionError
-from normfuse.nn.layer_inputs import as_given, check_channels, check_several, per_channel, positive, widened
+from normfuse.nn.affine import add_affine, per_channel
+from normfuse.nn.inputs import check_channels, check_several
+from normfuse.nn.options import check_count, check_eps, check_groups, check_share, listed
+from normfuse.nn.precision import cast, widened
+from normfuse.nn.running import WithStatistics, follow
 
 __all__ = ["EvoNormB0", "EvoNormS0"]
 
 _SPATIAL = range(3, 6)
 
 
-class _EvoNorm(nn.Module):
+class _EvoNorm(WithStatistics):
     """What both have: ``weight``, ``bias`` and ``v``, one entry for each channel."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter
 
     def __init__(
         self,
@@ -24,15 +30,13 @@ class _EvoNorm(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        self.num_features = positive(self, "num_features", num_features)
-        self.eps = eps
-        ones = torch.ones(num_features, device=device, dtype=dtype)
-        self.weight = nn.Parameter(ones)
-        self.bias = nn.Parameter(torch.zeros_like(ones))
-        self.v = nn.Parameter(torch.ones_like(ones))
+        self.num_features = check_count(self, "num_features", num_features)
+        self.eps = check_eps(self, eps)
+        add_affine(self, True, num_features, device=device, dtype=dtype)
+        self.v = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
 
     def _affine(self, z: Tensor, x: Tensor) -> Tensor:
-        return as_given(z * per_channel(self.weight, x) + per_channel(self.bias, x), x)
+        return cast(z * per_channel(self.weight, x) + per_channel(self.bias, x), x.dtype)
 
 
 class EvoNormB0(_EvoNorm):
@@ -56,10 +60,12 @@ class EvoNormB0(_EvoNorm):
         momentum: the weight of the newest batch in ``running_var``.
 
     Raises:
-        OptionError: from the constructor, for a number of channels that is no count.
+        OptionError: from the constructor, for an option that is out of range.
         InputError: from the call, for another number of channels or axes; in training for one value in each
             channel, which has no variance. One pixel in each channel has the variance zero.
     """
+
+    running_var: Tensor
 
     def __init__(
         self,
@@ -70,12 +76,13 @@ class EvoNormB0(_EvoNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, device, dtype)
-        self.momentum = momentum
-        self.running_var: Tensor
-        self.register_buffer("running_var", torch.ones(num_features, device=device, dtype=dtype))
+        self.momentum = check_share(self, "momentum", momentum)
+        self.add_statistic("running_var", 1.0, num_features, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         check_channels(self, x, self.num_features, _SPATIAL)
+        if x.shape[0] == 0 and not self.training:
+            return x.clone()
         z = widened(x)
         batch = per_channel(torch.sqrt(self._batch_variance(z) + self.eps), x)
         space = list(range(2, x.dim()))
@@ -87,12 +94,11 @@ class EvoNormB0(_EvoNorm):
             return widened(self.running_var)
         check_several(self, z.numel() // self.num_features, "channel")
         variance = torch.var(z, [0, *range(2, z.dim())], correction=0)
-        with torch.no_grad():
-            self.running_var.lerp_(variance.detach().to(self.running_var.dtype), self.momentum)
+        follow(self.running_var, variance, self.momentum)
         return variance
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
+        return listed(self, "num_features", "eps", "momentum")
 
 
 class EvoNormS0(_EvoNorm):
@@ -111,7 +117,7 @@ class EvoNormS0(_EvoNorm):
         eps: inside of the root.
 
     Raises:
-        OptionError: from the constructor, for counts that are none, or groups that do not divide C.
+        OptionError: from the constructor, for an option that is out of range, or groups that do not divide C.
         InputError: from the call, for another number of channels or axes, and for one value in each group,
             which has no variance.
     """
@@ -125,14 +131,14 @@ class EvoNormS0(_EvoNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, device, dtype)
-        self.num_groups = positive(self, "num_groups", num_groups)
-        if num_features % num_groups:
-            raise OptionError(f"EvoNormS0: {num_groups} groups do not divide {num_features} channels")
+        self.num_groups = check_groups(self, num_groups, num_features)
 
     def forward(self, x: Tensor) -> Tensor:
         check_channels(self, x, self.num_features, _SPATIAL)
         size = self.num_features // self.num_groups
         check_several(self, size * x.shape[2:].numel(), "group")
+        if x.shape[0] == 0:
+            return x.clone()
         z = widened(x)
         groups = z.unflatten(1, (self.num_groups, size))
         variance = torch.var(groups, list(range(2, groups.dim())), correction=0, keepdim=True)
@@ -141,4 +147,4 @@ class EvoNormS0(_EvoNorm):
         return self._affine((gated / deviation).flatten(1, 2), x)
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, num_groups={self.num_groups}, eps={self.eps}"
+        return listed(self, "num_features", "num_groups", "eps")

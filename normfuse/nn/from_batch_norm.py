@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normfuse.errors import InputError
+from normfuse.nn.batch_norm import BatchNorm
 
 __all__ = ["copy_statistics", "described"]
 
@@ -15,14 +16,19 @@ def described(norm: _BatchNorm) -> tuple[int, float, float, torch.device, torch.
     """Its size, eps, momentum, device and dtype.
 
     Raises:
-        InputError: where it stores no statistics.
+        InputError: where it is another module, stores no statistics or averages all batches.
     """
+    _check_channels_on_axis_1(norm)
     if norm.running_mean is None or norm.running_var is None:
         raise InputError(
             f"{type(norm).__name__} stores no statistics to begin with; it needs track_running_stats=True"
         )
-    momentum = 0.1 if norm.momentum is None else norm.momentum
-    return norm.num_features, norm.eps, momentum, norm.running_mean.device, norm.running_mean.dtype
+    if norm.momentum is None:
+        raise InputError(
+            f"{type(norm).__name__} averages all batches, with momentum=None, which this layer does not do; "
+            "set its momentum to a number"
+        )
+    return norm.num_features, norm.eps, norm.momentum, norm.running_mean.device, norm.running_mean.dtype
 
 
 @torch.no_grad()
@@ -32,3 +38,9 @@ def copy_statistics(norm: _BatchNorm, made: nn.Module) -> None:
     for name, value in norm.state_dict().items():
         if name in own:
             own[name].copy_(value)
+
+
+def _check_channels_on_axis_1(norm: nn.Module) -> None:
+    if not isinstance(norm, _BatchNorm) or isinstance(norm, BatchNorm):
+        name = type(norm).__name__
+        raise InputError(f"from_batch_norm takes a batch norm of torch.nn, channels on axis 1, not {name}")

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from normfuse.errors import OptionError
-from normfuse.nn.layer_inputs import check_channels, positive
+from normfuse.nn.inputs import check_channels, check_several
+from normfuse.nn.options import check_count, check_eps, check_share, listed
+from normfuse.nn.plain_batch_norm import PlainBatchNorm
 
 __all__ = ["IBN"]
 
@@ -25,26 +27,30 @@ class IBN(nn.Module):
 
     Args:
         num_features: C.
-        ratio: of the channels that IN normalizes, more than zero and less than one.
         eps, momentum: of both norms, and of BN.
+        ratio: of the channels that IN normalizes, more than zero and less than one.
 
     Raises:
-        OptionError: from the constructor, where one of the norms would have no channels.
-        InputError: from the call, for another number of channels or axes.
-        ValueError: PyTorch's, in training for one value in each channel of BN, and for one pixel.
+        OptionError: from the constructor, for an option that is out of range, and where one of the norms
+            would have no channels.
+        InputError: from the call, for another number of channels or axes, and for one value in each channel
+            (in training) or one pixel, which have no variance.
     """
 
     def __init__(
         self,
         num_features: int,
-        ratio: float = 0.5,
         eps: float = 1e-5,
         momentum: float = 0.1,
+        *,
+        ratio: float = 0.5,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.num_features = positive(self, "num_features", num_features)
+        self.num_features = check_count(self, "num_features", num_features)
+        self.eps, self.momentum = check_eps(self, eps), check_share(self, "momentum", momentum)
+        self.ratio = check_share(self, "ratio", ratio)
         half = int(num_features * ratio)
         if not 0 < half < num_features:
             raise OptionError(
@@ -52,9 +58,17 @@ class IBN(nn.Module):
             )
         self.split = [half, num_features - half]
         self.instance_norm = nn.InstanceNorm2d(half, eps, affine=True, device=device, dtype=dtype)
-        self.batch_norm = nn.BatchNorm2d(self.split[1], eps, momentum, device=device, dtype=dtype)
+        self.batch_norm = PlainBatchNorm(self.split[1], eps, momentum, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         check_channels(self, x, self.num_features, range(4, 5))
+        check_several(self, x.shape[2] * x.shape[3], "channel of a sample")
+        if x.shape[0] == 0 and not self.training:
+            return x.clone()
+        if self.training:
+            check_several(self, x.numel() // self.num_features, "channel")
         first, second = torch.split(x, self.split, dim=1)
         return torch.cat([self.instance_norm(first), self.batch_norm(second)], dim=1)
+
+    def extra_repr(self) -> str:
+        return listed(self, "num_features", "eps", "momentum", "ratio")

@@ -1,76 +1,78 @@
-"""What norms of channels that lie last take: ``x`` (..., C), and a mask (...) that is True at padding."""
+"""What a call of a layer takes: shapes, dtypes and masks, and enough values for a variance."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from normfuse.errors import InputError, OptionError
+from normfuse.errors import InputError
 
-__all__ = ["check_eps", "check_fraction", "check_input", "check_positive", "wide_dtype", "widen"]
+__all__ = ["check_channels", "check_last", "check_several", "check_shape", "check_tokens"]
 
 
-def check_input(x: Tensor, pad_mask: Tensor | None, num_features: int, layer: str) -> None:
-    """Refuse a wrong rank, dtype or number of channels, and a mask that does not fit.
+def check_last(layer: nn.Module, x: Tensor, size: int) -> None:
+    """Refuse what is not (..., size).
 
     Raises:
         InputError: saying what came and what is asked for.
     """
-    shape = tuple(x.shape)
-    if x.dim() < 2 or shape[-1] != num_features:
-        raise InputError(f"{layer} takes an input of shape (..., {num_features}), channels last, not {shape}")
-    if not x.is_floating_point():
-        raise InputError(f"{layer} takes floating-point inputs, not {x.dtype}; convert with x.float()")
+    check_shape(layer, x, f"(..., {size})", x.dim() > 0 and x.shape[-1] == size)
+
+
+def check_tokens(layer: nn.Module, x: Tensor, pad_mask: Tensor | None, channels: int) -> None:
+    """Refuse what is not (..., channels) with two axes at least, and a mask that does not fit.
+
+    Raises:
+        InputError: saying what came and what is asked for.
+    """
+    wanted = f"(..., {channels}), channels last, with two axes at least"
+    check_shape(layer, x, wanted, x.dim() > 1 and x.shape[-1] == channels)
     if pad_mask is None:
         return
     if pad_mask.dtype != torch.bool:
-        raise InputError(f"pad_mask of {layer} is a bool tensor, True at padding, not {pad_mask.dtype}")
+        raise InputError(f"{_name(layer)} takes a bool pad_mask, True at padding, not {pad_mask.dtype}")
     if pad_mask.shape != x.shape[:-1]:
         raise InputError(
-            f"pad_mask of {layer} has one entry for each token, shape {shape[:-1]}, "
+            f"{_name(layer)} takes a pad_mask with one entry for each token, of shape {tuple(x.shape[:-1])}, "
             f"not {tuple(pad_mask.shape)}"
         )
 
 
-def check_positive(value: int, name: str, layer: str, least: int = 1) -> int:
-    """``value`` where it is a whole number, and large enough.
+def check_channels(layer: nn.Module, x: Tensor, channels: int, ranks: range = range(2, 6)) -> None:
+    """Refuse what is not (N, channels, ...) with one of these numbers of axes.
 
     Raises:
-        OptionError: naming the option.
+        InputError: saying what came and what is asked for.
     """
-    given: object = value
-    if isinstance(given, bool) or not isinstance(given, int) or value < least:
-        raise OptionError(f"{name} of {layer} is a whole number of at least {least}, not {value!r}")
-    return value
+    axes = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else f"{ranks[0]}"
+    wanted = f"(N, {channels}, ...), channels on axis 1, with {axes} axes"
+    check_shape(layer, x, wanted, x.dim() in ranks and x.shape[1] == channels)
 
 
-def check_eps(eps: float, layer: str) -> float:
-    """``eps`` where it is positive: a channel of zeros divides by its root.
+def check_shape(layer: nn.Module, x: Tensor, wanted: str, fits: bool) -> None:
+    """Refuse what does not fit, and what is not floating-point.
 
     Raises:
-        OptionError: saying so.
+        InputError: saying what came and what is asked for.
     """
-    if not eps > 0.0:
-        raise OptionError(f"eps of {layer} is positive, not {eps!r}: a channel of zeros divides by its root")
-    return eps
+    if not fits:
+        raise InputError(f"{_name(layer)} takes an input of shape {wanted}, not {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise InputError(f"{_name(layer)} takes floating-point inputs, not {x.dtype}; convert with x.float()")
 
 
-def check_fraction(value: float, name: str, layer: str) -> float:
-    """``value`` where it lies in [0, 1].
+def check_several(layer: nn.Module, count: int, where: str) -> None:
+    """Refuse a variance of fewer than two values.
 
     Raises:
-        OptionError: naming the option.
+        InputError: where there are too few.
     """
-    if not 0.0 <= value <= 1.0:
-        raise OptionError(f"{name} of {layer} lies between 0 and 1, and is not {value!r}")
-    return value
+    if count < 2:
+        raise InputError(
+            f"{_name(layer)} needs two values or more in each {where} for a variance, and has {count}; "
+            "use a larger batch or image"
+        )
 
 
-def wide_dtype(x: Tensor) -> torch.dtype:
-    """What statistics of ``x`` are computed in: float32 at least."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def widen(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """``value`` in ``dtype``, with no operation where it is that already."""
-    return value if value.dtype == dtype else value.to(dtype)
+def _name(layer: nn.Module) -> str:
+    return type(layer).__name__

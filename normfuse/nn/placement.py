@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from normfuse.errors import OptionError
-from normfuse.nn.layer_inputs import positive
+from normfuse.nn.options import check_count
 
 __all__ = ["DepthScaledNorm", "NormFactory", "PeriNorm", "PostNorm", "PreNorm", "mix_norm"]
 
@@ -92,12 +92,12 @@ class DepthScaledNorm(_Placed):
         layer: the number of the block, counted from one.
 
     Raises:
-        OptionError: for a layer that is no count, and where ``norm`` makes no module.
+        OptionError: for a layer that is no whole number of at least 1, and where ``norm`` makes no module.
     """
 
     def __init__(self, norm: NormFactory, sublayer: nn.Module, layer: int) -> None:
         super().__init__(norm, sublayer)
-        self.layer = positive(self, "layer", layer)
+        self.layer = check_count(self, "layer", layer)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         normalized = self.norm(x) * (1.0 / math.sqrt(self.layer))
@@ -129,6 +129,6 @@ def mix_norm(
     if not 1 <= layer <= num_layers:
         raise OptionError(f"mix_norm: layers count from 1 to {num_layers}; there is no {layer!r}")
     if not 0 <= alpha <= 1:
-        raise OptionError(f"mix_norm: alpha is from 0 to 1, not {alpha!r}")
+        raise OptionError(f"mix_norm: alpha is a number from 0 to 1, not {alpha!r}")
     place = PostNorm if layer <= math.floor(Fraction(str(alpha)) * num_layers) else PreNorm
     return place(norm, sublayer)

@@ -8,24 +8,29 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normfuse.errors import OptionError
-from normfuse.nn.affine import scale_and_shift, scaled
-from normfuse.nn.inputs import check_eps, check_input, check_positive, wide_dtype, widen
+from normfuse.nn.affine import add_affine, scale_and_shift, scaled
+from normfuse.nn.inputs import check_tokens
 from normfuse.nn.moments import Tokens
+from normfuse.nn.options import check_count, check_eps, check_groups, listed
+from normfuse.nn.precision import cast, wide_dtype
+from normfuse.nn.running import WithStatistics
 
 __all__ = ["PowerBase"]
 
 _SCALING_EPS = 1e-5
 
 
-class PowerBase(nn.Module):
+class PowerBase(WithStatistics):
     """A quadratic-mean norm per channel with the running statistic ``running_phi``."""
 
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
     running_phi: Tensor
+    #: Options that ``repr`` shows besides.
+    shown: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -33,36 +38,30 @@ class PowerBase(nn.Module):
         eps: float,
         affine: bool,
         layer_scale: bool,
-        group_num: int,
+        num_groups: int,
         made: dict[str, Any],
     ) -> None:
         super().__init__()
-        name = type(self).__name__
-        self.num_features = check_positive(num_features, "num_features", name)
-        self.group_num = check_positive(group_num, "group_num", name)
-        if num_features % group_num:
-            raise OptionError(
-                f"group_num of {name} divides num_features; {group_num} does not divide {num_features}"
-            )
-        self.eps, self.layer_scale = check_eps(eps, name), layer_scale
-        self.weight = nn.Parameter(torch.ones(num_features, **made)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(num_features, **made)) if affine else None
-        self.register_buffer("running_phi", torch.ones(num_features, **made))
+        self.num_features = check_count(self, "num_features", num_features)
+        self.num_groups = check_groups(self, num_groups, num_features)
+        self.eps, self.affine, self.layer_scale = check_eps(self, eps), affine, layer_scale
+        add_affine(self, affine, num_features, **made)
+        self.add_statistic("running_phi", 1.0, num_features, **made)
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalize ``x``; ``pad_mask`` matters in training only."""
-        check_input(x, pad_mask, self.num_features, type(self).__name__)
+        check_tokens(self, x, pad_mask, self.num_features)
         u = self.observed(x)
         y = self._train(u, Tokens(u, pad_mask)) if self.training else self._evaluate(u)
-        return widen(y, x.dtype)
+        return cast(y, x.dtype)
 
     def observed(self, x: Tensor) -> Tensor:
         """What the statistics are taken of: ``x`` after layer scaling."""
         if not self.layer_scale:
             return x
-        if self.group_num == 1:
+        if self.num_groups == 1:
             return F.rms_norm(x, (self.num_features,), eps=_SCALING_EPS)
-        groups = x.unflatten(-1, (self.group_num, -1))
+        groups = x.unflatten(-1, (self.num_groups, -1))
         return F.rms_norm(groups, groups.shape[-1:], eps=_SCALING_EPS).flatten(-2)
 
     def set_statistics(self, mean: Tensor, mean_square: Tensor) -> None:
@@ -74,7 +73,7 @@ class PowerBase(nn.Module):
 
     def _evaluate(self, u: Tensor) -> Tensor:
         dtype = wide_dtype(u)
-        shift = None if self.bias is None else widen(self.bias, dtype)
+        shift = None if self.bias is None else cast(self.bias, dtype)
         return scale_and_shift(u, scaled(self.weight, self.running_phi, self.eps, dtype), shift)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -86,5 +85,4 @@ class PowerBase(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
-        scaling = f"layer_scale={self.layer_scale}, group_num={self.group_num}"
-        return f"{self.num_features}, {scaling}, eps={self.eps}, affine={self.weight is not None}"
+        return listed(self, "num_features", "eps", *self.shown, "affine", "layer_scale", "num_groups")

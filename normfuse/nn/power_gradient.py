@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from normfuse.nn.affine import scale_and_shift
-from normfuse.nn.inputs import widen
 from normfuse.nn.moments import Tokens, sum_of_tokens
+from normfuse.nn.precision import cast
 
 __all__ = ["PowerGradient"]
 
@@ -31,7 +32,7 @@ class PowerGradient(torch.autograd.Function):
         x: Tensor, weight: Tensor, bias: Tensor, tokens: Tokens, rstd: Tensor, is_warm: Tensor,
         ema: Tensor, alpha: float,
     ) -> Tensor:  # fmt: skip
-        return scale_and_shift(x, widen(weight, rstd.dtype) * rstd, widen(bias, rstd.dtype))
+        return scale_and_shift(x, cast(weight, rstd.dtype) * rstd, cast(bias, rstd.dtype))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -40,21 +41,22 @@ class PowerGradient(torch.autograd.Function):
         ctx.bias_dtype = bias.dtype
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, rstd, is_warm = ctx.saved_tensors
         tokens: Tokens = ctx.tokens
-        dy, z = widen(grads[0], rstd.dtype), widen(x, rstd.dtype) * rstd
-        g = dy * widen(weight, rstd.dtype)
-        ema = widen(ctx.ema, rstd.dtype)
+        dy, z = cast(grads[0], rstd.dtype), cast(x, rstd.dtype) * rstd
+        g = dy * cast(weight, rstd.dtype)
+        ema = cast(ctx.ema, rstd.dtype)
         nu = (1 - ctx.alpha) * ema
         correlation, power = sum_of_tokens(g * z) / tokens.count, tokens.mean_square(z)
         moved = ema + correlation - nu * power
         ctx.ema.copy_(tokens.unless_empty(moved, ema))
-        subtracted = torch.where(is_warm > 0, correlation, nu)
+        subtracted = torch.where(is_warm, correlation, nu)
         dx = (g - tokens.keep(subtracted * z)) * rstd
         wanted = (
-            widen(dx, x.dtype),
-            widen(sum_of_tokens(dy * z), weight.dtype),
-            widen(sum_of_tokens(dy), ctx.bias_dtype),
+            cast(dx, x.dtype),
+            cast(sum_of_tokens(dy * z), weight.dtype),
+            cast(sum_of_tokens(dy), ctx.bias_dtype),
         )
         return *wanted, None, None, None, None, None

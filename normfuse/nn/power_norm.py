@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from normfuse.nn.inputs import check_fraction, check_positive, wide_dtype, widen
+from normfuse.nn.affine import ones_and_zeros
 from normfuse.nn.moments import Tokens
+from normfuse.nn.options import check_count, check_share
 from normfuse.nn.power_base import PowerBase
 from normfuse.nn.power_gradient import PowerGradient
-from normfuse.nn.recomputing import refuse_recomputation
-from normfuse.nn.saved_together import saved_together
+from normfuse.nn.precision import cast, wide_dtype
+from normfuse.nn.recomputing import kept, refuse_second_run
 
 __all__ = ["PowerNorm"]
 
@@ -23,7 +24,7 @@ class PowerNorm(PowerBase):
         evaluation:  y = weight * u / sqrt(running_phi + eps) + bias
 
     "PowerNorm: Rethinking Batch Normalization in Transformers", arXiv 2003.07845, section 4.2. ``u`` is ``x``
-    divided by the quadratic mean of its channels (``layer_scale``), token by token, in ``group_num`` groups.
+    divided by the quadratic mean of its channels (``layer_scale``), token by token, in ``num_groups`` groups.
 
     Up to step ``warmup_iters`` the norm is PN-V: the batch's own mean square, and the derivative as the
     gradient; before that step ``running_phi`` is the average of all batches so far, moved as above. From then
@@ -42,14 +43,14 @@ class PowerNorm(PowerBase):
         affine: whether there are ``weight`` and ``bias``.
         warmup_iters: steps of PN-V at the start.
         layer_scale: whether each token is divided by its quadratic mean first.
-        group_num: groups of channels for that, for example the heads; it divides ``num_features``.
+        num_groups: groups of channels for that, for example the heads; it divides ``num_features``.
 
     Shape:
         x: (..., C), floating point, two axes at least; the output has its shape and dtype.
         pad_mask: (...), bool, True at padding, which is normalized but takes no part in the statistics. A
             batch of padding alone, or an empty one, counts as one with the running statistics.
 
-    Statistics are computed in float32 at least. ``ema_gz`` is written in the backward pass. Distributed
+    Statistics are in float32 at least. ``ema_gz`` is written in the backward pass. Distributed
     training, torch.func and activation checkpointing: see :class:`normfuse.nn.UnifiedNorm`. Checkpoints of
     the paper's code load.
 
@@ -58,6 +59,7 @@ class PowerNorm(PowerBase):
         InputError: (at a call) for a wrong shape, dtype or mask.
     """
 
+    shown = ("alpha_fwd", "alpha_bkw", "warmup_iters")
     ema_gz: Tensor
     iters: Tensor
 
@@ -68,32 +70,34 @@ class PowerNorm(PowerBase):
         alpha_fwd: float = 0.9,
         alpha_bkw: float = 0.9,
         affine: bool = True,
+        *,
         warmup_iters: int = 10000,
         layer_scale: bool = True,
-        group_num: int = 1,
+        num_groups: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            num_features, eps, affine, layer_scale, group_num, {"device": device, "dtype": dtype}
+            num_features, eps, affine, layer_scale, num_groups, {"device": device, "dtype": dtype}
         )
-        self.alpha_fwd = check_fraction(alpha_fwd, "alpha_fwd", "PowerNorm")
-        self.alpha_bkw = check_fraction(alpha_bkw, "alpha_bkw", "PowerNorm")
-        self.warmup_iters = check_positive(warmup_iters, "warmup_iters", "PowerNorm", least=0)
-        self.register_buffer("ema_gz", torch.zeros(num_features, device=device, dtype=dtype))
+        self.alpha_fwd = check_share(self, "alpha_fwd", alpha_fwd)
+        self.alpha_bkw = check_share(self, "alpha_bkw", alpha_bkw)
+        self.warmup_iters = check_count(self, "warmup_iters", warmup_iters, least=0)
+        self.add_statistic("ema_gz", 0.0, num_features, device=device, dtype=dtype)
         self.register_buffer("iters", torch.zeros(1, dtype=torch.int64, device=device))
 
     def _train(self, u: Tensor, tokens: Tokens) -> Tensor:
-        refuse_recomputation(self)
+        refuse_second_run(self)
         dtype = wide_dtype(u)
         self.iters.add_(1)
-        iteration, running = self.iters.squeeze(0).clone(), widen(self.running_phi, dtype)
-        x2 = tokens.unless_empty(tokens.mean_square(widen(u.detach(), dtype)), running)
+        iteration, running = self.iters.squeeze(0).clone(), cast(self.running_phi, dtype)
+        x2 = tokens.unless_empty(tokens.mean_square(cast(u.detach(), dtype)), running)
         is_warm = iteration <= self.warmup_iters
-        rstd, warm = saved_together(torch.rsqrt(torch.where(is_warm, x2, running) + self.eps), is_warm)
+        rstd, warm = kept(self, torch.rsqrt(torch.where(is_warm, x2, running) + self.eps), is_warm)
         self.running_phi.copy_(self._moved(running, x2, iteration))
+        affine = ones_and_zeros(self.weight, self.bias, self.running_phi, dtype)
         state = (tokens, rstd, warm, self.ema_gz, self.alpha_bkw)
-        y: Tensor = PowerGradient.apply(u, *self._affine(dtype), *state)  # type: ignore[no-untyped-call]
+        y: Tensor = PowerGradient.apply(u, *affine, *state)  # type: ignore[no-untyped-call]
         return y
 
     def _moved(self, running: Tensor, x2: Tensor, iteration: Tensor) -> Tensor:
@@ -101,13 +105,3 @@ class PowerNorm(PowerBase):
         average = running + (x2 - running) / iteration
         start = torch.where(iteration < self.warmup_iters, average, running)
         return self.alpha_fwd * start + (1 - self.alpha_fwd) * x2
-
-    def _affine(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        if self.weight is not None and self.bias is not None:
-            return self.weight, self.bias
-        ones = torch.ones(self.num_features, dtype=dtype, device=self.running_phi.device)
-        return ones, torch.zeros_like(ones)
-
-    def extra_repr(self) -> str:
-        shares = f"alpha_fwd={self.alpha_fwd}, alpha_bkw={self.alpha_bkw}"
-        return f"{super().extra_repr()}, {shares}, warmup_iters={self.warmup_iters}"

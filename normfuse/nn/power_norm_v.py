@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 
 from normfuse.nn.affine import scale_and_shift
-from normfuse.nn.inputs import check_fraction, wide_dtype, widen
 from normfuse.nn.moments import Tokens
+from normfuse.nn.options import check_share
 from normfuse.nn.power_base import PowerBase
+from normfuse.nn.precision import cast, wide_dtype
+from normfuse.nn.recomputing import kept
+from normfuse.nn.running import follow
 
 __all__ = ["PowerNormV"]
 
@@ -30,11 +33,13 @@ class PowerNormV(PowerBase):
             round.
         affine: whether there are ``weight`` and ``bias``.
         layer_scale: whether each token is divided by its quadratic mean first.
-        group_num: groups of channels for that, for example the heads.
+        num_groups: groups of channels for that, for example the heads.
 
     Shapes, dtypes, padding and errors: see :class:`normfuse.nn.PowerNorm`. As with nn.BatchNorm, activation
     checkpointing moves ``running_phi`` twice for each batch; the output is the same both times.
     """
+
+    shown = ("alpha_fwd",)
 
     def __init__(
         self,
@@ -42,22 +47,23 @@ class PowerNormV(PowerBase):
         eps: float = 1e-5,
         alpha_fwd: float = 0.9,
         affine: bool = True,
+        *,
         layer_scale: bool = False,
-        group_num: int = 1,
+        num_groups: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            num_features, eps, affine, layer_scale, group_num, {"device": device, "dtype": dtype}
+            num_features, eps, affine, layer_scale, num_groups, {"device": device, "dtype": dtype}
         )
-        self.alpha_fwd = check_fraction(alpha_fwd, "alpha_fwd", "PowerNormV")
+        self.alpha_fwd = check_share(self, "alpha_fwd", alpha_fwd)
 
     def _train(self, u: Tensor, tokens: Tokens) -> Tensor:
         dtype = wide_dtype(u)
-        running = widen(self.running_phi, dtype)
-        wide = widen(u, dtype)
+        (running,) = kept(self, cast(self.running_phi, dtype))
+        wide = cast(u, dtype)
         phi = tokens.unless_empty(tokens.mean_square(wide), running)
-        self.running_phi.copy_(self.alpha_fwd * running + (1 - self.alpha_fwd) * phi.detach())
+        follow(self.running_phi, phi, 1 - self.alpha_fwd)
         rstd = torch.rsqrt(phi + self.eps)
-        scale = rstd if self.weight is None else widen(self.weight, dtype) * rstd
-        return scale_and_shift(u, scale, None if self.bias is None else widen(self.bias, dtype))
+        scale = rstd if self.weight is None else cast(self.weight, dtype) * rstd
+        return scale_and_shift(u, scale, None if self.bias is None else cast(self.bias, dtype))

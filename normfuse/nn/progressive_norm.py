@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normfuse.errors import OptionError
-from normfuse.nn.inputs import check_positive, wide_dtype
-from normfuse.nn.recomputing import refuse_recomputation
-from normfuse.nn.saved_together import saved_together
+from normfuse.nn.options import check_count, check_share
+from normfuse.nn.precision import wide_dtype
+from normfuse.nn.recomputing import kept, refuse_second_run
 from normfuse.warn import warn_user
 
 __all__ = ["ProgressiveNorm"]
@@ -54,11 +53,9 @@ class ProgressiveNorm(nn.Module):
         self, norm1: nn.Module, norm2: nn.Module, warm: int = 0, step: int = 300_000, r0: float = 1.0
     ) -> None:
         super().__init__()
-        if not 0.0 <= r0 <= 1.0:
-            raise OptionError(f"r0 of ProgressiveNorm lies between 0 and 1, and is not {r0!r}")
-        self.norm1, self.norm2, self.r0 = norm1, norm2, r0
-        check_positive(warm, "warm", "ProgressiveNorm", least=0)
-        check_positive(step, "step", "ProgressiveNorm")
+        self.norm1, self.norm2, self.r0 = norm1, norm2, check_share(self, "r0", r0)
+        check_count(self, "warm", warm, least=0)
+        check_count(self, "step", step)
         anchor = next((p for p in norm2.parameters()), None)
         made: dict[str, Any] = {"dtype": torch.int64, "device": None if anchor is None else anchor.device}
         for name, value in (("warm", warm), ("iter", step), ("total_step", step)):
@@ -72,7 +69,7 @@ class ProgressiveNorm(nn.Module):
             self._warn_before_the_end()
             y: Tensor = self.norm2(x, *rest)
             return y
-        refuse_recomputation(self)
+        refuse_second_run(self)
         share, rest_of_share = self._shares(wide_dtype(x))
         mixed: Tensor = share * self.norm1(x) + rest_of_share * self.norm2(x, *rest)
         return mixed
@@ -81,7 +78,7 @@ class ProgressiveNorm(nn.Module):
         """``lambda`` and one minus it in this step; the counters move on."""
         is_warm = self.warm > 0
         share = torch.where(is_warm, 1.0, self.r0 * self.iter.to(dtype) / self.total_step)
-        shares = saved_together(share, 1 - share)
+        shares = kept(self, share, 1 - share)
         self.iter.copy_(torch.where(is_warm, self.iter, (self.iter - 1).clamp(min=0)))
         self.warm.copy_((self.warm - 1).clamp(min=0))
         return shares

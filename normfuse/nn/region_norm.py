@@ -6,7 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from normfuse.errors import InputError
-from normfuse.nn.layer_inputs import as_given, check_channels, per_channel, positive, widened
+from normfuse.nn.affine import add_affine, per_channel
+from normfuse.nn.inputs import check_channels
+from normfuse.nn.options import check_count, check_eps, listed
+from normfuse.nn.precision import cast, widened
 
 __all__ = ["RegionNorm"]
 
@@ -36,24 +39,27 @@ class RegionNorm(nn.Module):
     ``weight`` and ``bias`` have the shape ``(2, C)``, region 0 first.
 
     Raises:
-        OptionError: from the constructor, for a number of channels that is no count.
+        OptionError: from the constructor, for an option that is out of range.
         InputError: from the call, for another number of channels or axes, or a mask of another shape.
     """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
 
     def __init__(
         self,
         num_features: int,
         eps: float = 1e-5,
+        *,
         over_batch: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.num_features = positive(self, "num_features", num_features)
-        self.eps = eps
+        self.num_features = check_count(self, "num_features", num_features)
+        self.eps = check_eps(self, eps)
         self.over_batch = over_batch
-        self.weight = nn.Parameter(torch.ones(2, num_features, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(2, num_features, device=device, dtype=dtype))
+        add_affine(self, True, 2, num_features, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         check_channels(self, x, self.num_features, range(4, 5))
@@ -67,7 +73,7 @@ class RegionNorm(nn.Module):
         weight, bias = widened(self.weight), widened(self.bias)
         in_0 = self._region(z, ~marked) * per_channel(weight[0], x) + per_channel(bias[0], x)
         in_1 = self._region(z, marked) * per_channel(weight[1], x) + per_channel(bias[1], x)
-        return as_given(torch.where(marked, in_1, in_0), x)
+        return cast(torch.where(marked, in_1, in_0), x.dtype)
 
     def _region(self, z: Tensor, inside: Tensor) -> Tensor:
         """The values of one region, normalized by it, and zeros elsewhere."""
@@ -79,4 +85,4 @@ class RegionNorm(nn.Module):
         return centred * torch.rsqrt(variance + self.eps)
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}, over_batch={self.over_batch}"
+        return listed(self, "num_features", "eps", "over_batch")

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from normfuse.nn.affine import scale_and_shift
 from normfuse.nn.batch_norm import BatchNorm
-from normfuse.nn.inputs import check_input, wide_dtype, widen
+from normfuse.nn.inputs import check_several, check_tokens
+from normfuse.nn.options import check_count, check_eps, check_share
+from normfuse.nn.precision import cast, wide_dtype
 
 __all__ = ["RepBatchNorm"]
 
@@ -26,9 +28,9 @@ class RepBatchNorm(nn.Module):
 
     Args:
         num_features: channels C.
+        eps, momentum, affine: of the batch norm ``bn``, see :class:`normfuse.nn.BatchNorm`.
         alpha: the first value of ``alpha``, a parameter of shape (1,). The paper starts with one for images;
             its code for language models starts with zero and also sets weight and bias of ``bn`` to zero.
-        eps, momentum, affine: of the batch norm ``bn``, see :class:`normfuse.nn.BatchNorm`.
 
     Shape:
         x: (..., C), also (B, C); the output has its shape and dtype.
@@ -46,25 +48,29 @@ class RepBatchNorm(nn.Module):
     def __init__(
         self,
         num_features: int,
-        alpha: float = 1.0,
         eps: float = 1e-5,
         momentum: float = 0.1,
         affine: bool = True,
+        *,
+        alpha: float = 1.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.num_features = num_features
+        self.num_features = check_count(self, "num_features", num_features)
+        check_eps(self, eps)
+        check_share(self, "momentum", momentum)
         self.bn = BatchNorm(num_features, eps, momentum, affine, device, dtype)
         self.alpha = nn.Parameter(torch.full((1,), alpha, device=device, dtype=dtype))
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalize ``x``; ``pad_mask`` matters in training only."""
-        check_input(x, pad_mask, self.num_features, "RepBatchNorm")
+        check_tokens(self, x, pad_mask, self.num_features)
         dtype = wide_dtype(x)
-        alpha = widen(self.alpha, dtype)
+        alpha = cast(self.alpha, dtype)
         if self.training:
-            return widen(self.bn(x, pad_mask) + alpha * x, x.dtype)
+            check_several(self, x.numel() // self.num_features, "channel")
+            return cast(self.bn(x, pad_mask) + alpha * x, x.dtype)
         scale, shift = self.bn.scale_and_shift(dtype)
         return scale_and_shift(x, scale + alpha, shift)
 

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from normfuse.nn.layer_inputs import check_last, positive
+from normfuse.nn.inputs import check_last
+from normfuse.nn.options import check_count, check_eps, listed
 
 __all__ = ["ScaledLayerNorm"]
 
@@ -27,7 +28,7 @@ class ScaledLayerNorm(nn.LayerNorm):
         eps, elementwise_affine, bias, device, dtype: as in ``nn.LayerNorm``.
 
     Raises:
-        OptionError: from the constructor, for a size or a layer that is no count.
+        OptionError: from the constructor, for an option that is out of range.
         InputError: from the call, for a last axis of another size or values that are not floating-point.
     """
 
@@ -42,12 +43,13 @@ class ScaledLayerNorm(nn.LayerNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
-        positive(self, "normalized_shape", normalized_shape)
-        self.layer = positive(self, "layer", layer)
+        check_count(self, "normalized_shape", normalized_shape)
+        check_eps(self, eps)
+        self.layer = check_count(self, "layer", layer)
 
     def forward(self, x: Tensor) -> Tensor:
         check_last(self, x, self.normalized_shape[0])
         return super().forward(x) * (1.0 / math.sqrt(self.layer))
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, layer={self.layer}"
+        return listed(self, "normalized_shape", "layer", "eps", "elementwise_affine")

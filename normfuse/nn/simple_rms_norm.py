@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normfuse.errors import OptionError
-from normfuse.nn.layer_inputs import as_given, check_last, positive, widened
+from normfuse.nn.inputs import check_last
+from normfuse.nn.options import check_count, check_eps, listed
+from normfuse.nn.precision import cast, widened
 
 __all__ = ["SimpleRMSNorm"]
 
@@ -36,20 +38,27 @@ class SimpleRMSNorm(nn.Module):
         normalized_shape: ``d``.
         eps: more than zero.
         eps_form: where it stands.
+        device, dtype: as in every layer; there is nothing to put there.
 
     Raises:
         OptionError: from the constructor, for a size, an eps or a form that does not exist.
         InputError: from the call, for a last axis of another size or values that are not floating-point.
     """
 
-    def __init__(self, normalized_shape: int, eps: float = 1e-6, eps_form: str = "inside") -> None:
+    def __init__(
+        self,
+        normalized_shape: int,
+        eps: float = 1e-6,
+        *,
+        eps_form: str = "inside",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.normalized_shape = positive(self, "normalized_shape", normalized_shape)
-        if not eps > 0:
-            raise OptionError(f"SimpleRMSNorm: eps is more than zero, not {eps!r}; a zero vector needs it")
+        self.normalized_shape = check_count(self, "normalized_shape", normalized_shape)
         if eps_form not in _FORMS:
             raise OptionError(f"SimpleRMSNorm: eps_form is one of {', '.join(_FORMS)}, not {eps_form!r}")
-        self.eps = eps
+        self.eps = check_eps(self, eps)
         self.eps_form = eps_form
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,8 +69,8 @@ class SimpleRMSNorm(nn.Module):
         # Not the root of a mean: its derivative at zero is infinite, that of a length is taken as zero.
         length: Tensor = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
         if self.eps_form == "outside":
-            return as_given(z / (length / root + self.eps), x)
-        return as_given(z / length.clamp_min(self.eps) * root, x)
+            return cast(z / (length / root + self.eps), x.dtype)
+        return cast(z / length.clamp_min(self.eps) * root, x.dtype)
 
     def extra_repr(self) -> str:
-        return f"{self.normalized_shape}, eps={self.eps}, eps_form={self.eps_form!r}"
+        return listed(self, "normalized_shape", "eps", "eps_form")

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from normfuse.nn.affine import scale_and_shift
-from normfuse.nn.inputs import widen
 from normfuse.nn.moments import Tokens, sum_of_tokens
+from normfuse.nn.precision import cast
 from normfuse.nn.smoothing import put
 
 __all__ = ["GradientState", "SmoothedGradient"]
@@ -31,8 +32,8 @@ class GradientState(NamedTuple):
 
     Attributes:
         rstd, ratio: (C,).
-        skip, is_instant: (C,), zero or one, the same for all channels.
-        place: (C,), where in the window this batch enters.
+        skip, is_instant: (), bool.
+        place: (), where in the window this batch enters.
     """
 
     rstd: Tensor
@@ -50,7 +51,7 @@ class SmoothedGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor, tokens: Tokens, rstd: Tensor, *state: Any) -> Tensor:
-        return scale_and_shift(x, widen(weight, rstd.dtype) * rstd, widen(bias, rstd.dtype))
+        return scale_and_shift(x, cast(weight, rstd.dtype) * rstd, cast(bias, rstd.dtype))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -61,17 +62,18 @@ class SmoothedGradient(torch.autograd.Function):
         ctx.tokens, ctx.buffers, ctx.bias_dtype = tokens, made[_SAVED:], bias.dtype
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *saved = ctx.saved_tensors
         state = GradientState(*saved, *ctx.buffers)
         dtype = state.rstd.dtype
-        dy, z = widen(grads[0], dtype), widen(x, dtype) * state.rstd
-        g = dy * (widen(weight, dtype) * state.ratio)
+        dy, z = cast(grads[0], dtype), cast(x, dtype) * state.rstd
+        g = dy * (cast(weight, dtype) * state.ratio)
         subtracted = _gradient_statistic(g, z, ctx.tokens, state)
         dx = (g - ctx.tokens.keep(subtracted * z)) * state.rstd
         dweight = sum_of_tokens(dy * z) * state.ratio
         dbias = sum_of_tokens(dy)
-        wanted = (widen(dx, x.dtype), widen(dweight, weight.dtype), widen(dbias, ctx.bias_dtype))
+        wanted = (cast(dx, x.dtype), cast(dweight, weight.dtype), cast(dbias, ctx.bias_dtype))
         return *wanted, *(None for _ in range(1 + len(state)))
 
 
@@ -81,10 +83,10 @@ _SAVED = GradientState._fields.index("ema")
 
 def _gradient_statistic(g: Tensor, z: Tensor, tokens: Tokens, state: GradientState) -> Tensor:
     """What multiplies ``z``; the buffers take in this batch."""
-    ema, window, skip = widen(state.ema, g.dtype), widen(state.window, g.dtype), state.skip > 0
+    ema, window, skip = cast(state.ema, g.dtype), cast(state.window, g.dtype), state.skip
     gz = tokens.unless_empty(sum_of_tokens(g * z) / tokens.count, ema)
     entered = put(window, state.place, torch.where(skip, ema, gz))
-    mean = torch.where(state.is_instant > 0, gz, entered.mean(0))
+    mean = torch.where(state.is_instant, gz, entered.mean(0))
     new = state.momentum * ema + (1 - state.momentum) * mean
     state.window.copy_(entered)
     state.ema.copy_(new)

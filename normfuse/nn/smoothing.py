@@ -59,7 +59,7 @@ def smooth(
 
 
 def put(window: Tensor, place: Tensor, value: Tensor) -> Tensor:
-    """The window (M, C) with ``value`` in one place, the same for all channels or one for each."""
+    """The window (M, C) with ``value`` in one place."""
     places = torch.arange(window.shape[0], device=window.device).unsqueeze(-1)
     return torch.where(places == place, value, window)
 

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normfuse.errors import InputError, OptionError
-from normfuse.nn.layer_inputs import as_given, check_last, positive, widened
+from normfuse.errors import InputError
+from normfuse.nn.inputs import check_last
+from normfuse.nn.options import check_count, check_eps, listed
+from normfuse.nn.precision import cast, widened
 
 __all__ = ["TimeDependentLayerNorm", "TimeDependentParameter"]
 
@@ -21,7 +23,11 @@ class TimeDependentParameter(nn.Module):
     """
 
     def __init__(
-        self, size: int, start: float, device: torch.device | str | None, dtype: torch.dtype | None
+        self,
+        size: int,
+        start: float,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         values = torch.full((size,), start, device=device, dtype=dtype)
@@ -55,7 +61,7 @@ class TimeDependentLayerNorm(nn.Module):
         bias: whether there is a bias; by default for LayerNorm only.
 
     Raises:
-        OptionError: from the constructor, for a size that is no count.
+        OptionError: from the constructor, for an option that is out of range.
         InputError: from the call, for a last axis of another size, a time of another shape, or values that
             are not floating-point.
     """
@@ -64,16 +70,15 @@ class TimeDependentLayerNorm(nn.Module):
         self,
         normalized_shape: int,
         eps: float | None = None,
+        *,
         rms: bool = False,
         bias: bool | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.normalized_shape = positive(self, "normalized_shape", normalized_shape)
-        self.eps = (1e-8 if rms else 1e-5) if eps is None else eps
-        if not self.eps > 0:
-            raise OptionError(f"TimeDependentLayerNorm: eps is more than zero, not {eps!r}")
+        self.normalized_shape = check_count(self, "normalized_shape", normalized_shape)
+        self.eps = check_eps(self, (1e-8 if rms else 1e-5) if eps is None else eps)
         self.rms = rms
         has_bias = not rms if bias is None else bias
         self.weight = TimeDependentParameter(normalized_shape, 1.0, device, dtype)
@@ -90,7 +95,7 @@ class TimeDependentLayerNorm(nn.Module):
         y: Tensor = self._normalized(widened(x)) * self.weight(time).unflatten(0, (-1, *between))
         if self.bias is not None:
             y = y + self.bias(time).unflatten(0, (-1, *between))
-        return as_given(y, x)
+        return cast(y, x.dtype)
 
     def _normalized(self, z: Tensor) -> Tensor:
         if not self.rms:
@@ -99,4 +104,4 @@ class TimeDependentLayerNorm(nn.Module):
         return z / (length / math.sqrt(self.normalized_shape) + self.eps)
 
     def extra_repr(self) -> str:
-        return f"{self.normalized_shape}, eps={self.eps}, rms={self.rms}"
+        return listed(self, "normalized_shape", "eps", "rms")

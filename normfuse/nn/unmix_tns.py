@@ -9,10 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normfuse.errors import InputError, OptionError
+from normfuse.errors import InputError
+from normfuse.nn.affine import add_affine, per_channel
 from normfuse.nn.from_batch_norm import copy_statistics, described
-from normfuse.nn.layer_inputs import as_given, check_channels, per_channel, positive, widened
-from normfuse.nn.snapshot import snapshot
+from normfuse.nn.inputs import check_channels
+from normfuse.nn.options import check_count, check_eps, check_share, listed
+from normfuse.nn.precision import cast, widened
+from normfuse.nn.recomputing import kept, refuse_second_run
+from normfuse.nn.running import WithStatistics, batch_norm
 
 __all__ = ["UnMixTNS"]
 
@@ -20,7 +24,7 @@ _TEMPERATURE = 0.07
 _SPREAD = 0.5
 
 
-class UnMixTNS(nn.Module):
+class UnMixTNS(WithStatistics):
     """``y = weight (x - mean_b) / sqrt(var_b + eps) + bias`` with statistics of their own for each sample b.
 
     From "Un-Mixing Test-Time Normalization Statistics: Combatting Label Temporal Correlation" (Tomar et al.
@@ -39,9 +43,10 @@ class UnMixTNS(nn.Module):
     repeatable results. Values of (N, C), which have no axis of space, are normalized by the stored
     statistics, as by a batch norm in evaluation, and move nothing.
 
-    The components behave as a batch norm's statistics in training, and here in evaluation, too:
-    checkpointed activations move them twice, ``torch.func`` transforms need them among the functional
-    arguments, DDP broadcasts those of rank 0. ``torch.export`` makes them outputs of the program.
+    The components are in float32 at least. As a batch norm's statistics in training, and here in evaluation,
+    too, ``torch.func`` transforms need them among the functional arguments, and DDP broadcasts those of rank
+    0; ``torch.export`` makes them outputs of the program. A second run over a batch would give another
+    output, so activation checkpointing of this layer raises an error while it adapts.
 
     Shape: ``(N, C, ...)`` of two to five axes, to the same. Statistics are taken in float32 for half
     precision, and the result has the dtype of the input.
@@ -53,9 +58,16 @@ class UnMixTNS(nn.Module):
         momentum: how far components move.
 
     Raises:
-        OptionError: from the constructor, for counts that are none.
+        OptionError: from the constructor, for an option that is out of range.
         InputError: from the call, for another number of channels or axes, and for an empty batch.
     """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+    running_mean: Tensor
+    running_var: Tensor
+    component_mean: Tensor
+    component_var: Tensor
 
     def __init__(
         self,
@@ -67,24 +79,15 @@ class UnMixTNS(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.num_features = positive(self, "num_features", num_features)
-        self.num_components = positive(self, "num_components", num_components)
-        if not 0 <= momentum <= 1:
-            raise OptionError(f"UnMixTNS: momentum is from 0 to 1, not {momentum!r}")
-        self.eps = eps
-        self.momentum = momentum
+        self.num_features = check_count(self, "num_features", num_features)
+        self.num_components = check_count(self, "num_components", num_components)
+        self.eps, self.momentum = check_eps(self, eps), check_share(self, "momentum", momentum)
         self.adapt = True
-        ones = torch.ones(num_features, device=device, dtype=dtype)
-        self.weight = nn.Parameter(ones)
-        self.bias = nn.Parameter(torch.zeros_like(ones))
-        self.running_mean: Tensor
-        self.running_var: Tensor
-        self.component_mean: Tensor
-        self.component_var: Tensor
-        self.register_buffer("running_mean", torch.zeros_like(ones))
-        self.register_buffer("running_var", torch.ones_like(ones))
-        self.register_buffer("component_mean", ones.expand(num_components, -1).clone())
-        self.register_buffer("component_var", ones.expand(num_components, -1).clone())
+        add_affine(self, True, num_features, device=device, dtype=dtype)
+        self.add_statistic("running_mean", 0.0, num_features, device=device, dtype=dtype)
+        self.add_statistic("running_var", 1.0, num_features, device=device, dtype=dtype)
+        for name in ("component_mean", "component_var"):
+            self.add_statistic(name, 1.0, num_components, num_features, device=device, dtype=dtype)
         self.reset_components()
 
     @classmethod
@@ -97,7 +100,7 @@ class UnMixTNS(nn.Module):
             InputError: where it stores no statistics.
         """
         size, eps, momentum, device, dtype = described(norm)
-        made = cls(size, num_components, eps, momentum, device, dtype)
+        made = cls(size, num_components, eps, momentum, device=device, dtype=dtype)
         copy_statistics(norm, made)
         made.reset_components(generator)
         return made.train(norm.training)
@@ -120,14 +123,15 @@ class UnMixTNS(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_channels(self, x, self.num_features)
         if x.dim() == 2:
-            stored = self.running_mean, self.running_var
-            return F.batch_norm(x, *stored, self.weight, self.bias, False, 0.0, self.eps)
+            return batch_norm(self, x, training=False)
         if x.numel() == 0:
             raise InputError(f"UnMixTNS: {tuple(x.shape)} holds no values, which have no statistics")
+        if self.adapt:
+            refuse_second_run(self)
         z = widened(x)
         mean, var = self._mixed(*self._of_samples(z))
         y = (z - _per_sample(mean, x)) * _per_sample(torch.rsqrt(var + self.eps), x)
-        return as_given(y * per_channel(self.weight, x) + per_channel(self.bias, x), x)
+        return cast(y * per_channel(self.weight, x) + per_channel(self.bias, x), x.dtype)
 
     def _of_samples(self, z: Tensor) -> tuple[Tensor, Tensor]:
         var, mean = torch.var_mean(z, list(range(2, z.dim())), correction=0)
@@ -135,7 +139,7 @@ class UnMixTNS(nn.Module):
 
     def _mixed(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """The statistics of each sample; then the components move."""
-        means, variances = (widened(snapshot(b)) for b in (self.component_mean, self.component_var))
+        means, variances = map(widened, kept(self, self.component_mean, self.component_var))
         # No matrix product, which autocast would round, at a temperature that multiplies errors by 14.
         similarity = (F.normalize(mean.detach(), dim=1)[:, None] * F.normalize(means, dim=1)).sum(-1)
         p = torch.softmax(similarity / _TEMPERATURE, dim=1)[:, :, None]
@@ -150,10 +154,10 @@ class UnMixTNS(nn.Module):
     def _move(self, p: Tensor, mean: Tensor, var: Tensor) -> None:
         for component, seen in ((self.component_mean, mean), (self.component_var, var)):
             step = (p * (seen[:, None] - component)).mean(0)
-            component.add_((self.momentum * step).to(component.dtype))
+            component.copy_(component + self.momentum * step)
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, num_components={self.num_components}, momentum={self.momentum}"
+        return listed(self, "num_features", "num_components", "eps", "momentum", "adapt")
 
 
 def _per_sample(values: Tensor, x: Tensor) -> Tensor:

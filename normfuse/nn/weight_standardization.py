@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from normfuse.errors import InputError, OptionError
-from normfuse.nn.layer_inputs import as_given, widened
+from normfuse.errors import OptionError
+from normfuse.nn.inputs import check_shape
+from normfuse.nn.options import check_eps
+from normfuse.nn.precision import cast, widened
 
 __all__ = ["WeightStandardizedConv1d", "WeightStandardizedConv2d", "WeightStandardizedConv3d"]
 
@@ -60,11 +62,10 @@ class _WeightStandardized(_ConvNd):
         self.gain = nn.Parameter(self.weight.new_ones(self.out_channels)) if scaled else None
 
     def _check(self) -> None:
-        name = type(self).__name__
         if self.fan_in < 2:
+            name = type(self).__name__
             raise OptionError(f"{name}: one weight for each output channel has no variance; use nn's layer")
-        if not self.eps > 0:
-            raise OptionError(f"{name}: eps is more than zero, not {self.eps!r}")
+        check_eps(self, self.eps)
 
     def standardized_weight(self) -> Tensor:
         """V, in the dtype of ``weight``."""
@@ -72,21 +73,18 @@ class _WeightStandardized(_ConvNd):
         axes = tuple(range(1, weight.dim()))
         if self.gain is None:
             variance, mean = torch.var_mean(weight, axes, correction=0, keepdim=True)
-            return as_given((weight - mean) * torch.rsqrt(variance + self.eps), self.weight)
+            return cast((weight - mean) * torch.rsqrt(variance + self.eps), self.weight.dtype)
         centred = weight - weight.mean(axes, keepdim=True)
         # sqrt(max(n var, eps)) = max(|W - mean|, sqrt(eps))
         length = torch.linalg.vector_norm(centred, dim=axes, keepdim=True).clamp_min(math.sqrt(self.eps))
         gain = widened(self.gain).reshape(length.shape) * self.gamma
-        return as_given(centred / length * gain, self.weight)
+        return cast(centred / length * gain, self.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         rank = self.weight.dim()
-        if x.dim() not in (rank - 1, rank) or x.shape[1 - rank] != self.in_channels:
-            space = ("L", "H, W", "D, H, W")[rank - 3]
-            raise InputError(
-                f"{type(self).__name__} takes (N, {self.in_channels}, {space}) or one sample of it, not "
-                f"{tuple(x.shape)}"
-            )
+        space = ("L", "H, W", "D, H, W")[rank - 3]
+        fits = x.dim() in (rank - 1, rank) and x.shape[1 - rank] == self.in_channels
+        check_shape(self, x, f"(N, {self.in_channels}, {space}) or of one sample of it", fits)
         result: Tensor = self._conv_forward(x, self.standardized_weight(), self.bias)
         return result
 

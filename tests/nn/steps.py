@@ -30,7 +30,7 @@ class Batch:
 
 
 def batches(
-    count: int, masked: bool, channels: int = 6, seed: int = 0, odd: tuple[int, ...] = ()
+    count: int, masked: bool, channels: int = 8, seed: int = 0, odd: tuple[int, ...] = ()
 ) -> Iterator[Batch]:
     """Batches whose scale wanders; those named ``odd`` are outliers in one channel."""
     make = torch.Generator().manual_seed(seed)

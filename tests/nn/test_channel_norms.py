@@ -135,7 +135,7 @@ CASES = {
     "b0": (lambda: EvoNormB0(4), b0),
     "s0": (lambda: EvoNormS0(4, 2), s0),
     "ibn": (lambda: IBN(4, ratio=0.3), ibn),
-    "alpha": (lambda: AlphaBatchNorm(4, 0.7), alpha),
+    "alpha": (lambda: AlphaBatchNorm(4, alpha=0.7), alpha),
 }
 
 
@@ -187,7 +187,7 @@ def test_alpha_one_is_a_batch_norm_in_evaluation_and_zero_the_batch():
 def test_vectors_and_volumes_without_affine():
     for shape in ((6, 4), (2, 4, 3), (2, 4, 2, 2, 2)):
         x = torch.randn(shape, dtype=torch.float64)
-        layer = AlphaBatchNorm(4, 0.0, affine=False).double().eval()
+        layer = AlphaBatchNorm(4, alpha=0.0, affine=False).double().eval()
         axes = [0, *range(2, x.dim())]
         expected = (x - x.mean(axes, keepdim=True)) / (x.var(axes, correction=0, keepdim=True) + EPS).sqrt()
         assert distance(layer(x), expected) <= NEAR

@@ -7,27 +7,36 @@ import torch
 
 import normfuse.nn as layers
 from normfuse.errors import InputError, OptionError
-from tests.nn.zoo import ZOO, build
+from tests.nn.zoo import MASKED, ZOO, build
+
+COUNT = "is a whole number of at least 1, not"
 
 MADE_WRONG = [
-    (lambda: layers.CRMSNorm(0), "normalized_shape is a count of one or more, not 0"),
-    (lambda: layers.CRMSNorm((7, 3)), r"normalized_shape is a count of one or more, not \(7, 3\)"),
-    (lambda: layers.SimpleRMSNorm(8, 0.0), "eps is more than zero"),
+    (lambda: layers.CRMSNorm(0), f"CRMSNorm: normalized_shape {COUNT} 0"),
+    (lambda: layers.CRMSNorm((7, 3)), rf"normalized_shape {COUNT} \(7, 3\)"),
     (lambda: layers.SimpleRMSNorm(8, eps_form="both"), "one of inside, outside, clamp, not 'both'"),
-    (lambda: layers.ScaledLayerNorm(8, 0), "layer is a count of one or more, not 0"),
+    (lambda: layers.ScaledLayerNorm(8, 0), f"ScaledLayerNorm: layer {COUNT} 0"),
     (lambda: layers.WeightStandardizedConv2d(4, 4, 1, groups=4), "one weight for each output channel"),
-    (lambda: layers.WeightStandardizedConv2d(4, 4, 3, eps=0.0), "eps is more than zero"),
     (lambda: layers.WeightStandardizedConv2d(4, 4, 3, gamma=2.0), "gamma goes with scaled=True"),
-    (lambda: layers.BatchChannelNorm(8, 3), "3 groups do not divide 8 channels"),
+    (lambda: layers.BatchChannelNorm(8, 3), "BatchChannelNorm: 3 groups do not divide 8 channels"),
     (lambda: layers.EvoNormS0(8), "32 groups do not divide 8 channels"),
-    (lambda: layers.EvoNormB0(-1), "num_features is a count of one or more, not -1"),
+    (lambda: layers.EvoNormB0(-1), f"num_features {COUNT} -1"),
     (lambda: layers.IBN(1), "leaves one of its norms without any"),
-    (lambda: layers.IBN(8, 1.0), "leaves one of its norms without any"),
-    (lambda: layers.TimeDependentLayerNorm(8, eps=0.0), "eps is more than zero, not 0.0"),
-    (lambda: layers.AdaptiveLayerNorm(8, 0), "condition_features is a count of one or more, not 0"),
-    (lambda: layers.AlphaBatchNorm(8, 1.5), "alpha is from 0 to 1, not 1.5"),
-    (lambda: layers.UnMixTNS(8, 0), "num_components is a count of one or more, not 0"),
-    (lambda: layers.UnMixTNS(8, momentum=2.0), "momentum is from 0 to 1, not 2.0"),
+    (lambda: layers.IBN(8, ratio=1.0), "leaves one of its norms without any"),
+    (lambda: layers.AdaptiveLayerNorm(8, 0), f"condition_features {COUNT} 0"),
+    (lambda: layers.AlphaBatchNorm(8, alpha=1.5), "AlphaBatchNorm: alpha is a number from 0 to 1, not 1.5"),
+    (lambda: layers.UnMixTNS(8, 0), f"num_components {COUNT} 0"),
+    (lambda: layers.UnMixTNS(8, momentum=2.0), "momentum is a number from 0 to 1, not 2.0"),
+    (lambda: layers.BatchNorm(8, momentum=None), "momentum is a number from 0 to 1, not None"),
+    (lambda: layers.UnifiedNorm(8, window_size=4.5), f"window_size {COUNT} 4.5"),
+    (lambda: layers.UnifiedNorm(8, window_size=(4, 0)), f"UnifiedNorm: window_size {COUNT} 0"),
+    (lambda: layers.UnifiedNorm(8, window_size=(4, 4, 4)), "one number or"),
+    (lambda: layers.UnifiedNorm(8, momentum=1.5), "UnifiedNorm: momentum is a number from 0 to 1"),
+    (lambda: layers.PowerNorm(8, num_groups=3), "PowerNorm: 3 groups do not divide 8 channels"),
+    (lambda: layers.PowerNorm(8, warmup_iters=-1), "warmup_iters is a whole number of at least 0, not -1"),
+    (lambda: layers.PowerNorm(8, alpha_bkw=-1), "alpha_bkw is a number from 0 to 1, not -1"),
+    (lambda: layers.ProgressiveNorm(torch.nn.LayerNorm(8), layers.BatchNorm(8), step=0), f"step {COUNT} 0"),
+    (lambda: layers.ProgressiveNorm(torch.nn.LayerNorm(8), layers.BatchNorm(8), r0=2.0), "r0 is a number"),
 ]
 
 
@@ -38,10 +47,33 @@ def test_constructors(case):
         make()
 
 
-WITHOUT = ("PreNorm", "PostNorm", "PeriNorm", "DepthScaledNorm")
+SIZES = {
+    "BatchChannelNorm": (8, 2), "EvoNormS0": (8, 2), "UnMixTNS": (8, 2), "ScaledLayerNorm": (8, 1),
+    "AdaptiveLayerNorm": (8, 4), "AdaptiveLayerNormZero": (8, 4), "WeightStandardizedConv1d": (4, 4, 3),
+    "WeightStandardizedConv2d": (4, 4, 3), "WeightStandardizedConv3d": (4, 4, 3),
+}  # fmt: skip
+OF_OTHERS = (
+    "ProgressiveNorm", "TimeDependentParameter", "PreNorm", "PostNorm", "PeriNorm", "DepthScaledNorm",
+)  # fmt: skip
+WITH_EPS = [name for name in layers.__all__ if name not in (*OF_OTHERS, "mix_norm")]
 
 
-@pytest.mark.parametrize("name", [k for k in sorted(ZOO) if k not in WITHOUT])
+@pytest.mark.parametrize("name", WITH_EPS)
+def test_options_that_all_layers_have(name):
+    """eps comes right after the sizes, as in PyTorch's norms, and is positive."""
+    make, sizes = getattr(layers, name), SIZES.get(name, (8,))
+    for eps in (0.0, -1.0, float("nan"), float("inf"), "1e-5"):
+        with pytest.raises(OptionError, match=f"{name}: eps is a number above zero, not {eps!r}"):
+            make(*sizes, eps=eps)
+    if "Conv" not in name:
+        assert "eps=0.25" in repr(make(*sizes, 0.25))
+    layer = make(*sizes, device="meta", dtype=torch.float64)
+    made = [*layer.parameters(), *layer.buffers()]
+    assert all(v.device.type == "meta" and v.dtype in (torch.float64, torch.int64) for v in made)
+    assert "eps=1e-0" in repr(layer)
+
+
+@pytest.mark.parametrize("name", [k for k in sorted(ZOO) if k not in OF_OTHERS])
 def test_another_size_where_the_features_are(name):
     layer, (x, *others) = build(name)
     axis = 1 if x.dim() > 3 or "Conv" in name else -1
@@ -58,15 +90,27 @@ IMAGES = ("BatchChannelNorm", "EvoNormB0", "EvoNormS0", "IBN", "RegionNorm", "Es
 @pytest.mark.parametrize("shape", [(8,), (1, 8, 2, 2, 2, 2)])
 def test_rank(name, shape):
     layer, (_, *others) = build(name)
-    with pytest.raises(InputError, match=r"axes, \(N, C, ...\)"):
+    with pytest.raises(InputError, match=r"shape \(N, 8, ...\), channels on axis 1, with .* axes, not \("):
         layer(torch.randn(shape), *others)
 
 
-@pytest.mark.parametrize("name", ["CRMSNorm", "RegionNorm", "AlphaBatchNorm"])
+@pytest.mark.parametrize("name", [k for k in sorted(ZOO) if k not in OF_OTHERS])
 def test_integers(name):
     layer, (x, *others) = build(name)
-    with pytest.raises(InputError, match=r"takes floating-point values, not torch.int64; convert them"):
+    with pytest.raises(InputError, match=r"floating-point inputs, not torch.int64; convert with x.float\(\)"):
         layer(x.long(), *others)
+
+
+@pytest.mark.parametrize("name", [name for name in MASKED if name != "ProgressiveNorm"])
+@pytest.mark.parametrize("training", [True, False])
+def test_masks_for_padding(name, training):
+    layer = build(name)[0].train(training)
+    with pytest.raises(InputError, match=r"\(\.\.\., 8\), channels last, with two axes at least, not \(8,\)"):
+        layer(torch.randn(8))
+    with pytest.raises(InputError, match=r"one entry for each token, of shape \(2, 3\), not \(3, 2\)"):
+        layer(torch.randn(2, 3, 8), torch.zeros(3, 2, dtype=torch.bool))
+    with pytest.raises(InputError, match=r"bool pad_mask, True at padding, not torch.float32"):
+        layer(torch.randn(2, 3, 8), torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize("name", ["EstimatedBatchNorm", "EvoNormB0", "AlphaBatchNorm", "BatchChannelNorm"])
@@ -82,11 +126,13 @@ def test_one_value_in_each_group_or_channel_of_a_sample():
     for layer in (layers.EvoNormS0(8, 8), layers.BatchChannelNorm(8, 8)):
         with pytest.raises(InputError, match="two values or more in each group"):
             layer(torch.randn(2, 8, 1, 1))
-    with pytest.raises(ValueError, match="more than 1 spatial element"):
+    with pytest.raises(InputError, match="two values or more in each channel of a sample"):
         layers.IBN(8)(torch.randn(2, 8, 1, 1))
+    with pytest.raises(InputError, match="two values or more in each channel for a variance, and has 1"):
+        layers.RepBatchNorm(8)(torch.randn(1, 8))
     with pytest.raises(InputError, match="two values or more in each channel"):
         layers.AlphaBatchNorm(8).eval()(torch.randn(1, 8))
-    assert layers.AlphaBatchNorm(8, 1.0).eval()(torch.randn(1, 8)).isfinite().all()
+    assert layers.AlphaBatchNorm(8, alpha=1.0).eval()(torch.randn(1, 8)).isfinite().all()
 
 
 def test_masks_times_and_conditions():

@@ -69,8 +69,8 @@ def test_simple_rms_norm(form):
             made.append(row / root)
         return torch.stack(made).reshape(x.shape), b
 
-    agree(SimpleRMSNorm(7, eps, form), reference, vectors)
-    agree(SimpleRMSNorm(7, eps, form), reference, lambda step: [1e-2 * vectors(step)[0]])
+    agree(SimpleRMSNorm(7, eps, eps_form=form), reference, vectors)
+    agree(SimpleRMSNorm(7, eps, eps_form=form), reference, lambda step: [1e-2 * vectors(step)[0]])
 
 
 @pytest.mark.parametrize("form", ["inside", "outside", "clamp"])
@@ -174,8 +174,8 @@ def test_a_new_adaptive_block_is_the_identity():
 
 LAYERS = {
     "crms": (CRMSNorm(4), ()),
-    "outside": (SimpleRMSNorm(4, 0.1, "outside"), ()),
-    "clamp": (SimpleRMSNorm(4, 0.1, "clamp"), ()),
+    "outside": (SimpleRMSNorm(4, 0.1, eps_form="outside"), ()),
+    "clamp": (SimpleRMSNorm(4, 0.1, eps_form="clamp"), ()),
     "scaled": (ScaledLayerNorm(4, 3), ()),
     "time": (TimeDependentLayerNorm(4), (torch.rand(2).double(),)),
     "time rms": (TimeDependentLayerNorm(4, rms=True), (torch.rand(2).double(),)),

@@ -66,9 +66,9 @@ def test_mix(alpha, layers, post):
 def test_errors():
     with pytest.raises(OptionError, match="there is no 5"):
         mix_norm(norm, Sublayer(), 5, 4)
-    with pytest.raises(OptionError, match="alpha is from 0 to 1"):
+    with pytest.raises(OptionError, match="alpha is a number from 0 to 1"):
         mix_norm(norm, Sublayer(), 1, 4, 1.5)
-    with pytest.raises(OptionError, match="layer is a count of one or more, not 0"):
+    with pytest.raises(OptionError, match="layer is a whole number of at least 1, not 0"):
         DepthScaledNorm(norm, Sublayer(), 0)
     with pytest.raises(OptionError, match="takes a function that makes a norm, and this one made a NoneType"):
         PreNorm(lambda: None, Sublayer())

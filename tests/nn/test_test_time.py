@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from normfuse.errors import InputError
-from normfuse.nn import AlphaBatchNorm, UnMixTNS
+from normfuse.nn import AlphaBatchNorm, BatchNorm, UnMixTNS
 from tests.nn.training import NEAR, agree, distance, scattered
 
 K, C = 3, 4
@@ -56,7 +56,7 @@ def trained(dtype=torch.float64):
 @pytest.mark.parametrize("training", [True, False])
 def test_unmix_tns_adapts_in_training_and_in_evaluation(training):
     layer = UnMixTNS.from_batch_norm(trained(), K, torch.Generator().manual_seed(1))
-    agree(scattered(layer).train(training), unmix, images)
+    agree(scattered(layer).train(training), unmix, images, steps=20)
 
 
 def test_nothing_moves_where_it_is_not_to_adapt():
@@ -119,6 +119,11 @@ def test_what_is_taken_over(make):
         assert getattr(layer, name) is not getattr(norm, name)
     with pytest.raises(InputError, match="stores no statistics"):
         make(torch.nn.BatchNorm2d(C, track_running_stats=False))
+    with pytest.raises(InputError, match="averages all batches, with momentum=None"):
+        make(torch.nn.BatchNorm2d(C, momentum=None))
+    for other in (BatchNorm(C), torch.nn.LayerNorm(C)):  # channels last, and none at all
+        with pytest.raises(InputError, match=r"takes a batch norm of torch.nn, channels on axis 1"):
+            make(other)
 
 
 def test_a_batch_norms_state_dict_loads_into_alpha_batch_norm():

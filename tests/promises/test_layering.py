@@ -127,9 +127,22 @@ def test_public_names() -> None:
     for name in normfuse.__all__:
         assert getattr(normfuse, name) is not None
     assert {"rewrite", "explain", "verify", "invalidate", "last_report"} <= set(normfuse.__all__)
-    assert normfuse.nn.UnifiedNorm is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = normfuse.nothing
+
+
+def test_layers_and_conversion_are_there_without_another_import() -> None:
+    """Whatever was imported before, ``convert`` and ``calibrate`` are functions to the caller."""
+    heavy = heavy_after(
+        "import normfuse; assert 'nn' in dir(normfuse)",
+        "import normfuse.convert.calibrate, normfuse.convert.swap",
+        "assert normfuse.nn.UnifiedNorm(8).num_features == 8",
+        "m = __import__('torch').nn.Sequential(__import__('torch').nn.LayerNorm(8)); "
+        "assert len(normfuse.convert(m, to='unified_norm').converted) == 1",
+        "assert normfuse.calibrate.__name__ == 'calibrate' and callable(normfuse.calibrate)",
+    )
+    assert heavy[0] == set()
+    assert all("torch._dynamo" not in loaded and "sympy" not in loaded for loaded in heavy[1:])
 
 
 def test_the_backend_is_registered() -> None:
