@@ -25,7 +25,15 @@ from normfuse.ir.region import NormRegion, Operands
 from normfuse.ir.sizes import is_row_major, shape_of, static_size, tensor_of
 from normfuse.ir.spec import NormSpec
 
-__all__ = ["canonical_region", "has_body", "is_expressible", "respell", "scaled", "shifted"]
+__all__ = [
+    "canonical_region",
+    "has_body",
+    "is_core_of_groups",
+    "is_expressible",
+    "respell",
+    "scaled",
+    "shifted",
+]
 
 
 def has_body(spec: NormSpec) -> bool:
@@ -37,7 +45,15 @@ def has_body(spec: NormSpec) -> bool:
         return False
     if spec.kind == "group_norm":
         return spec.eps_mode == "inside"
-    return spec.groups == 1 and spec.kind in ("layer_norm", "rms_norm", "l2_norm")
+    if spec.groups > 1:
+        return is_core_of_groups(spec)
+    return spec.kind in ("layer_norm", "rms_norm", "l2_norm")
+
+
+def is_core_of_groups(spec: NormSpec) -> bool:
+    """Whether groups of the last axis are normalized each by itself, as a plain norm does, and no more."""
+    bare = not (spec.has_scale or spec.has_shift) and spec.post_factor == 1
+    return bare and spec.groups > 1 and spec.dims == (-1,) and is_expressible(replace(spec, groups=1))
 
 
 def is_expressible(spec: NormSpec) -> bool:
@@ -94,6 +110,10 @@ def _body(graph: Graph, spec: NormSpec, inputs: dict[str, Node], row_major: bool
         held = (inputs.get("scale"), inputs.get("shift"))
         value = call(graph, aten.group_norm.default, inputs["source"], spec.groups, *held, spec.eps)
         return _times(graph, value, spec.post_factor)
+    if spec.groups > 1:
+        parts = call(graph, aten.unflatten.int, inputs["source"], -1, [spec.groups, -1])
+        value = _body(graph, replace(spec, groups=1), {**inputs, "source": parts}, row_major)
+        return call(graph, aten.flatten.using_ints, value, -2, -1)
     sizes = [static_size(inputs["source"], d) for d in spec.dims]
     scale = inputs.get("scale")
     native = row_major and _is_native(spec, sizes)

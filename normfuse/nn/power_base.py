@@ -38,12 +38,12 @@ class PowerBase(WithStatistics):
         eps: float,
         affine: bool,
         layer_scale: bool,
-        num_groups: int,
+        group_num: int,
         made: dict[str, Any],
     ) -> None:
         super().__init__()
         self.num_features = check_count(self, "num_features", num_features)
-        self.num_groups = check_groups(self, num_groups, num_features)
+        self.group_num = check_groups(self, group_num, num_features)
         self.eps, self.affine, self.layer_scale = check_eps(self, eps), affine, layer_scale
         add_affine(self, affine, num_features, **made)
         self.add_statistic("running_phi", 1.0, num_features, **made)
@@ -59,9 +59,9 @@ class PowerBase(WithStatistics):
         """What the statistics are taken of: ``x`` after layer scaling."""
         if not self.layer_scale:
             return x
-        if self.num_groups == 1:
+        if self.group_num == 1:
             return F.rms_norm(x, (self.num_features,), eps=_SCALING_EPS)
-        groups = x.unflatten(-1, (self.num_groups, -1))
+        groups = x.unflatten(-1, (self.group_num, -1))
         return F.rms_norm(groups, groups.shape[-1:], eps=_SCALING_EPS).flatten(-2)
 
     def set_statistics(self, mean: Tensor, mean_square: Tensor) -> None:
@@ -85,4 +85,4 @@ class PowerBase(WithStatistics):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
-        return listed(self, "num_features", "eps", *self.shown, "affine", "layer_scale", "num_groups")
+        return listed(self, "num_features", "eps", *self.shown, "affine", "layer_scale", "group_num")

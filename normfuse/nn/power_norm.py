@@ -24,7 +24,7 @@ class PowerNorm(PowerBase):
         evaluation:  y = weight * u / sqrt(running_phi + eps) + bias
 
     "PowerNorm: Rethinking Batch Normalization in Transformers", arXiv 2003.07845, section 4.2. ``u`` is ``x``
-    divided by the quadratic mean of its channels (``layer_scale``), token by token, in ``num_groups`` groups.
+    divided by the quadratic mean of its channels (``layer_scale``), token by token, in ``group_num`` groups.
 
     Up to step ``warmup_iters`` the norm is PN-V: the batch's own mean square, and the derivative as the
     gradient; before that step ``running_phi`` is the average of all batches so far, moved as above. From then
@@ -43,7 +43,7 @@ class PowerNorm(PowerBase):
         affine: whether there are ``weight`` and ``bias``.
         warmup_iters: steps of PN-V at the start.
         layer_scale: whether each token is divided by its quadratic mean first.
-        num_groups: groups of channels for that, for example the heads; it divides ``num_features``.
+        group_num: groups of channels for that, for example the heads; it divides ``num_features``.
 
     Shape:
         x: (..., C), floating point, two axes at least; the output has its shape and dtype.
@@ -73,12 +73,12 @@ class PowerNorm(PowerBase):
         *,
         warmup_iters: int = 10000,
         layer_scale: bool = True,
-        num_groups: int = 1,
+        group_num: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            num_features, eps, affine, layer_scale, num_groups, {"device": device, "dtype": dtype}
+            num_features, eps, affine, layer_scale, group_num, {"device": device, "dtype": dtype}
         )
         self.alpha_fwd = check_share(self, "alpha_fwd", alpha_fwd)
         self.alpha_bkw = check_share(self, "alpha_bkw", alpha_bkw)

@@ -33,7 +33,7 @@ class PowerNormV(PowerBase):
             round.
         affine: whether there are ``weight`` and ``bias``.
         layer_scale: whether each token is divided by its quadratic mean first.
-        num_groups: groups of channels for that, for example the heads.
+        group_num: groups of channels for that, for example the heads.
 
     Shapes, dtypes, padding and errors: see :class:`normfuse.nn.PowerNorm`. As with nn.BatchNorm, activation
     checkpointing moves ``running_phi`` twice for each batch; the output is the same both times.
@@ -49,12 +49,12 @@ class PowerNormV(PowerBase):
         affine: bool = True,
         *,
         layer_scale: bool = False,
-        num_groups: int = 1,
+        group_num: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            num_features, eps, affine, layer_scale, num_groups, {"device": device, "dtype": dtype}
+            num_features, eps, affine, layer_scale, group_num, {"device": device, "dtype": dtype}
         )
         self.alpha_fwd = check_share(self, "alpha_fwd", alpha_fwd)
 

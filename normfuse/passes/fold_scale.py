@@ -23,7 +23,7 @@ from normfuse.analysis.rows_layout import LAYOUT
 from normfuse.analysis.weights import WeightValues
 from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import CASTS, aten, set_arguments
-from normfuse.ir.canonical import canonical_region, is_expressible
+from normfuse.ir.canonical import canonical_region, is_core_of_groups, is_expressible
 from normfuse.ir.effects import Effects
 from normfuse.ir.location import described
 from normfuse.ir.region import NormRegion, Operands, norm_of
@@ -150,7 +150,8 @@ def _refuse_integers(found: Pushed, weights: WeightValues) -> Refusal | None:
 
 
 def _refuse_form(node: Node, spec: NormSpec, operands: Operands) -> Refusal | None:
-    if not is_expressible(without_affine(spec)):
+    bare = without_affine(spec)
+    if not (is_expressible(bare) or is_core_of_groups(bare)):
         return Refusal("unusual_form", f"{described(node)} without its weight is no plain norm", node.name)
     if len(spec.affine_dims or spec.dims) != 1:
         message = f"the weight of {described(node)} lies along several axes"

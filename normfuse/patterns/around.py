@@ -11,7 +11,7 @@ from collections.abc import Container, Iterator
 
 from torch.fx import Node
 
-from normfuse.ir.calls import aten, is_call
+from normfuse.ir.calls import aten, is_call, readers
 from normfuse.ir.changed import changed
 from normfuse.ir.moves import Axes, is_move
 from normfuse.ir.sizes import is_row_major, lies_alike, tensor_of
@@ -45,8 +45,8 @@ def around(norm: Candidate, taken: set[Node]) -> Candidate:
 
 def _moves_behind(root: Node) -> Iterator[Node]:
     """Each move that alone reads the one before it."""
-    while len(root.users) == 1 and is_move(next(iter(root.users))):
-        root = next(iter(root.users))
+    while len(found := readers(root)) == 1 and is_move(found[0]):
+        root = found[0]
         yield root
 
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Graph, Node
 
-from normfuse.ir.calls import aten, bind, is_call
+from normfuse.ir.calls import CASTS, aten, bind, is_call, readers
 from normfuse.ir.changed import changed
+from normfuse.ir.dtypes import WIDER
 from normfuse.ir.region import Operands
-from normfuse.ir.sizes import same, shape_of, tensor_of
+from normfuse.ir.sizes import lies_alike, same, shape_of, tensor_of
 from normfuse.ir.spec import NormSpec
 from normfuse.patterns.candidate import Candidate
 from normfuse.patterns.stored_operands import added_eps, exact_root, told_apart, under_root
@@ -33,11 +34,13 @@ class _Chain:
     axis: int
     operands: Operands
     eps: float
+    compute_dtype: torch.dtype | None = None
 
     @property
     def reader(self) -> Node | None:
         """The only reader of the result."""
-        return next(iter(self.root.users)) if len(self.root.users) == 1 else None
+        found = readers(self.root)
+        return found[0] if len(found) == 1 else None
 
 
 def spelled_norms(graph: Graph, weights: Container[Node]) -> list[Candidate]:
@@ -46,7 +49,7 @@ def spelled_norms(graph: Graph, weights: Container[Node]) -> list[Candidate]:
     for node in graph.nodes:
         chain = _begun(node, weights)
         if chain is not None:
-            candidates.append(_candidate(_with_shift(_with_scale(chain, weights), weights)))
+            candidates.append(_candidate(_with_casts(_with_shift(_with_scale(chain, weights), weights))))
     return candidates
 
 
@@ -141,6 +144,26 @@ def _weight_of(chain: _Chain, target: object, weights: Container[Node]) -> Node 
     return other if fits and _floating(chain.root, reader) else None  # type: ignore[return-value]
 
 
+def _with_casts(chain: _Chain) -> _Chain:
+    """The same with the cast back to half precision, and the one to a wider dtype before, if there is one."""
+    source, reader = _before_widening(chain.operands.source), chain.reader
+    before, inside, after = tensor_of(source), tensor_of(chain.root), tensor_of(reader)
+    if before is None or inside is None or after is None or reader is None or not is_call(reader, *CASTS):
+        return chain
+    if inside.dtype not in WIDER.get(before.dtype, ()) or after.dtype != before.dtype:
+        return chain
+    operands = changed(chain.operands, source=source)
+    return changed(chain, root=reader, operands=operands, compute_dtype=inside.dtype)
+
+
+def _before_widening(value: Node) -> Node:
+    source = value.args[0] if is_call(value, *CASTS) and len(value.all_input_nodes) == 1 else None
+    before, after = tensor_of(source), tensor_of(value)
+    if not isinstance(source, Node) or before is None or after is None or not lies_alike(value, source):
+        return value
+    return source if after.dtype in WIDER.get(before.dtype, ()) else value
+
+
 def _candidate(chain: _Chain) -> Candidate:
     operands, eps = told_apart(chain.operands) or (chain.operands, chain.eps)
     source, result = tensor_of(operands.source), tensor_of(chain.root)
@@ -152,7 +175,7 @@ def _candidate(chain: _Chain) -> Candidate:
         dims=tuple(d for d in range(-source.dim(), 0) if d != chain.axis),
         eps=eps,
         source_dtype=source.dtype,
-        compute_dtype=torch.promote_types(source.dtype, result.dtype),
+        compute_dtype=chain.compute_dtype or torch.promote_types(source.dtype, result.dtype),
         scale_dtype=result.dtype,
         out_dtype=result.dtype,
         has_scale=operands.scale is not None,

@@ -89,7 +89,8 @@ def operators(program: torch.export.ExportedProgram) -> Counter[str]:
 NORMS: dict[str, tuple[Norm, str]] = {
     "UnifiedNorm": (UnifiedNorm, "unified_norm"),
     "UnifiedNorm, published": (Published, "unified_norm"),
-    "RepBatchNorm": (RepBatchNorm, "rep_batch_norm"),
+    # One scale and one shift, which is all that the layer has in evaluation, look like a unified norm's.
+    "RepBatchNorm": (RepBatchNorm, "unified_norm"),
     "RepBN outside": (lambda width: Transposed(width, skips=True), "rep_batch_norm"),
     "BatchNorm": (BatchNorm, "batch_norm"),
     "BatchNorm1d": (lambda width: Transposed(width, skips=False), "batch_norm"),
@@ -119,3 +120,13 @@ def test_a_power_norm_keeps_its_roots_alone() -> None:
     assert not [name for name in left if "permute" in name or "transpose" in name or "clone" in name]
     # A grouped root is at most a split, a square, a mean, eps, a root, a quotient and the way back.
     assert sum(left.values()) <= 7 * 7
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("norm", [UnifiedNorm, RepBatchNorm, BatchNorm])
+def test_half_precision(norm: Norm, dtype: torch.dtype) -> None:
+    """The layers compute in float32, and what folds is rounded once."""
+    model, x = trained(norm).to(dtype), torch.randn(2, 7, 5, dtype=dtype)
+    made = normfuse.rewrite(model, (x,))
+    assert made.report.after == {}
+    assert normfuse.verify(model, made, (x,)).ok

@@ -74,7 +74,7 @@ def test_power_norm(warmup, masked):
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("training", [True, False])
 def test_layer_scaling_comes_first(groups, training):
-    scaling = PowerNorm(8, warmup_iters=0, num_groups=groups).double().train(training)
+    scaling = PowerNorm(8, warmup_iters=0, group_num=groups).double().train(training)
     plain = PowerNorm(8, warmup_iters=0, layer_scale=False).double().train(training)
     for batch in batches(3, masked=True):
         scaled = torch.from_numpy(group_scaling(batch.x.numpy(), groups))

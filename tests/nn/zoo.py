@@ -43,7 +43,7 @@ ZOO: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], list[torch.Tens
         tokens(),
     ),
     "PowerNorm": (lambda: layers.PowerNorm(8, warmup_iters=2, layer_scale=False), tokens()),
-    "PowerNorm scaled": (lambda: layers.PowerNorm(8, warmup_iters=2, num_groups=2), tokens()),
+    "PowerNorm scaled": (lambda: layers.PowerNorm(8, warmup_iters=2, group_num=2), tokens()),
     "PowerNormV": (lambda: layers.PowerNormV(8), tokens()),
     "BatchNorm": (lambda: layers.BatchNorm(8), tokens()),
     "RepBatchNorm": (lambda: layers.RepBatchNorm(8), tokens()),
