@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from normfuse.backends.explain import explain
     from normfuse.backends.session import last_report
     from normfuse.benchmark import BenchResult, bench
+    from normfuse.checkpoint import RewrittenFolder, load_checkpoint, rewrite_folder
     from normfuse.folding import invalidate
     from normfuse.report import Refusal, Report, Site
     from normfuse.rewriting import Rewritten, rewrite
@@ -42,14 +43,17 @@ __all__ = [
     "Refusal",
     "Report",
     "Rewritten",
+    "RewrittenFolder",
     "Site",
     "VerificationError",
     "bench",
     "explain",
     "invalidate",
     "last_report",
+    "load_checkpoint",
     "normfuse_backend",
     "rewrite",
+    "rewrite_folder",
     "verify",
 ]
 
@@ -59,13 +63,16 @@ _HOMES = {
     "Refusal": "normfuse.report",
     "Report": "normfuse.report",
     "Rewritten": "normfuse.rewriting",
+    "RewrittenFolder": "normfuse.checkpoint",
     "Site": "normfuse.report",
     "bench": "normfuse.benchmark",
     "explain": "normfuse.backends.explain",
     "invalidate": "normfuse.folding",
     "last_report": "normfuse.backends.session",
+    "load_checkpoint": "normfuse.checkpoint",
     "normfuse_backend": "normfuse.backends.entry",
     "rewrite": "normfuse.rewriting",
+    "rewrite_folder": "normfuse.checkpoint",
     "verify": "normfuse.verify",
 }
 

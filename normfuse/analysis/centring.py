@@ -206,8 +206,8 @@ def _best_cut(
 
     Memory that is written later cannot be one, nor a value larger than all that those norms read:
     centring it would cost more than they save. Nor can one that shows entries in several places: what it is
-    an expansion of is smaller, and all that is known of layouts behind it would be another. Of several with as
-    many norms below them it is the last, or a table's lookup where the program asks for that.
+    an expansion of is smaller, and all that is known of layouts behind it would be another. Of several with
+    as many norms below them it is the last, or a table's lookup where the program asks for that.
     """
 
     def rank(candidate: Value) -> tuple[int, bool, int]:

@@ -51,19 +51,21 @@ def class_of(config: Mapping[str, Any], folder: Path) -> Any:
     library = _transformers()
     if config.get("auto_map") or config.get("trust_remote_code"):
         raise InputError(
-            f"{folder} brings Python code of its own (auto_map in config.json), which is not run; load the model "
-            "yourself and pass it to normfuse.rewrite"
+            f"{folder} brings Python code of its own (auto_map in config.json), which is not run; load the "
+            "model yourself and pass it to normfuse.rewrite"
         )
     if config.get("quantization_config"):
         raise InputError(f"{folder} is quantized; rewrite the checkpoint from before it was")
     named = config.get("architectures")
     if not (isinstance(named, list) and len(named) == 1 and isinstance(named[0], str)):
-        raise InputError(f"{folder / 'config.json'} names no architecture; save the model with save_pretrained")
+        raise InputError(
+            f"{folder / 'config.json'} names no architecture; save the model with save_pretrained"
+        )
     found = getattr(library, named[0], None) if named[0].isidentifier() else None
     if not (isinstance(found, type) and issubclass(found, library.PreTrainedModel)):
         raise InputError(
-            f"{folder} is a model of the class {named[0][:60]!r}, which transformers {library.__version__} does "
-            "not have"
+            f"{folder} is a model of the class {named[0][:60]!r}, which transformers {library.__version__} "
+            "does not have"
         )
     return found
 
@@ -78,7 +80,9 @@ def config_of(model_class: Any, folder: Path) -> Any:
         with quietly():
             return model_class.config_class.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:
-        raise InputError(f"{folder / 'config.json'} does not fit {model_class.__name__}: {cause(error)}") from error
+        raise InputError(
+            f"{folder / 'config.json'} does not fit {model_class.__name__}: {cause(error)}"
+        ) from error
 
 
 def empty_model(model_class: Any, config: Any, dtype: torch.dtype, folder: Path) -> torch.nn.Module:

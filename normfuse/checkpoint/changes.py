@@ -29,19 +29,19 @@ class NormModule:
             KeyError, TypeError, ValueError: for anything else.
         """
         made = cls(*(held[name] for name in ("kind", "width", "eps", "has_weight", "has_bias")))
-        if made.kind not in _KINDS or type(made.width) is not int or made.width < 1:
+        if held["kind"] not in _KINDS or type(held["width"]) is not int or made.width < 1:
             raise ValueError(f"a norm of the kind {made.kind!r} and the width {made.width!r}")
         if type(made.eps) not in (int, float) or not -1e30 < made.eps < 1e30:
             raise ValueError(f"a norm with eps {made.eps!r}")
-        if type(made.has_weight) is not bool or type(made.has_bias) is not bool:
+        if not {type(made.has_weight), type(made.has_bias)} <= {bool}:
             raise TypeError("has_weight and has_bias are true or false")
         return made
 
 
 @dataclass(frozen=True)
 class Changes:
-    """Modules by path: ``norms`` are replaced, ``centred`` are lookups whose results lose their mean, ``biased``
-    are layers that get a bias.
+    """Modules by path: ``norms`` are replaced, ``centred`` are lookups whose results lose their mean, and
+    ``biased`` are layers that get a bias.
     """
 
     norms: Mapping[str, NormModule] = field(default_factory=dict)

@@ -28,7 +28,9 @@ def example_inputs(model: Any, dtype: torch.dtype) -> dict[str, Any]:
     elif main == "pixel_values":
         given["pixel_values"] = _pixels(model.config, dtype)
     else:
-        raise InputError(f"{type(model).__name__} takes {main}; only folders of text and image models are read")
+        raise InputError(
+            f"{type(model).__name__} takes {main}; only folders of text and image models are read"
+        )
     if "input_ids" in taken and main != "input_ids" and hasattr(model.config, "text_config"):
         given["input_ids"] = _ids()
     if getattr(model.config, "is_encoder_decoder", False):

@@ -1,6 +1,6 @@
 """The head of a safetensors file: which tensors it holds, and where their bytes are.
 
-    8 bytes: length of the head | the head, JSON | the bytes of the tensors, without gaps
+8 bytes: length of the head | the head, JSON | the bytes of the tensors, without gaps
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def read_head(file: Path) -> Head:
 
 def _head(held: Any, start: int, whole: int) -> Head:
     metadata = held.pop("__metadata__", None) or {}
-    tensors = sorted((_stored(name, one, start) for name, one in held.items()), key=lambda t: (t.start, t.size))
+    tensors = sorted(
+        (_stored(name, one, start) for name, one in held.items()), key=lambda t: (t.start, t.size)
+    )
     end = start
     for one in tensors:
         if one.start != end:

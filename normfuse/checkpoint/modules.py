@@ -39,11 +39,12 @@ class Norm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.kind == "layer_norm":
             return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
-        if self.bias is None:
-            return F.rms_norm(x, (self.width,), self.weight, self.eps)
-        wide = opmath(x.dtype)
-        weight = None if self.weight is None else self.weight.to(wide)
-        return (F.rms_norm(x.to(wide), (self.width,), weight, self.eps) + self.bias).to(x.dtype)
+        if self.bias is None or opmath(x.dtype) == x.dtype:
+            value = F.rms_norm(x, (self.width,), self.weight, self.eps)
+            return value if self.bias is None else value + self.bias
+        value = F.rms_norm(x.to(opmath(x.dtype)), (self.width,), None, self.eps)
+        value = value if self.weight is None else value * self.weight
+        return (value + self.bias).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.kind}, {self.width}, eps={self.eps}"
@@ -56,7 +57,7 @@ def _parameter(value: torch.Tensor) -> nn.Parameter:
 def centre(module: nn.Module, inputs: object, value: torch.Tensor) -> torch.Tensor:
     """A forward hook for a lookup whose table is tied to something that reads it as it is.
 
-        y = e - mean(e),  e = table[ids]
+    y = e - mean(e),  e = table[ids]
     """
     return centred(value)
 
@@ -70,7 +71,7 @@ def centred(value: torch.Tensor) -> torch.Tensor:
 def install(model: nn.Module, changes: Changes) -> None:
     """Put the norms in, the hooks behind lookups, and biases where there were none.
 
-    Parameters keep their objects, so what is tied stays tied. New biases are zero, on the device of the weight.
+    Parameters keep their objects, so what is tied stays tied. New biases are zero, where the weight is.
     """
     for path, norm in changes.norms.items():
         old = model.get_submodule(path)
@@ -85,6 +86,5 @@ def install(model: nn.Module, changes: Changes) -> None:
     for path in changes.biased:
         module = model.get_submodule(path)
         weight = module.get_parameter("weight")
-        size = getattr(module, "out_features", None) or module.out_channels
-        zeros = torch.zeros(size, dtype=weight.dtype, device=weight.device)  # type: ignore[call-overload]
+        zeros = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
         module.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)

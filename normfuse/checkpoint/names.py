@@ -1,4 +1,4 @@
-"""Which tensor of the disk is which of the model: ``transformers`` 5 renames, prefixes and merges as it loads."""
+"""Which tensor of the disk is which of the model: ``transformers`` renames and merges as it loads."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def check_complete(model: Any, names: Names, stored: Mapping[str, Any]) -> None:
     for name, value in held.items():
         found = names.of(name)
         if not found and not _may_be_missing(model, name):
-            raise InputError(f"the files hold no {name}, which {type(model).__name__} has; is a shard missing?")
+            raise InputError(
+                f"the files hold no {name}, which {type(model).__name__} has; is a shard missing?"
+            )
         for one in found:
             if tuple(stored[one].shape) != tuple(value.shape):
                 shapes = ("x".join(map(str, shape)) for shape in (stored[one].shape, value.shape))

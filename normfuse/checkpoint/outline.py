@@ -1,7 +1,7 @@
-"""Graphs as lists of steps, to be compared: what the rewritten graph computes, and what the changed modules do.
+"""Graphs as lists of steps, to be compared: what the rewritten graph computes, and what changed modules do.
 
-Norms are compared by their descriptions, so a norm may be spelled in another way. Everything else has to be the
-same operator on the same operands, in the same order.
+Norms are compared by their descriptions, so a norm may be spelled in another way. Everything else has to be
+the same operator on the same operands, in the same order.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _plain(spec: NormSpec) -> NormSpec:
 
 
 def paired(one: Outline, other: Outline) -> Mapping[str, str] | str:
-    """For every input of ``other`` the input of ``one`` that stands in its place; a sentence when there is none."""
+    """For every input of ``other`` the input of ``one`` in its place; a sentence when there is none."""
     names: dict[str, str] = {}
     for ours, theirs in zip(one.steps, other.steps, strict=False):
         if ours.what != theirs.what or not _agree(ours.operands, theirs.operands, names):
@@ -117,5 +117,7 @@ def _agree(ours: Any, theirs: Any, names: dict[str, str]) -> bool:
             return names.setdefault(theirs.to, ours.to) == ours.to
         return ours.to == theirs.to
     if isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)):
-        return len(ours) == len(theirs) and all(_agree(a, b, names) for a, b in zip(ours, theirs, strict=True))
+        return len(ours) == len(theirs) and all(
+            _agree(a, b, names) for a, b in zip(ours, theirs, strict=True)
+        )
     return type(ours) is type(theirs) and bool(ours == theirs)

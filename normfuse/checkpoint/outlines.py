@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,10 +19,13 @@ from normfuse.passes.pipeline import run_pipeline
 from normfuse.passes.work import Work
 from normfuse.report import Report, Site
 
-__all__ = ["Outlined", "outlined"]
+__all__ = ["LeftOut", "Outlined", "Small", "outlined"]
 
 #: Gives the value of a small tensor of the model by its name; None where it is none, or large.
 Small = Callable[[str], torch.Tensor | None]
+
+
+LeftOut = Mapping[str, Collection[str]]
 
 
 @dataclass
@@ -44,10 +47,14 @@ class Outlined:
 class _Watch:
     """Looks at the graph when the rules have run and the norms are not written out yet."""
 
-    def __init__(self, found: Outlined) -> None:
-        self.found = found
+    def __init__(self, found: Outlined, left_out: LeftOut) -> None:
+        self.found, self.left_out = found, left_out
 
     def stage(self, name: str, work: Work) -> None:
+        if name == "lift":
+            for site in work.report.sites:
+                for rule in self.left_out.get(site.module, ()):
+                    work.forbid(site, rule)
         if name != "hoist":
             return
         gm = work.program.gm
@@ -58,9 +65,15 @@ class _Watch:
 
 
 def outlined(
-    model: torch.nn.Module, inputs: Mapping[str, Any], options: Options, small: Small
+    model: torch.nn.Module,
+    inputs: Mapping[str, Any],
+    options: Options,
+    small: Small,
+    left_out: LeftOut | None = None,
 ) -> Outlined:
     """The model, captured with these inputs and rewritten with these options.
+
+    ``left_out`` names, by the paths of norms, the rules that leave them as they are.
 
     Raises:
         CaptureError: when the model cannot be captured.
@@ -69,7 +82,7 @@ def outlined(
     program.values_later = program.centres_lookups = True
     program.inputs = [_with_value(one, small) for one in program.inputs]
     found = Outlined(program)
-    found.report, found.folded = run_pipeline(program, options, _Watch(found))
+    found.report, found.folded = run_pipeline(program, options, _Watch(found, left_out or {}))
     return found
 
 

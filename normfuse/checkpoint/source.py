@@ -20,11 +20,15 @@ __all__ = ["INDEX", "RECORD", "SINGLE", "Folder", "json_of"]
 
 RECORD = "normfuse.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_LAYOUTS = ((SINGLE, INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
+_LAYOUTS = (
+    (SINGLE, INDEX),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    (f"normfuse-{SINGLE}", f"normfuse-{INDEX}"),
+)
 #: Weights that are not read here, and code: neither is copied beside weights that they do not fit.
 _LEFT_OUT = {
-    ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".tflite", ".safetensors", ".py", ".pyc",
-    ".so",
+    ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".tflite", ".safetensors", ".py",
+    ".pyc", ".so",
 }  # fmt: skip
 
 
@@ -48,9 +52,9 @@ def json_of(file: Path) -> dict[str, Any]:
 class Folder:
     """A folder with a ``config.json`` and weights in one file or several.
 
-    ``config`` is what ``config.json`` holds, ``index`` what the index holds (None for a single file), ``heads``
-    the tensors of each file of weights, ``places`` the file of each tensor. ``is_pickled`` says that the files
-    are those of ``torch.save``, which are read with ``weights_only=True``.
+    ``config`` is what ``config.json`` holds, ``index`` what the index holds (None for a single file),
+    ``heads`` the tensors of each file of weights, ``places`` the file of each tensor. ``is_pickled`` says
+    that the files are those of ``torch.save``, which are read with ``weights_only=True``.
 
     Raises:
         InputError: when something is missing, damaged or contradicts the index.
@@ -90,7 +94,9 @@ class Folder:
         tensors = {name: t for name, t in held.items() if isinstance(t, torch.Tensor)}
         if len(tensors) != len(held):
             other = next(name for name in held if name not in tensors)
-            raise InputError(f"{self.path / file} holds {other}, which is no tensor; save a state_dict() alone")
+            raise InputError(
+                f"{self.path / file} holds {other}, which is no tensor; save a state_dict() alone"
+            )
         self._held[file] = tensors
         stored = (Stored(n, t.dtype, tuple(t.shape), 0, t.nbytes) for n, t in tensors.items())
         return Head(tuple(stored), {"format": "pt"})
@@ -100,8 +106,14 @@ class Folder:
             if self.places.get(name) != file:
                 found = self.places.get(name)
                 where = "no file has" if found is None else f"is in {found}"
-                which = f"{name} is in {file}, and it {where}" if found else f"{name} is in {file}, and {where} it"
-                raise InputError(f"{self.path / self.index_name} says that {which}; copy or download it again")
+                which = (
+                    f"{name} is in {file}, and it {where}"
+                    if found
+                    else f"{name} is in {file}, and {where} it"
+                )
+                raise InputError(
+                    f"{self.path / self.index_name} says that {which}; copy or download it again"
+                )
         if len(self.places) != sum(len(head.tensors) for head in self.heads.values()):
             raise InputError(f"{self.path} holds a tensor twice, in several files; keep one of them")
 

@@ -72,9 +72,9 @@ class Program:
     weights (:class:`normfuse.folding.Premise`) that the rewrite rests on; ``doubted`` are those that other
     weights, with which the same graph was called, did not meet. ``inner`` are copies of the graphs that
     operators of this one run. ``rotation`` is the input that holds a matrix to turn the stream by.
-    ``values_later`` says that weights on the meta device stand for those of files: what depends on their entries
-    is granted, and is a premise. ``centres_lookups`` asks for an explicit centring right behind a table where
-    that does as much as one further on.
+    ``values_later`` says that weights on the meta device stand for those of files: what depends on their
+    entries is granted, and is a premise. ``centres_lookups`` asks for an explicit centring right behind a
+    table where that does as much as one further on.
     """
 
     gm: GraphModule

@@ -40,7 +40,18 @@ MAY_IMPORT = {
     "backends": {"ir", "folding", "freezing", "capture", "passes", "verify", "rewriting"},
     "sources": {"pt2"},
     "benchmark": {"ir", "freezing", "capture", "passes", "pt2", "verify", "rewriting", "backends", "sources"},
-    "cli": {"folding", "capture", "pt2", "verify", "rewriting", "sources", "backends", "benchmark"},
+    "checkpoint": {"ir", "folding", "capture", "passes"},
+    "cli": {
+        "folding",
+        "capture",
+        "pt2",
+        "verify",
+        "rewriting",
+        "sources",
+        "backends",
+        "benchmark",
+        "checkpoint",
+    },
 }
 FRAMEWORKS = ("torch._dynamo", "torch._inductor", "triton")
 
