@@ -7,7 +7,7 @@ do not agree, fewer rules are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,68 +16,22 @@ import torch
 from normfuse.checkpoint.architecture import class_of, config_of, empty_model
 from normfuse.checkpoint.changes import Changes
 from normfuse.checkpoint.example import example_inputs
-from normfuse.checkpoint.expressible import changes_of, neutral_entries, norms_of_biases
+from normfuse.checkpoint.expressible import changes_of, norms_of_biases
 from normfuse.checkpoint.modules import install
 from normfuse.checkpoint.names import Names, check_complete, names_of
 from normfuse.checkpoint.outline import paired
 from normfuse.checkpoint.outlines import LeftOut, Outlined, Small, outlined
+from normfuse.checkpoint.placing import fill_dropped, place_weights
+from normfuse.checkpoint.planned import Case, MismatchError, Plan
 from normfuse.checkpoint.source import Folder
 from normfuse.errors import InputError
-from normfuse.folding import Folded, Recipe
 from normfuse.options import Options
 from normfuse.report import Refusal, Report
 
-__all__ = ["RULES", "Made", "Plan", "plan_of"]
+__all__ = ["RULES", "plan_of"]
 
 #: The rules whose results modules of the same class can hold.
 RULES = ("recentre", "fold_scale")
-
-
-@dataclass(frozen=True)
-class Made:
-    """A tensor that is computed from tensors of the files; ``name`` is what it is in the model."""
-
-    name: str
-    recipe: Recipe
-    sources: tuple[str, ...]
-    shape: tuple[int, ...]
-
-
-@dataclass
-class Plan:
-    """``made`` and ``filled`` are tensors of the files by name, those that are new among them.
-
-    ``beside`` gives for each new one a tensor whose file it goes to, and ``biases`` its name by the path of
-    its layer. ``filled`` have one entry everywhere, which does nothing. ``is_plain`` says that the class
-    itself computes the same with these files, ``centres_input`` that what the input embedding returns has no
-    mean.
-    """
-
-    model_class: str
-    changes: Changes
-    report: Report
-    made: dict[str, Made] = field(default_factory=dict)
-    filled: dict[str, float] = field(default_factory=dict)
-    beside: dict[str, str] = field(default_factory=dict)
-    biases: dict[str, str] = field(default_factory=dict)
-    is_plain: bool = True
-    centres_input: bool = False
-
-
-class _MismatchError(Exception):
-    """The modules do not do what the rewritten graph does."""
-
-
-@dataclass(frozen=True)
-class _Case:
-    """What all attempts share."""
-
-    folder: Folder
-    make: Callable[[], torch.nn.Module]
-    model: Any
-    names: Names
-    inputs: Mapping[str, Any]
-    small: Small
 
 
 def plan_of(
@@ -100,7 +54,7 @@ def plan_of(
         found, changes = _expressed(case, tried, refused, new_biases)
         try:
             plan = _checked(case, found, changes)
-        except _MismatchError as error:
+        except MismatchError as error:
             reasons[f"{error}, so that was left out"] = None
             continue
         _explain(plan.report, refused, [*reasons])
@@ -120,9 +74,7 @@ class _Refused:
         return dict.fromkeys(self.biases, ("fold_scale",)) | dict.fromkeys(self.whole, RULES)
 
 
-def _expressed(
-    case: _Case, options: Options, refused: _Refused, new_biases: bool
-) -> tuple[Outlined, Changes]:
+def _expressed(case: Case, options: Options, refused: _Refused, new_biases: bool) -> tuple[Outlined, Changes]:
     """The rewritten graph and its modules; what has none is left out, and the rest tried again."""
     while True:
         found = outlined(case.model, case.inputs, options, case.small, refused.left_out)
@@ -134,7 +86,7 @@ def _expressed(
         refused.biases |= biases
 
 
-def _case(folder: Folder) -> _Case:
+def _case(folder: Folder) -> Case:
     model_class = class_of(folder.config, folder.path)
     config, dtype = config_of(model_class, folder.path), folder.dtype
 
@@ -144,7 +96,7 @@ def _case(folder: Folder) -> _Case:
     model = make()
     names = names_of(model, folder)
     check_complete(model, names, folder.stored)
-    return _Case(folder, make, model, names, example_inputs(model, dtype), _small(folder, names))
+    return Case(folder, make, model, names, example_inputs(model, dtype), _small(folder, names))
 
 
 def _small(folder: Folder, names: Names) -> Small:
@@ -172,7 +124,7 @@ def _attempts(options: Options) -> Iterator[Options]:
         yield replace(options, only=(), skip=())
 
 
-def _checked(case: _Case, found: Outlined, changes: Changes) -> Plan:
+def _checked(case: Case, found: Outlined, changes: Changes) -> Plan:
     """The plan of these changes, when the changed modules do what the rewritten graph does."""
     changed = case.make()
     install(changed, changes)
@@ -180,10 +132,10 @@ def _checked(case: _Case, found: Outlined, changes: Changes) -> Plan:
     after = outlined(changed, case.inputs, nothing, lambda name: None)
     pairs = paired(found.outline, after.outline)
     if isinstance(pairs, str):
-        raise _MismatchError(pairs)
+        raise MismatchError(pairs)
     plan = Plan(type(case.model).__name__, changes, found.report)
-    _place_weights(plan, case, found, after, pairs)
-    _fill_dropped(plan, case)
+    place_weights(plan, case, found, after, pairs)
+    fill_dropped(plan, case)
     plan.centres_input = _centres_input(plan, case.model)
     return plan
 
@@ -195,74 +147,6 @@ def _centres_input(plan: Plan, model: Any) -> bool:
     if not isinstance(table, torch.nn.Embedding) or path is None:
         return False
     return path in plan.changes.centred or any(one.name == f"{path}.weight" for one in plan.made.values())
-
-
-def _place_weights(
-    plan: Plan, case: _Case, found: Outlined, after: Outlined, pairs: Mapping[str, str]
-) -> None:
-    """What every parameter of the changed class holds: a folded weight, or what it held before."""
-    folded = {one.node.name: one for one in found.folded}
-    for theirs, ours in pairs.items():
-        if ours in folded:
-            _place(plan, case, found, folded[ours], after.names.get(theirs, ""))
-    for theirs, ours in pairs.items():
-        if ours not in folded:
-            _keep(plan, case.names, after.names.get(theirs, theirs), found.names.get(ours, ours))
-
-
-def _place(plan: Plan, case: _Case, found: Outlined, one: Folded, target: str) -> None:
-    sources = tuple(_stored(case.names, found.names[s.name]) for s in one.sources)
-    shape = tuple(one.node.meta["val"].shape)
-    for name in _targets(plan, case, target):
-        made = plan.made.setdefault(name, Made(target, one.recipe, sources, shape))
-        if (made.recipe, made.sources) != (one.recipe, sources):
-            raise _MismatchError(f"{target} would have to hold two different tensors")
-
-
-def _keep(plan: Plan, names: Names, target: str, original: str) -> None:
-    """``target`` reads what ``original`` was, which is the same tensor and does not change."""
-    same = names.same.get(original, (original,))
-    if target not in same:
-        raise _MismatchError(f"{target} would have to be {original}")
-    if target in names.same and plan.made.keys() & set(names.of(target)):
-        raise _MismatchError(f"{target} would have to hold two different tensors")
-
-
-def _stored(names: Names, name: str) -> str:
-    found = names.of(name) if name in names.same else ()
-    if not found:
-        parts = names.merged.get(name)
-        how = "is held by no file" if parts is None else f"is put together from parts such as {parts}"
-        raise _MismatchError(f"{name}, which a changed weight is made of, {how}")
-    return found[0]
-
-
-def _targets(plan: Plan, case: _Case, target: str) -> tuple[str, ...]:
-    """The tensors of the files that hold a parameter of the changed class."""
-    if target in plan.changes.added:
-        path = target.removesuffix(".bias")
-        layer = _stored(case.names, f"{path}.weight")
-        name = f"{layer.removesuffix('.weight')}.bias"
-        if name in case.folder or not layer.endswith(".weight"):
-            raise _MismatchError(f"there is no free name for the new {target}")
-        plan.beside[name], plan.biases[path], plan.is_plain = layer, name, False
-        return (name,)
-    _stored(case.names, target)
-    return case.names.of(target)
-
-
-def _fill_dropped(plan: Plan, case: _Case) -> None:
-    """Parameters that the new norms do not have stay in the files and do nothing, for the class as it is."""
-    for path, norm in plan.changes.norms.items():
-        module = case.model.get_submodule(path)
-        entries = {"weight": neutral_entries(module, norm), "bias": 0.0}
-        for name, kept in (("weight", norm.has_weight), ("bias", norm.has_bias)):
-            if kept or getattr(module, name, None) is None:
-                continue
-            full, entry = f"{path}.{name}", entries[name]
-            if len(case.names.same[full]) > 1 or entry is None:
-                raise _MismatchError(f"{full} cannot be left out of the files")
-            plan.filled |= dict.fromkeys(case.names.of(full), entry)
 
 
 def _explain(report: Report, refused: _Refused, reasons: list[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from normfuse.capture.weight_map import formula
 from normfuse.checkpoint.changes import Changes, NormModule
-from normfuse.checkpoint.plan import Made, Plan
+from normfuse.checkpoint.planned import Made, Plan
 from normfuse.checkpoint.source import RECORD, json_of
 from normfuse.errors import InputError
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from normfuse.checkpoint.plan import RULES, Plan, plan_of
+from normfuse.checkpoint.plan import RULES, plan_of
+from normfuse.checkpoint.planned import Plan
 from normfuse.checkpoint.record import record_of_plan
 from normfuse.checkpoint.shard import (
     Shard,

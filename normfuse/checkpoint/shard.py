@@ -12,7 +12,7 @@ import torch
 from normfuse.checkpoint.fit import Fit
 from normfuse.checkpoint.header import Stored, head_bytes
 from normfuse.checkpoint.mapped import Mapped
-from normfuse.checkpoint.plan import Made, Plan
+from normfuse.checkpoint.planned import Made, Plan
 from normfuse.checkpoint.source import Folder
 from normfuse.errors import InputError
 from normfuse.folding.blocks import fold_blocks
