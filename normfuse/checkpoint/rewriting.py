@@ -57,7 +57,7 @@ class RewrittenFolder:
 
 def rewrite_folder(
     source: str | Path,
-    target: str | Path,
+    destination: str | Path,
     *,
     new_biases: bool = False,
     force: bool = False,
@@ -76,10 +76,10 @@ def rewrite_folder(
 
     Args:
         source: a folder with ``config.json`` and weights: safetensors, or files of ``torch.save``.
-        target: the folder to make. It appears when it is complete; interrupted work is gone on with.
+        destination: the folder to make. It appears when it is complete; interrupted work is gone on with.
         new_biases: whether layers may get biases that their class does not have. ``transformers`` alone
             does not load such a folder then, and does not find its weights.
-        force: whether a checkpoint folder at ``target`` is replaced.
+        force: whether a checkpoint folder at ``destination`` is replaced.
         progress: is told what is done next.
         options: ``only``, ``skip``, ``target``, ``policy`` and ``expect`` of :func:`normfuse.rewrite`. Of the
             rules ``recentre`` and ``fold_scale`` have a form here.
@@ -91,7 +91,7 @@ def rewrite_folder(
         OptionError: for an option that folders do not have.
         ExpectationError: when ``expect`` is not met; nothing is written.
     """
-    given, made = Path(source), Path(target)
+    given, made = Path(source), Path(destination)
     asked = _options(options)
     check_target(given, made, force)
     if (given / RECORD).exists():

@@ -12,7 +12,10 @@ from torch import nn
 
 #: Classes by name, with configurations; every one has two layers of width 32.
 SIZES = {
-    "gpt2": ("GPT2LMHeadModel", {"n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 101, "n_positions": 64}),
+    "gpt2": (
+        "GPT2LMHeadModel",
+        {"n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 101, "n_positions": 64},
+    ),
     "opt": (
         "OPTForCausalLM",
         {
@@ -41,6 +44,13 @@ SIZES = {
             "image_size": 16, "patch_size": 4,
         },
     ),
+    "olmo": (
+        "OlmoForCausalLM",
+        {
+            "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
+            "vocab_size": 101,
+        },
+    ),
     "bert": (
         "BertModel",
         {
@@ -66,7 +76,9 @@ def model(name: str, dtype: torch.dtype = torch.float32, **options: object) -> n
     return made
 
 
-def saved(path: Path, name: str, dtype: torch.dtype = torch.float32, size: str = "20KB", **options: object) -> Path:
+def saved(
+    path: Path, name: str, dtype: torch.dtype = torch.float32, size: str = "20KB", **options: object
+) -> Path:
     """A folder with the model, in files of at most this size."""
     transformers.utils.logging.disable_progress_bar()
     model(name, dtype, **options).save_pretrained(path, max_shard_size=size)

@@ -211,14 +211,25 @@ def test_half_precision_is_as_close_as_the_original(dtype, tmp_path):
     assert found.ok, str(found)
 
 
-def test_what_has_no_modules_stays_and_says_why(tmp_path):
-    """BERT writes what its norms return back into the stream: nothing is converted, and the copy loads."""
+def test_norms_that_cannot_be_converted_stay_and_say_why(tmp_path):
+    """BERT writes what its norms return back into the stream: only the first one reads what weights write."""
     given = saved(tmp_path / "in", "bert", torch.float64)
     done = normfuse.rewrite_folder(given, tmp_path / "out", only=["recentre"])
-    assert done.report.after == {"layer_norm": 3}
-    assert all(site.refusal is not None for site in done.report.sites)
+    assert done.report.after == {"rms_norm": 1, "layer_norm": 2}
+    assert [site.refusal is None for site in done.report.sites] == [True, False, False]
     found = outputs(normfuse.load_checkpoint(tmp_path / "out"), "bert")
-    assert torch.equal(found, outputs(model("bert", torch.float64), "bert"))
+    assert torch.allclose(found, outputs(model("bert", torch.float64), "bert"), rtol=CLOSE, atol=CLOSE)
+
+
+def test_norms_without_parameters_are_replaced_too(tmp_path):
+    """OLMo computes its norms in float32 whatever its weights are, so a float64 model is no yardstick."""
+    given = saved(tmp_path / "in", "olmo")
+    done = normfuse.rewrite_folder(given, tmp_path / "out")
+    assert done.report.after == {"rms_norm": 5}
+    found = normfuse.verify(
+        model("olmo"), normfuse.load_checkpoint(tmp_path / "out"), (), {**inputs("olmo"), "use_cache": False}
+    )
+    assert found.ok, str(found)
 
 
 def test_rules_can_be_chosen(tmp_path):
