@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def rewrite_folder(
         shards = shards_of(folder, plan)
         _write_shards(folder, plan, shards, work, progress)
         for name in copied:
-            work.write(name, _copying(given / name))
+            copy_file(given / name, work.path / name)
         _write_text(work, RECORD, json_text(record_of_plan(plan)))
         if folder.index is not None:
             _write_text(work, target_name(INDEX, plan.is_plain), json_text(_index(folder.index, shards)))
@@ -134,18 +135,19 @@ def _options(given: dict[str, Any]) -> Options:
 
 
 def _write_shards(folder: Folder, plan: Plan, shards: list[Shard], work: Workplace, progress: Say) -> None:
-    for number, shard in enumerate(shards, 1):
-        if not work.has(shard.target):
+    """One file is computed while the one before goes down to the disk."""
+    before: Future[None] | None = None
+    with ThreadPoolExecutor(1) as pool:
+        for number, shard in enumerate(shards, 1):
+            if work.has(shard.target):
+                continue
             progress(f"writing {shard.target}, {number} of {len(shards)}")
-        work.write(shard.target, _writing(folder, plan, shard))
-
-
-def _writing(folder: Folder, plan: Plan, shard: Shard) -> Callable[[Path], None]:
-    return lambda path: write_shard(folder, plan, shard, path)
-
-
-def _copying(file: Path) -> Callable[[Path], None]:
-    return lambda path: copy_file(file, path)
+            finish = write_shard(folder, plan, shard, work.unfinished(shard.target))
+            if before is not None:
+                before.result()
+            before = pool.submit(work.finish, shard.target, finish)
+        if before is not None:
+            before.result()
 
 
 def _write_text(work: Workplace, name: str, text: str) -> None:
@@ -171,6 +173,5 @@ def _state(folder: Folder, plan: Plan) -> str:
         "config": folder.config,
         "record": record_of_plan(plan),
         "recipes": [(name, made.recipe.key, made.sources) for name, made in sorted(plan.made.items())],
-        "threads": torch.get_num_threads(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +14,7 @@ import torch
 from normfuse.checkpoint.fit import Fit
 from normfuse.checkpoint.header import Stored, head_bytes
 from normfuse.checkpoint.mapped import Mapped
+from normfuse.checkpoint.parallel import side_by_side
 from normfuse.checkpoint.planned import Made, Plan
 from normfuse.checkpoint.source import Folder
 from normfuse.errors import InputError
@@ -50,8 +53,8 @@ def target_name(source: str, is_plain: bool) -> str:
     return name if is_plain else f"normfuse-{name}"
 
 
-def write_shard(folder: Folder, plan: Plan, shard: Shard, target: Path) -> None:
-    """Write a file, in full and down to the disk.
+def write_shard(folder: Folder, plan: Plan, shard: Shard, target: Path) -> Callable[[], None]:
+    """Write a file; what is returned brings it down to the disk, which may be done beside the next one.
 
     Raises:
         OSError: when the disk is full, before anything is computed.
@@ -59,8 +62,8 @@ def write_shard(folder: Folder, plan: Plan, shard: Shard, target: Path) -> None:
     """
     names = {name for name, _, _ in shard.tensors}
     if not folder.is_pickled and names.isdisjoint((*plan.made, *plan.filled)):
-        copy_file(folder.path / shard.source, target)
-        return
+        _copy_whole(folder.path / shard.source, target)
+        return partial(_to_disk, target)
     metadata = folder.heads[shard.source].metadata
     head, placed = head_bytes(shard.tensors, metadata)
     size = placed[-1].start + placed[-1].size if placed else len(head)
@@ -68,18 +71,27 @@ def write_shard(folder: Folder, plan: Plan, shard: Shard, target: Path) -> None:
         _reserve(file.fileno(), size)
         os.pwrite(file.fileno(), head, 0)
         _copy_runs(folder, plan, shard, placed, file.fileno())
-        mapped = Mapped(target, to_write=True)
-        for one in placed:
-            _fill(folder, plan, one, mapped)
+    mapped = Mapped(target, to_write=True)
+    side_by_side(partial(_fill, folder, plan, mapped), placed)
+    return partial(_to_disk, target, mapped)
+
+
+def _to_disk(file: Path, mapped: Mapped | None = None) -> None:
+    if mapped is not None:
         mapped.flush()
-        os.fsync(file.fileno())
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def copy_file(source: Path, target: Path) -> None:
     """All bytes of a file, down to the disk."""
+    _copy_whole(source, target)
+    _to_disk(target)
+
+
+def _copy_whole(source: Path, target: Path) -> None:
     with source.open("rb") as given, target.open("wb") as file:
         _copy(given.fileno(), 0, file.fileno(), 0, source.stat().st_size)
-        os.fsync(file.fileno())
 
 
 def _reserve(file: int, size: int) -> None:
@@ -131,7 +143,7 @@ def _copy(given: int, start: int, file: int, to: int, size: int) -> None:
         done += copied
 
 
-def _fill(folder: Folder, plan: Plan, one: Stored, mapped: Mapped) -> None:
+def _fill(folder: Folder, plan: Plan, mapped: Mapped, one: Stored) -> None:
     if one.name in plan.made:
         _fold(folder, plan.made[one.name], mapped.tensor(one))
     elif one.name in plan.filled:

@@ -24,23 +24,29 @@ _STATE = ".state"
 
 
 class Workplace:
-    """``write`` makes one file, unless it is there already; ``reused`` counts those."""
+    """A file has its own name when it is complete, and ``.part`` behind it until then.
+
+    ``reused`` counts the files that an earlier run finished.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.reused = 0
 
-    def write(self, name: str, write: Callable[[Path], None]) -> None:
-        final, part = self.path / name, self.path / f"{name}.part"
-        if final.exists():
-            self.reused += 1
-            return
-        write(part)
-        part.replace(final)
-
     def has(self, name: str) -> bool:
         """Whether an earlier run finished this file."""
-        return (self.path / name).exists()
+        found = (self.path / name).exists()
+        self.reused += found
+        return found
+
+    def unfinished(self, name: str) -> Path:
+        """Where to write the file."""
+        return self.path / f"{name}.part"
+
+    def finish(self, name: str, to_disk: Callable[[], None]) -> None:
+        """Bring the file down to the disk, and give it its name then."""
+        to_disk()
+        self.unfinished(name).replace(self.path / name)
 
 
 def check_target(source: Path, target: Path, force: bool) -> None:

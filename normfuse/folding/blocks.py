@@ -20,8 +20,8 @@ from normfuse.torch_compat import outside_tracing
 
 __all__ = ["BLOCK", "fold_blocks"]
 
-#: Entries of the largest source that are held at once.
-BLOCK = 1 << 22
+#: Entries of the largest source that are held at once; in float64 they fit into a processor's caches.
+BLOCK = 1 << 19
 
 _ELEMENTWISE = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 
