@@ -26,8 +26,7 @@ class Fit:
         Raises:
             InputError: when an entry is not finite.
         """
-        low, high = torch.aminmax(wide) if wide.numel() else (torch.zeros(()),) * 2
-        is_inside = -torch.finfo(self._dtype).max < float(low) <= float(high) < torch.finfo(self._dtype).max
+        is_inside = float(torch.linalg.vector_norm(wide)) < torch.finfo(self._dtype).max
         if not is_inside and not bool(torch.isfinite(narrow).all()):
             raise self._error("would not be finite")
         if self._dtype != torch.float16:
