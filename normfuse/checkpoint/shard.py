@@ -145,20 +145,23 @@ def _copy(given: int, start: int, file: int, to: int, size: int) -> None:
 
 def _fill(folder: Folder, plan: Plan, mapped: Mapped, one: Stored) -> None:
     if one.name in plan.made:
-        _fold(folder, plan.made[one.name], mapped.tensor(one))
+        _fold(folder, plan.made[one.name], one, mapped)
     elif one.name in plan.filled:
         mapped.tensor(one).fill_(plan.filled[one.name])
     elif folder.is_pickled:
         mapped.tensor(one).copy_(folder.tensor(one.name))
 
 
-def _fold(folder: Folder, made: Made, result: torch.Tensor) -> None:
+def _fold(folder: Folder, made: Made, one: Stored, mapped: Mapped) -> None:
     sources = [folder.tensor(name) for name in made.sources]
-    fit = Fit(made.name, result.dtype, made.shape)
+    fit = Fit(made.name, one.dtype, made.shape)
+    room = torch.empty(0, dtype=one.dtype)
     for axis, start, block in fold_blocks(made.recipe, sources, made.shape):
-        part = result.narrow(axis, start, block.shape[axis]) if result.dim() else result
-        part.copy_(block)
+        if room.numel() < block.numel():
+            room = torch.empty(block.numel(), dtype=one.dtype)
+        part = room[: block.numel()].view(block.shape).copy_(block)
         fit.add(block, part, axis, start)
+        mapped.write(one, part, axis, start)
     fit.check()
 
 

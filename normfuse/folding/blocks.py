@@ -1,8 +1,8 @@
 """A folded weight in blocks, so that only a part of a large one is ever there in float64.
 
 A block is a range of the result along one axis. Walking back from the result, every step says which range of
-its operands it needs: the same range, or the whole of one that is small. Where a step needs all of a large
-source, as a mean along that axis does, another axis is tried.
+its operands it needs: the same range, or the whole of one that is small. A mean along that axis is added up
+over all blocks first. Where a step needs all of a large source for another reason, another axis is tried.
 """
 
 from __future__ import annotations
@@ -33,11 +33,15 @@ class _WholeError(Exception):
 
 
 class _Ranges:
-    """Along which axis each step of a recipe is cut; None for what is needed as a whole."""
+    """Along which axis each step of a recipe is cut; None for what is needed as a whole.
 
-    def __init__(self, recipe: Recipe, sizes: Mapping[Node, int], axis: int) -> None:
+    ``means`` are those among the latter that are taken along the axis of the blocks, with that axis.
+    """
+
+    def __init__(self, recipe: Recipe, sizes: Mapping[Node, int], axis: int, extent: int) -> None:
         self.axes: dict[Node, int | None] = {}
-        self._sizes = sizes
+        self.means: dict[Node, int] = {}
+        self._sizes, self._extent = sizes, extent
         result = recipe.body.output_node().args[0]
         assert isinstance(result, Node)
         self._cut(result, axis)
@@ -47,7 +51,11 @@ class _Ranges:
             raise _WholeError
         if self.axes.setdefault(node, axis) != axis:
             raise _WholeError
-        if node.op == "call_function":
+        along = _mean_along(node) if axis is None else None
+        if along is not None and _shape(node.args[0])[along] == self._extent > 1:
+            self.means[node] = along
+            self._cut(node.args[0], along)  # type: ignore[arg-type]
+        elif node.op == "call_function":
             for operand, found in _needed(node, axis).items():
                 self._cut(operand, found)
 
@@ -61,6 +69,15 @@ def _needed(node: Node, axis: int | None) -> dict[Node, int | None]:
     if found is None:
         raise _WholeError
     return found
+
+
+def _mean_along(node: Node) -> int | None:
+    """The one axis along which a marked step takes a mean and keeps it."""
+    if not is_call(node, aten.mean.dim) or FOLD not in node.meta:
+        return None
+    bound = bind(node)
+    dims = [d % len(_shape(bound["self"])) for d in bound["dim"] or ()]
+    return dims[0] if len(dims) == 1 and bound["keepdim"] and bound["dtype"] is None else None
 
 
 def _shape(node: Any) -> tuple[int, ...]:
@@ -141,15 +158,19 @@ def fold_blocks(
             yield 0, 0, recipe.compute(sources) if not shape else _Blocks(recipe, held, {}).at(0, shape[0])
             return
         axis, ranges = cut
-        blocks, step = _Blocks(recipe, held, ranges.axes), max(1, shape[axis] * BLOCK // largest)
-        for start in range(0, shape[axis], step):
-            yield axis, start, blocks.at(start, min(step, shape[axis] - start))
+        step = max(1, shape[axis] * BLOCK // largest)
+        parts = [(start, min(step, shape[axis] - start)) for start in range(0, shape[axis], step)]
+        blocks = _Blocks(recipe, held, ranges.axes)
+        for mean, along in ranges.means.items():
+            blocks.add_up(mean, along, parts)
+        for start, length in parts:
+            yield axis, start, blocks.at(start, length)
 
 
 def _cut_axis(recipe: Recipe, sizes: Mapping[Node, int], shape: Sequence[int]) -> tuple[int, _Ranges] | None:
     for axis in range(len(shape)):
         try:
-            return axis, _Ranges(recipe, sizes, axis)
+            return axis, _Ranges(recipe, sizes, axis, shape[axis])
         except _WholeError:
             continue
     return None
@@ -159,7 +180,7 @@ class _Blocks:
     """The steps of a recipe, on ranges of its sources where there is an axis.
 
     Each step has memory of its own for all blocks: to ask the system for it takes longer than the step. The
-    product of two entries of half precision is exact in float32, which is as good as float64 then, and faster.
+    product of two entries of half precision is exact in float32, which is as good as float64 then and faster.
     """
 
     def __init__(
@@ -170,16 +191,32 @@ class _Blocks:
         self._values: dict[Node, Any] = {}
         self._wide = torch.float32 if _is_product(recipe, held.values()) else torch.float64
 
+    def add_up(self, mean: Node, along: int, parts: Sequence[tuple[int, int]]) -> None:
+        """A mean over all blocks, which the steps behind it read as a whole."""
+        operand = mean.args[0]
+        assert isinstance(operand, Node)
+        total: torch.Tensor | None = None
+        for start, length in parts:
+            found = self._up_to(operand, start, length).sum(along, keepdim=True, dtype=torch.float64)
+            total = found if total is None else total.add_(found)
+        assert total is not None
+        self._values[mean] = total / sum(length for _, length in parts)
+
     def at(self, start: int, length: int) -> torch.Tensor:
         """The block of so many entries along the axis."""
+        result = self._recipe.body.output_node().args[0]
+        assert isinstance(result, Node)
+        return self._up_to(result, start, length)
+
+    def _up_to(self, last: Node, start: int, length: int) -> torch.Tensor:
         for node in self._recipe.body.nodes:
             axis = self._axes.get(node)
-            if node.op == "output":
-                result: torch.Tensor = self._values[node.args[0]]
-                return result
             if axis is not None or node not in self._values:
                 self._values[node] = self._value(node, axis, start, length)
-        raise AssertionError("a recipe without a result")
+            if node is last:
+                break
+        found: torch.Tensor = self._values[last]
+        return found
 
     def _value(self, node: Node, axis: int | None, start: int, length: int) -> Any:
         if node.op == "call_function":

@@ -34,7 +34,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", ["no centring", *(pytest.param(f, marks=pytest.mark.slow) for f in FAULTS if f != "no centring")]
+)
 def test_modules_that_do_something_else_are_not_written(fault, tmp_path, monkeypatch):
     def faulty(made, changes, original=plan.install):
         original(made, FAULTS[fault](changes) if changes.norms else changes)

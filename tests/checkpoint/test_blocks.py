@@ -63,7 +63,7 @@ def shifted_columns(graph, weight, vector, bias):
 
 WEIGHT = torch.randn(60, 40)
 CASES = {
-    "centre rows": (centre(0), (WEIGHT.bfloat16(),), 1),
+    "centre rows": (centre(0), (WEIGHT.bfloat16(),), 0),
     "centre columns": (centre(1), (WEIGHT.bfloat16(),), 0),
     "scale columns": (scale(1), (WEIGHT, torch.randn(40)), 0),
     "scale halves": (scale(1), (WEIGHT.bfloat16(), torch.randn(40).bfloat16()), 0),

@@ -20,6 +20,8 @@ NAMES = ("gpt2", "opt", "gpt_neox", "llama", "vit")
 #: What float64 may differ by: sums of 32 to 64 products of values around one, some hundred roundings deep.
 CLOSE = 1e-11
 TIED = ("gpt2", "opt")
+#: What is compared in float32 whenever tests are run; the others take the same ways.
+QUICK = ("gpt2", "llama")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,9 @@ def test_float64_agrees_in_the_new_form_and_in_the_class_itself(name, rewritten)
 
 
 @pytest.mark.rounding
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NAMES]
+)
 def test_float32_is_as_close_to_float64_as_the_original(name, rewritten):
     folder, _ = rewritten(name)
     loaded = normfuse.load_checkpoint(folder / "out")
@@ -62,9 +66,9 @@ def test_float32_is_as_close_to_float64_as_the_original(name, rewritten):
     assert found.error_ratio <= 1.5
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "llama"])
 def test_norms_are_modules_of_their_new_kind(name, rewritten):
-    folder, _ = rewritten(name)
+    folder, _ = rewritten(name, torch.float64)
     loaded = normfuse.load_checkpoint(folder / "out")
     norms = [m for m in loaded.modules() if isinstance(m, Norm)]
     assert len(norms) == 5
@@ -74,13 +78,13 @@ def test_norms_are_modules_of_their_new_kind(name, rewritten):
 
 @pytest.mark.parametrize("name", TIED)
 def test_what_is_tied_stays_tied_and_is_not_changed(name, rewritten):
-    folder, _ = rewritten(name)
-    loaded, original = normfuse.load_checkpoint(folder / "out"), model(name)
+    folder, _ = rewritten(name, torch.float64)
+    loaded, original = normfuse.load_checkpoint(folder / "out"), model(name, torch.float64)
     table = loaded.get_input_embeddings().weight
     assert loaded.get_output_embeddings().weight is table
     assert torch.equal(table, original.get_input_embeddings().weight)
     read = torch.tensor([[5, 6]])
-    assert loaded.get_input_embeddings()(read).mean(-1).abs().max() < 1e-7
+    assert loaded.get_input_embeddings()(read).mean(-1).abs().max() < 1e-15
     assert original.get_input_embeddings()(read).mean(-1).abs().max() > 1e-3
 
 
@@ -108,7 +112,7 @@ def test_text_is_generated_alike_with_a_cache(rewritten):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_files_keep_their_layout_and_the_input_its_bytes(name, rewritten):
-    folder, done = rewritten(name)
+    folder, done = rewritten(name, torch.float64)
     given, made = folder / "in", folder / "out"
     assert {f.name for f in made.iterdir()} == {f.name for f in given.iterdir()} | {"normfuse.json"}
     record = json.loads((made / "normfuse.json").read_text())
@@ -128,6 +132,8 @@ def test_files_keep_their_layout_and_the_input_its_bytes(name, rewritten):
 def test_the_input_is_not_touched(tmp_path):
     given = saved(tmp_path / "in", "opt")
     before = contents(given)
+    for file in given.iterdir():
+        file.chmod(0o444)
     normfuse.rewrite_folder(given, tmp_path / "out")
     assert contents(given) == before
     assert sorted(f.name for f in tmp_path.iterdir()) == ["in", "out"]
@@ -146,7 +152,7 @@ def test_a_new_bias_is_made_when_it_is_asked_for(rewritten):
 
 
 def test_without_new_biases_the_norm_keeps_its_own(rewritten):
-    folder, done = rewritten("gpt_neox")
+    folder, done = rewritten("gpt_neox", torch.float64)
     site = next(s for s in done.report.sites if s.module == "gpt_neox.final_layer_norm")
     assert site.refusals["fold_scale"].code == "new_bias"
     assert normfuse.load_checkpoint(folder / "out").gpt_neox.final_layer_norm.bias is not None
@@ -173,7 +179,7 @@ def test_a_checkpoint_of_the_model_without_its_head_has_other_names(tmp_path):
     assert torch.allclose(found, outputs(original, "gpt2"), rtol=CLOSE, atol=CLOSE)
 
 
-@pytest.mark.parametrize("sharded", [True, False])
+@pytest.mark.parametrize("sharded", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_files_of_torch_save_become_safetensors(sharded, tmp_path):
     """A state dict holds a tied tensor under both of its names."""
     original, given = model("gpt2", torch.float64), tmp_path / "in"
@@ -200,7 +206,7 @@ def test_files_of_torch_save_become_safetensors(sharded, tmp_path):
 
 
 @pytest.mark.rounding
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_half_precision_is_as_close_as_the_original(dtype, tmp_path):
     given = saved(tmp_path / "in", "opt", dtype)
     done = normfuse.rewrite_folder(given, tmp_path / "out")
