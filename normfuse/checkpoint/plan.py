@@ -48,10 +48,13 @@ def plan_of(
     """
     case = _case(folder)
     reasons: dict[str, None] = {}
-    refused = _Refused()
+    refused, failed = _Refused(), list[Changes]()
     for tried in _attempts(options):
         progress(f"capturing {type(case.model).__name__} and applying the rules")
         found, changes = _expressed(case, tried, refused, new_biases)
+        if changes in failed:
+            continue
+        failed.append(changes)
         try:
             plan = _checked(case, found, changes)
         except MismatchError as error:

@@ -21,7 +21,7 @@ _HUB = re.compile(r"[\w.-]+/[\w.-]+|[A-Za-z][\w-]*")
 
 def is_folder_job(source: str, destination: Path) -> bool:
     """Whether a folder is to be rewritten, by what is there and how the output is called."""
-    if Path(source).is_dir():
+    if source and Path(source).is_dir():
         return True
     return destination.suffix != ".pt2" and not source.endswith(".pt2") and _HUB.fullmatch(source) is not None
 
