@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.fx import Node
 
@@ -105,21 +107,18 @@ def neutral_entries(module: nn.Module, norm: NormModule) -> float | None:
     A bias of zeros goes with it. Most norms multiply by the weight, some by one plus it.
     """
     x = torch.linspace(-1, 2, 2 * norm.width, dtype=torch.float32).reshape(2, norm.width)
-    core = torch.nn.functional.rms_norm(x, (norm.width,), eps=norm.eps)
-    if isinstance(module, nn.LayerNorm) or norm.kind == "layer_norm":
-        core = torch.nn.functional.layer_norm(x, (norm.width,), eps=norm.eps)
+    cores = (F.rms_norm(x, (norm.width,), eps=norm.eps), F.layer_norm(x, (norm.width,), eps=norm.eps))
     for entry in (1.0, 0.0):
         with torch.no_grad():
-            copy = _filled(module, entry)
-            if copy is not None and torch.allclose(copy(x), core, rtol=1e-4, atol=1e-5):
-                return entry
+            plain = _filled(module, entry)
+            made = None if plain is None else plain(x)
+        if made is not None and any(torch.allclose(made, core, rtol=1e-4, atol=1e-5) for core in cores):
+            return entry
     return None
 
 
 def _filled(module: nn.Module, entry: float) -> nn.Module | None:
     """A copy of a norm on the CPU with this weight and no bias; None where it holds anything else."""
-    import copy
-
     names = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
     if not names <= {"weight", "bias"}:
         return None

@@ -101,14 +101,20 @@ def paired(one: Outline, other: Outline) -> Mapping[str, str] | str:
     names: dict[str, str] = {}
     for ours, theirs in zip(one.steps, other.steps, strict=False):
         if ours.what != theirs.what or not _agree(ours.operands, theirs.operands, names):
-            return f"{ours.shown} of the rewritten graph has no module that would do it"
+            return _without_module(ours)
     if len(one.steps) != len(other.steps):
         longer = max(one.steps, other.steps, key=len)
         extra = longer[min(len(one.steps), len(other.steps))]
-        return f"{extra.shown} of the rewritten graph has no module that would do it"
+        return _without_module(extra)
     if not _agree(one.results, other.results, names):
         return "the rewritten graph returns something else than the modules do"
     return names
+
+
+def _without_module(step: Step) -> str:
+    is_mean = step.what == str(aten.mean.dim)
+    shown = "an explicit centring" if is_mean else step.shown
+    return f"{shown} of the rewritten graph has no module that would do it"
 
 
 def _agree(ours: Any, theirs: Any, names: dict[str, str]) -> bool:

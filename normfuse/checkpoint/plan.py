@@ -145,7 +145,10 @@ def _checked(case: Case, found: Outlined, changes: Changes) -> Plan:
 
 def _centres_input(plan: Plan, model: Any) -> bool:
     """Whether the table of the input embedding was centred, or loses its mean at each lookup."""
-    table = model.get_input_embeddings()
+    try:
+        table = model.get_input_embeddings()
+    except NotImplementedError:  # several inputs, or none that is looked up
+        return False
     path = next((name for name, module in model.named_modules() if module is table), None)
     if not isinstance(table, torch.nn.Embedding) or path is None:
         return False
