@@ -20,7 +20,8 @@ _MOST = 8
 
 def side_by_side(work: Callable[[_T], None], items: Iterable[_T]) -> None:
     """Do the work for each item; the first error is raised, and what has not begun by then is left."""
-    count = min(_MOST, len(os.sched_getaffinity(0)))
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(_MOST, usable)
     with _one_thread_each(), ThreadPoolExecutor(count) as pool:
         futures = [pool.submit(work, item) for item in items]
         try:

@@ -96,12 +96,14 @@ def _copy_whole(source: Path, target: Path) -> None:
 
 def _reserve(file: int, size: int) -> None:
     """Room on the disk, since nothing tells of a full one while mapped memory is written."""
-    try:
-        os.posix_fallocate(file, 0, size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-        _write_zeros(file, size)
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+    _write_zeros(file, size)
 
 
 def _write_zeros(file: int, size: int) -> None:
@@ -131,16 +133,21 @@ def _copy_runs(folder: Folder, plan: Plan, shard: Shard, placed: list[Stored], f
 def _copy(given: int, start: int, file: int, to: int, size: int) -> None:
     done = 0
     while done < size:
-        length = min(_CHUNK, size - done)
-        try:
-            copied = os.copy_file_range(given, file, length, start + done, to + done)
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            copied = os.pwrite(file, os.pread(given, min(length, 1 << 20), start + done), to + done)
+        copied = _copy_some(given, start + done, file, to + done, min(_CHUNK, size - done))
         if not copied:
             raise OSError(errno.EIO, "the input became shorter while it was read")
         done += copied
+
+
+def _copy_some(given: int, start: int, file: int, to: int, size: int) -> int:
+    """By the system itself where it does that between these two files."""
+    if hasattr(os, "copy_file_range"):
+        try:
+            return os.copy_file_range(given, file, size, start, to)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+    return os.pwrite(file, os.pread(given, min(size, 1 << 20), start), to)
 
 
 def _fill(folder: Folder, plan: Plan, mapped: Mapped, one: Stored) -> None:

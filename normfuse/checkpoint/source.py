@@ -157,9 +157,10 @@ class Folder:
         )
 
     def others(self) -> tuple[list[str], list[str]]:
-        """The files beside the weights: those to copy, and those that are left out."""
+        """The files beside the weights: those to copy, and those that are left out, as folders are."""
         known = {*self.heads, self.index_name}
         names = sorted(p.name for p in self.path.iterdir() if p.is_file() and p.name not in known)
         names = [name for name in names if not name.startswith(".") and name != RECORD]
         left = [n for n in names if Path(n).suffix in _LEFT_OUT or n.endswith(".index.json")]
-        return [n for n in names if n not in left], left
+        folders = sorted(p.name for p in self.path.iterdir() if p.is_dir() and not p.name.startswith("."))
+        return [n for n in names if n not in left], [*left, *(f"{name}/" for name in folders)]

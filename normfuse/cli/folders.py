@@ -90,7 +90,7 @@ class FolderJob:
 def _show(done: RewrittenFolder) -> None:
     typer.echo(str(done.report))
     if done.left_out:
-        typer.echo(f"not copied, since they hold other weights or code: {', '.join(done.left_out)}")
+        typer.echo(f"not copied (other weights, code, folders): {', '.join(done.left_out)}")
     if done.reused:
         typer.echo(f"{done.reused} files of an interrupted run were used again")
     typer.echo(f"wrote {done.path}: normfuse.load_checkpoint({str(done.path)!r}) loads it with its new norms")

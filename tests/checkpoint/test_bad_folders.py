@@ -260,21 +260,25 @@ def test_a_path_that_is_no_folder(tmp_path):
             normfuse.load_checkpoint(tmp_path / name)
 
 
-def test_code_and_other_weights_are_not_copied(given, tmp_path):
+def test_code_and_other_weights_are_not_copied_and_the_output_says_what_was_done(given, tmp_path):
     for name in ("modeling.py", "model.onnx", "pytorch_model.bin", ".hidden"):
         (given / name).write_text("x")
-    result = CliRunner().invoke(app, ["rewrite", str(given), "-o", str(tmp_path / "out")])
+    (given / "onnx").mkdir()
+    words = ["rewrite", given, "-o", tmp_path / "out", "--json", tmp_path / "report.json"]
+    result = CliRunner().invoke(app, [*map(str, words), "--expect", "rms_norm=5"])
     assert result.exit_code == 0, result.output
     assert (
-        "not copied, since they hold other weights or code: model.onnx, modeling.py, pytorch_model.bin"
+        "not copied (other weights, code, folders): model.onnx, modeling.py, pytorch_model.bin, onnx/"
         in result.output
     )
     assert "transformers alone loads it too" in result.output
     assert "found 5 layer_norm; now 5 rms_norm" in result.output
+    assert "writing model-00001-of-" in result.stderr
     left = {f.name for f in (tmp_path / "out").iterdir()}
-    assert left == {f.name for f in given.iterdir()} - {
-        "modeling.py", "model.onnx", "pytorch_model.bin", ".hidden",
-    } | {"normfuse.json"}  # fmt: skip
+    copied = {f.name for f in given.iterdir() if f.name.startswith("model-") or f.suffix == ".json"}
+    assert left == copied | {"normfuse.json"}
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["after"], report["loads_in_transformers"]) == ({"rms_norm": 5}, True)
 
 
 def test_a_dtype_that_cannot_hold_a_folded_weight(tmp_path):
