@@ -1,4 +1,4 @@
-"""Other architectures: merged experts, a table read twice, several streams, weights that are read as 1 + w."""
+"""Other architectures: merged experts, a table read twice, several streams, weights read as 1 + w."""
 
 from __future__ import annotations
 
