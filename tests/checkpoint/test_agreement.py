@@ -9,7 +9,12 @@ import torch
 
 import normfuse
 from normfuse.checkpoint import expressible, plan
+from normfuse.checkpoint.expressible import changes_of
 from normfuse.checkpoint.outline import Outline, Step, _Ref, paired
+from normfuse.checkpoint.outlines import outlined
+from normfuse.checkpoint.planned import MismatchError
+from normfuse.checkpoint.source import Folder
+from normfuse.options import Options
 from tests.checkpoint.folders import model, outputs, saved
 
 pytestmark = pytest.mark.models
@@ -34,9 +39,31 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "fault", ["no centring", *(pytest.param(f, marks=pytest.mark.slow) for f in FAULTS if f != "no centring")]
-)
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """A folder, its rewritten graph, and the modules that do what the graph does."""
+    given = saved(tmp_path_factory.mktemp("given") / "in", "gpt2", torch.float64)
+    case = plan._case(Folder(given))
+    options = Options.checked({"only": ["recentre"], "verify": "off", "policy": "convert"}, prefix="")
+    rewritten = outlined(case.model, case.inputs, options, case.small)
+    return case, rewritten, changes_of(rewritten, case.model)[0]
+
+
+def test_modules_that_do_the_same_are_taken(found):
+    made = plan._checked(*found)
+    assert len(made.changes.norms) == 5
+    assert made.changes.centred == ("transformer.wte",)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_modules_that_do_something_else_are_found(fault, found):
+    case, rewritten, changes = found
+    with pytest.raises(MismatchError, match="has no module that would do it"):
+        plan._checked(case, rewritten, FAULTS[fault](changes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
 def test_modules_that_do_something_else_are_not_written(fault, tmp_path, monkeypatch):
     def faulty(made, changes, original=plan.install):
         original(made, FAULTS[fault](changes) if changes.norms else changes)
@@ -46,8 +73,8 @@ def test_modules_that_do_something_else_are_not_written(fault, tmp_path, monkeyp
     done = normfuse.rewrite_folder(given, tmp_path / "out", only=["recentre"])
     assert done.report.after == {"layer_norm": 5}
     assert any("has no module that would do it" in note for note in done.report.notes)
-    found = outputs(normfuse.load_checkpoint(tmp_path / "out"), "gpt2")
-    assert torch.equal(found, outputs(model("gpt2", torch.float64), "gpt2"))
+    result = outputs(normfuse.load_checkpoint(tmp_path / "out"), "gpt2")
+    assert torch.equal(result, outputs(model("gpt2", torch.float64), "gpt2"))
 
 
 def test_a_norm_that_no_module_can_be_is_left_out_alone(tmp_path, monkeypatch):

@@ -294,4 +294,3 @@ def test_a_dtype_that_cannot_hold_a_folded_weight(tmp_path):
     with pytest.raises(normfuse.InputError, match=r"would not be finite in float16 .*--skip fold_scale"):
         normfuse.rewrite_folder(given, tmp_path / "out")
     assert [f.name for f in tmp_path.iterdir()] == ["in"]
-    normfuse.rewrite_folder(given, tmp_path / "out", skip=["fold_scale"])
