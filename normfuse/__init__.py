@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from normfuse.backends.explain import explain
     from normfuse.backends.session import last_report
     from normfuse.benchmark import BenchResult, bench
+    from normfuse.checkpoint import RewrittenFolder, load_checkpoint, rewrite_folder
     from normfuse.convert import Calibration, Conversion, calibrate, convert
     from normfuse.folding import invalidate
     from normfuse.report import Refusal, Report, Site
@@ -46,6 +47,7 @@ __all__ = [
     "Refusal",
     "Report",
     "Rewritten",
+    "RewrittenFolder",
     "Site",
     "VerificationError",
     "bench",
@@ -54,8 +56,10 @@ __all__ = [
     "explain",
     "invalidate",
     "last_report",
+    "load_checkpoint",
     "normfuse_backend",
     "rewrite",
+    "rewrite_folder",
     "verify",
 ]
 
@@ -67,6 +71,7 @@ _HOMES = {
     "Refusal": "normfuse.report",
     "Report": "normfuse.report",
     "Rewritten": "normfuse.rewriting",
+    "RewrittenFolder": "normfuse.checkpoint",
     "Site": "normfuse.report",
     "bench": "normfuse.benchmark",
     "calibrate": "normfuse.convert",
@@ -74,8 +79,10 @@ _HOMES = {
     "explain": "normfuse.backends.explain",
     "invalidate": "normfuse.folding",
     "last_report": "normfuse.backends.session",
+    "load_checkpoint": "normfuse.checkpoint",
     "normfuse_backend": "normfuse.backends.entry",
     "rewrite": "normfuse.rewriting",
+    "rewrite_folder": "normfuse.checkpoint",
     "verify": "normfuse.verify",
 }
 #: Packages that ``import normfuse`` gives as attributes, imported when they are asked for.

@@ -19,6 +19,8 @@ from normfuse.analysis.flow import Blocks, Scales, Vanishes
 from normfuse.analysis.operator_table import flow
 from normfuse.analysis.stream import Stream, Value
 from normfuse.analysis.weights import WeightValues
+from normfuse.ir.calls import aten, is_call
+from normfuse.ir.program import Program
 from normfuse.ir.sizes import is_expanded, no_larger
 from normfuse.report import Refusal
 
@@ -106,7 +108,9 @@ def decide(
         _judge(value, stream, weights, decision, dirt, maps)
     readable = [(v, n) for v in members for n in stream.norms.get(v, ()) if n not in settled]
     decision.cut = (
-        _best_cut([v for v, _ in readable if v in dirt.parent], dirt, stream, order) if may_centre else None
+        _best_cut([v for v, _ in readable if v in dirt.parent], dirt, stream, order, weights.program)
+        if may_centre
+        else None
     )
     for value, norm in readable:
         if value not in dirt.parent or decision.cut in dirt.chain(value):
@@ -195,13 +199,21 @@ def _judge_origin(value: Value, weights: WeightValues, decision: Decision, dirt:
         decision.plans[value] = [(value[0], plan)]
 
 
-def _best_cut(dirty: list[Value], dirt: _Dirt, stream: Stream, order: dict[Node, int]) -> Value | None:
+def _best_cut(
+    dirty: list[Value], dirt: _Dirt, stream: Stream, order: dict[Node, int], program: Program
+) -> Value | None:
     """The one place below which most norms hang.
 
     Memory that is written later cannot be one, nor a value larger than all that those norms read:
     centring it would cost more than they save. Nor can one that shows entries in several places: what it is
-    an expansion of is smaller, and all that is known of layouts behind it would be another.
+    an expansion of is smaller, and all that is known of layouts behind it would be another. Of several with
+    as many norms below them it is the last, or a table's lookup where the program asks for that.
     """
+
+    def rank(candidate: Value) -> tuple[int, bool, int]:
+        is_lookup = program.centres_lookups and is_call(candidate[0], aten.embedding.default)
+        return len(below[candidate]), is_lookup, order[candidate[0]]
+
     below: dict[Value, list[Node]] = {}
     for value in dirty:
         for candidate in dirt.chain(value):
@@ -214,7 +226,7 @@ def _best_cut(dirty: list[Value], dirt: _Dirt, stream: Stream, order: dict[Node,
         and no_larger(candidate[0], read)
         and not is_expanded(candidate[0])
     ]
-    return max(allowed, key=lambda c: (len(below[c]), order[c[0]]), default=None)
+    return max(allowed, key=rank, default=None)
 
 
 def _collect(decision: Decision, stream: Stream, order: dict[Node, int]) -> None:

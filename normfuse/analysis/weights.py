@@ -115,7 +115,9 @@ class WeightValues:
         if found is None:
             return None
         is_folded = not (self.program.grad_enabled and found.trains)
-        return _sharded(node, found) if found.is_sharded and is_folded else _tensor_refusal(node, found)
+        if found.is_sharded and is_folded:
+            return _sharded(node, found)
+        return _tensor_refusal(node, found, self.program.values_later)
 
     def varies(self, node: Node) -> Refusal | None:
         """Why a value that is made of weights alone is none: an operator may make another one each time.
@@ -259,7 +261,7 @@ def _sharded(node: Node, found: Input) -> Refusal:
     )
 
 
-def _tensor_refusal(node: Node, found: Input) -> Refusal | None:
+def _tensor_refusal(node: Node, found: Input, values_later: bool) -> Refusal | None:
     value = found.value
     name = found.name or node.name
     if type(value) not in _PLAIN or value.is_quantized or value.layout != torch.strided:
@@ -270,7 +272,7 @@ def _tensor_refusal(node: Node, found: Input) -> Refusal | None:
         )  # fmt: skip
     if (value.is_floating_point() and value.dtype not in FLOATS) or value.is_complex():
         return Refusal("weight_dtype", f"the weight {name} has dtype {value.dtype}", node.name)
-    if value.device.type == "meta":
+    if value.device.type == "meta" and not values_later:
         return Refusal(
             "weight_dtype", f"the weight {name} is on the meta device and has no values", node.name
         )

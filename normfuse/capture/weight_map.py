@@ -19,7 +19,7 @@ from normfuse.folding.weight_map import ChangedTensor, TensorFacts, WeightMap
 from normfuse.ir.calls import CASTS, is_call
 from normfuse.ir.program import Input, Program
 
-__all__ = ["weight_map"]
+__all__ = ["formula", "weight_map"]
 
 
 def weight_map(
@@ -59,7 +59,7 @@ def _changed(one: Folded, name: str, sources: Sequence[str], state: Mapping[str,
         steps = tuple(encode_recipe(recipe))
     except InputError as error:
         raise InputError(f"the weight {name} has no map that could be written: {error}") from error
-    how = _formula(recipe.body, dict(zip(_placeholders(recipe.body), sources, strict=True)))
+    how = formula(recipe.body, dict(zip(_placeholders(recipe.body), sources, strict=True)))
     return ChangedTensor(name, name not in state, dtype_name(recipe.dtype), tuple(sources), how, steps)
 
 
@@ -67,7 +67,7 @@ def _placeholders(body: Graph) -> list[Node]:
     return [n for n in body.nodes if n.op == "placeholder"]
 
 
-def _formula(body: Graph, names: Mapping[Node, str]) -> str:
+def formula(body: Graph, names: Mapping[Node, str]) -> str:
     """The computation for people: ``sub(w, mean(w, [0], True))``, casts of the maps left out."""
 
     def show(value: Argument) -> str:

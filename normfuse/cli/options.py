@@ -20,7 +20,7 @@ SOURCE = Annotated[
     typer.Argument(
         metavar="SRC",
         help="A .pt2 program, or module.path:factory for Python code; "
-        "the factory returns a model and its example inputs.",
+        "the factory returns a model and its example inputs. `rewrite` takes a checkpoint folder as well.",
         show_default=False,
     ),
 ]

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from normfuse.ir.calls import CASTS, is_call
 from normfuse.torch_compat import outside_tracing
 
-__all__ = ["FOLD", "Folded", "Recipe"]
+__all__ = ["FOLD", "Folded", "Recipe", "run_exactly"]
 
 #: Metadata key of graph nodes that apply a map to a weight.
 FOLD = "normfuse_fold"
@@ -77,9 +77,13 @@ class _Exact(Interpreter):
     def run_node(self, n: Node) -> Any:
         if FOLD not in n.meta:
             return super().run_node(n)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        args = tree_map_only(torch.Tensor, _widened, args)
-        return args[0] if is_call(n, *CASTS) else self.call_function(n.target, args, kwargs)
+        return run_exactly(n, *self.fetch_args_kwargs_from_env(n))
+
+
+def run_exactly(node: Node, args: Any, kwargs: Any) -> Any:
+    """One step of a map, on these values in place of its operands: in float64, and without its casts."""
+    args = tree_map_only(torch.Tensor, _widened, args)
+    return args[0] if is_call(node, *CASTS) else node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _widened(value: torch.Tensor) -> torch.Tensor:

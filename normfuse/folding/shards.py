@@ -15,7 +15,7 @@ from normfuse.files import json_text, new_folder
 from normfuse.folding.checkpoint import open_checkpoint, save_checkpoint
 from normfuse.folding.weight_map import ChangedTensor, WeightMap
 
-__all__ = ["Shards", "fold_shards", "index_of"]
+__all__ = ["Shards", "fold_shards", "index_of", "record_of"]
 
 #: What an index is called in a folder; any file that ends like the suffix may be named itself.
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -48,7 +48,7 @@ class Shards(Mapping[str, Any]):
 
     def __init__(self, index: Path) -> None:
         self.index = index
-        self.record = _record(index)
+        self.record = record_of(index)
         self.places: dict[str, str] = dict(self.record["weight_map"])
         self.files = sorted({*self.places.values()})
         held = {file: set(self.opened(file)[0]) for file in self.files}
@@ -101,7 +101,12 @@ class _Remembering(Mapping[str, Any]):
         return len(self._shards)
 
 
-def _record(index: Path) -> dict[str, Any]:
+def record_of(index: Path) -> dict[str, Any]:
+    """What an index holds.
+
+    Raises:
+        InputError: for a file that is none, and for one that names files elsewhere.
+    """
     try:
         record = json.loads(index.read_text(encoding="utf-8"))
     except OSError as error:

@@ -72,6 +72,9 @@ class Program:
     weights (:class:`normfuse.folding.Premise`) that the rewrite rests on; ``doubted`` are those that other
     weights, with which the same graph was called, did not meet. ``inner`` are copies of the graphs that
     operators of this one run. ``rotation`` is the input that holds a matrix to turn the stream by.
+    ``values_later`` says that weights on the meta device stand for those of files: what depends on their
+    entries is granted, and is a premise. ``centres_lookups`` asks for an explicit centring right behind a
+    table where that does as much as one further on.
     """
 
     gm: GraphModule
@@ -85,6 +88,8 @@ class Program:
     doubted: frozenset[tuple[str, str]] = frozenset()
     inner: list[Inner] = field(default_factory=list)
     rotation: Node | None = None
+    values_later: bool = False
+    centres_lookups: bool = False
     _weights: dict[Node, Input] = field(init=False, repr=False, compare=False, default_factory=dict)
     _counted: int = field(init=False, repr=False, compare=False, default=-1)
 

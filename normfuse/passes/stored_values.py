@@ -130,7 +130,10 @@ def refusal_of_overflow(node: Node, folded: Iterable[Node], program: Program) ->
         return _doubted("overflow", node)
     for weight in folded:
         recipe, sources = recipe_of(program, weight)
-        wide = replace(recipe, dtype=torch.float64).compute([program.weights[s].value for s in sources])
+        values = [program.weights[s].value for s in sources]
+        if program.values_later and any(value.is_meta for value in values):
+            continue  # a premise says so, for whoever has the values
+        wide = replace(recipe, dtype=torch.float64).compute(values)
         if not fits(wide, held_in(node, recipe)):
             return Refusal(
                 "overflow",

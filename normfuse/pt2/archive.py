@@ -45,7 +45,7 @@ def check_archive(path: Path) -> None:
     if path.is_dir():
         raise InputError(
             f"{path} is a folder, not a program; name a .pt2 file, or Python code that loads the model from "
-            "the folder as module.path:factory"
+            "the folder as module.path:factory (`normfuse rewrite FOLDER -o FOLDER` takes checkpoint folders)"
         )
     if not path.exists():
         raise InputError(f"{path} does not exist")

@@ -57,7 +57,19 @@ MAY_IMPORT = {
         "backends",
         "sources",
     },
-    "cli": {"export", "folding", "capture", "pt2", "verify", "rewriting", "sources", "backends", "benchmark"},
+    "checkpoint": {"ir", "folding", "capture", "passes"},
+    "cli": {
+        "export",
+        "folding",
+        "capture",
+        "pt2",
+        "verify",
+        "rewriting",
+        "sources",
+        "backends",
+        "benchmark",
+        "checkpoint",
+    },  # fmt: skip
 }
 FRAMEWORKS = ("torch._dynamo", "torch._inductor", "triton")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from normfuse.cli.folders import FolderJob, is_folder_job
 from normfuse.cli.options import (
     CRMS_BASIS,
     DEBUG,
@@ -37,8 +38,23 @@ __all__ = ["map_beside", "rewrite"]
 DESTINATION = Annotated[
     Path,
     typer.Option(
-        "--output", "-o", metavar="DST", help="The .pt2 or .onnx file to write.", show_default=False
+        "--output",
+        "-o",
+        metavar="DST",
+        help="The .pt2 or .onnx file to write; for a checkpoint folder the folder to make.",
+        show_default=False,
     ),
+]
+NEW_BIASES = Annotated[
+    bool,
+    typer.Option(
+        "--new-biases",
+        help="Of a checkpoint folder: let layers without a bias get one where a norm's bias has no other "
+        "place. transformers alone does not load the result then.",
+    ),
+]
+FORCE = Annotated[
+    bool, typer.Option("--force", help="Replace the checkpoint folder that stands where the output goes.")
 ]
 VERIFY = Annotated[
     Verify | None,
@@ -71,6 +87,8 @@ def rewrite(
         bool,
         typer.Option("--dynamic", help="Keep every size of a Python model's inputs open where possible."),
     ] = False,
+    new_biases: NEW_BIASES = False,
+    force: FORCE = False,
     json_file: JSON = None,
     quiet: QUIET = False,
     debug: DEBUG = False,
@@ -80,14 +98,29 @@ def rewrite(
     A program loads with torch.export.load, also where normfuse is not installed. Beside it stands a map
     (JSON) of the tensors that changed, which `normfuse fold` applies to other checkpoints of the model. An
     ONNX model keeps each RMSNorm as one operator, and is run in ONNX Runtime before it is written.
+
+    SRC may be a checkpoint folder of transformers as well (config.json, safetensors). DST is one then, which
+    normfuse.load_checkpoint loads. It is written file by file, and interrupted work is gone on with.
     """
     with one_line_errors(debug):
+        rules: dict[str, Any] = {"only": as_list(only), "skip": as_list(skip) or []}
+        if is_folder_job(source, destination):
+            given = {
+                "--dtype": dtype, "--crms-basis": crms_basis, "--dynamic": dynamic,
+                "--verify": verify not in (None, Verify.OFF),
+            }  # fmt: skip
+            unused = tuple(name for name, value in given.items() if value)
+            asked_of_folder = {"target": target.value, "expect": _counts(expect), **rules}
+            job = FolderJob(source, destination, asked_of_folder, new_biases, force, json_file, unused)
+            job.run(quiet)
+            return
+        _refuse_folder_options(new_biases, force)
         _check_outputs(source, destination, json_file)
         asked = None if verify is None else verify.value
         level = asked or "sites"
         options = {
             "target": target.value, "crms_basis": None if crms_basis is None else crms_basis.value,
-            "only": as_list(only), "skip": as_list(skip) or [], "verify": level, "expect": _counts(expect),
+            "verify": level, "expect": _counts(expect), **rules,
         }  # fmt: skip
         with steps(quiet) as say:
             say(f"loading {source}")
@@ -123,6 +156,14 @@ def _check_outputs(source: str, destination: Path, json_file: Path | None) -> No
         raise InputError(f"the output has to be a .pt2 or an .onnx file, not {destination}")
     changes = map_beside(destination) if destination.suffix == ".pt2" else None
     check_outputs((destination, changes, json_file), [source])
+
+
+def _refuse_folder_options(new_biases: bool, force: bool) -> None:
+    from normfuse.errors import OptionError
+
+    for name, given in (("--new-biases", new_biases), ("--force", force)):
+        if given:
+            raise OptionError(f"{name} is for checkpoint folders; leave it out")
 
 
 def _counts(expect: list[str] | None) -> dict[str, int] | None:

@@ -1,0 +1,50 @@
+"""Inputs to capture a model of ``transformers`` with, on the meta device: only their shapes matter."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from normfuse.errors import InputError
+
+__all__ = ["example_inputs"]
+
+_BATCH, _LENGTH = 2, 8
+
+
+def example_inputs(model: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """Text or images for the model, by the names of its arguments; nothing is cached or returned beside it.
+
+    Raises:
+        InputError: for a model that takes something else.
+    """
+    taken = inspect.signature(model.forward).parameters
+    main = model.main_input_name
+    given: dict[str, Any] = {}
+    if main == "input_ids":
+        given["input_ids"] = _ids()
+    elif main == "pixel_values":
+        given["pixel_values"] = _pixels(model.config, dtype)
+    else:
+        raise InputError(
+            f"{type(model).__name__} takes {main}; only folders of text and image models are read"
+        )
+    if "input_ids" in taken and main != "input_ids" and hasattr(model.config, "text_config"):
+        given["input_ids"] = _ids()
+    if getattr(model.config, "is_encoder_decoder", False):
+        given["decoder_input_ids"] = _ids()
+    if main == "input_ids" and hasattr(model.config, "vision_config") and "pixel_values" in taken:
+        given["pixel_values"] = _pixels(model.config.vision_config, dtype)
+    return given | ({"use_cache": False} if "use_cache" in taken else {})
+
+
+def _ids() -> torch.Tensor:
+    return torch.zeros(_BATCH, _LENGTH, dtype=torch.long, device="meta")
+
+
+def _pixels(config: Any, dtype: torch.dtype) -> torch.Tensor:
+    size = getattr(config, "image_size", 224)
+    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    return torch.zeros(_BATCH, getattr(config, "num_channels", 3), height, width, dtype=dtype, device="meta")

@@ -1,0 +1,128 @@
+"""From what the rules did to a graph to modules that do the same, or the reason why there are none."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx import Node
+
+from normfuse.checkpoint.changes import Changes, NormModule
+from normfuse.checkpoint.outlines import Outlined
+from normfuse.ir.calls import CASTS, aten, bind, is_call
+from normfuse.ir.location import module_path
+from normfuse.ir.spec import NormSpec
+
+__all__ = ["changes_of", "neutral_entries", "norms_of_biases"]
+
+_BIASED = (aten.linear.default, aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def changes_of(found: Outlined, model: nn.Module) -> tuple[Changes, dict[str, str]]:
+    """What would have to become of modules, and for each path where nothing can the reason.
+
+    Whether the modules really do what the graph does is for a comparison to say.
+    """
+    norms: dict[str, NormModule] = {}
+    refused: dict[str, str] = {}
+    for site, spec, width in found.norms:
+        if not site.rewrites:
+            continue
+        reason = _refuse(site.module, spec, model)
+        made = None if reason else _module(spec, width)
+        if reason or norms.setdefault(site.module, made or norms[site.module]) != made:
+            refused[site.module] = reason or "it is called several times, and becomes different norms"
+    nodes = list(found.program.gm.graph.nodes)
+    return Changes(norms, _centred(nodes, model), _biased(nodes, model)), refused
+
+
+def norms_of_biases(found: Outlined, paths: Iterable[str]) -> set[str]:
+    """The norms whose biases went into new biases of these layers."""
+    sources = {one.node: [found.names[s.name] for s in one.sources] for one in found.folded}
+    layers = (
+        n for n in found.program.gm.graph.nodes if is_call(n, *_BIASED) and module_path(n) in set(paths)
+    )
+    names = {name for layer in layers for name in sources.get(bind(layer)["bias"], ())}
+    return {site.module for site, _, _ in found.norms if site.rewrites and f"{site.module}.bias" in names}
+
+
+def _module(spec: NormSpec, width: int) -> NormModule:
+    assert spec.eps is not None
+    return NormModule(spec.kind, width, float(spec.eps), spec.has_scale, spec.has_shift)
+
+
+def _refuse(path: str, spec: NormSpec, model: nn.Module) -> str:
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        return "it is no module"
+    if not path or list(module.children()) or isinstance(module, _LAYERS):
+        return "it is computed inside a module that does more"
+    usual = spec.kind in ("rms_norm", "layer_norm") and spec.dims == (-1,) and not spec.affine_dims
+    plain = spec.groups == 1 and spec.divisor is None and spec.eps_mode == "inside" and spec.eps is not None
+    if not (usual and plain and spec.post_factor == 1 and spec.weight_offset == 0):
+        return "what it becomes is no plain norm over the last axis"
+    for name, has in (("weight", spec.has_scale), ("bias", spec.has_shift)):
+        if has and not isinstance(getattr(module, name, None), nn.Parameter):
+            return f"it has no parameter {name} of its own"
+    return ""
+
+
+def _centred(nodes: Iterable[Node], model: nn.Module) -> tuple[str, ...]:
+    """The lookups whose results lose their mean explicitly."""
+    lookups = (n for n in nodes if is_call(n, aten.embedding.default) and _loses_mean(n))
+    paths = dict.fromkeys(map(module_path, lookups))
+    return tuple(path for path in paths if isinstance(_find(model, path), nn.Embedding))
+
+
+def _loses_mean(node: Node) -> bool:
+    readers = [
+        *node.users,
+        *(reader for user in node.users if is_call(user, *CASTS) for reader in user.users),
+    ]
+    return any(is_call(reader, aten.mean.dim) for reader in readers)
+
+
+def _biased(nodes: Iterable[Node], model: nn.Module) -> tuple[str, ...]:
+    """The layers that have a bias in the graph only."""
+    given = (n for n in nodes if is_call(n, *_BIASED) and isinstance(bind(n)["bias"], Node))
+    found = ((path, _find(model, path)) for path in dict.fromkeys(map(module_path, given)))
+    return tuple(path for path, layer in found if isinstance(layer, _LAYERS) and layer.bias is None)
+
+
+def _find(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def neutral_entries(module: nn.Module, norm: NormModule) -> float | None:
+    """The entry of a weight with which the original module does nothing after its core; None if unknown.
+
+    A bias of zeros goes with it. Most norms multiply by the weight, some by one plus it.
+    """
+    x = torch.linspace(-1, 2, 2 * norm.width, dtype=torch.float32).reshape(2, norm.width)
+    cores = (F.rms_norm(x, (norm.width,), eps=norm.eps), F.layer_norm(x, (norm.width,), eps=norm.eps))
+    for entry in (1.0, 0.0):
+        with torch.no_grad():
+            plain = _filled(module, entry)
+            made = None if plain is None else plain(x)
+        if made is not None and any(torch.allclose(made, core, rtol=1e-4, atol=1e-5) for core in cores):
+            return entry
+    return None
+
+
+def _filled(module: nn.Module, entry: float) -> nn.Module | None:
+    """A copy of a norm on the CPU with this weight and no bias; None where it holds anything else."""
+    names = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    if not names <= {"weight", "bias"}:
+        return None
+    made = copy.deepcopy(module).to_empty(device="cpu").float()
+    for name, value in made.named_parameters():
+        value.fill_(entry if name == "weight" else 0.0)
+    return made

@@ -1,0 +1,98 @@
+"""A rewritten folder as a model: its class, with the norms replaced."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from normfuse.checkpoint.architecture import class_of, config_of, quietly
+from normfuse.checkpoint.modules import centred, install
+from normfuse.checkpoint.record import Record
+from normfuse.checkpoint.source import Folder
+from normfuse.errors import InputError, cause
+
+__all__ = ["load_checkpoint"]
+
+
+def load_checkpoint(folder: str | Path) -> torch.nn.Module:
+    """The model of a folder that was rewritten by ``normfuse rewrite SRC -o FOLDER``.
+
+        y = x / sqrt(mean(x**2) + eps) * weight + bias        in place of each converted LayerNorm
+
+    (Zhang and Sennrich 2019, arXiv 1910.07467, equation 4.) It is the class of the installed ``transformers``
+    that ``config.json`` names, in evaluation mode, on the CPU and in the dtype of the files, with modules
+    replaced as ``normfuse.json`` says; nothing of the folder is run. Parameters keep their names, but for new
+    biases. ``inputs_embeds`` lose their mean where the model's own embeddings have none.
+
+    Args:
+        folder: the folder.
+
+    Raises:
+        InputError: when a file is missing, damaged, or does not fit the class.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise InputError(f"{path} is no folder" if path.exists() else f"{path} does not exist")
+    record, files = Record.load(path), Folder(path)
+    model_class = class_of(files.config, path)
+    if model_class.__name__ != record.architecture:
+        raise InputError(
+            f"{path}: config.json names {model_class.__name__}, and the weights are of another class"
+        )
+    tensors = {name: files.tensor(name) for name in files}
+    biases = {layer: _taken(tensors, name, path) for layer, name in record.biases.items()}
+    model = _built(model_class, path, tensors, files.dtype)
+    _install(model, record, path)
+    with torch.no_grad():
+        for layer, bias in biases.items():
+            model.get_submodule(layer).get_parameter("bias").copy_(bias)
+    if record.centres_input:
+        model.register_forward_pre_hook(partial(_centre_given), with_kwargs=True)
+    made: torch.nn.Module = model.eval()
+    return made
+
+
+def _taken(tensors: dict[str, torch.Tensor], name: str, path: Path) -> torch.Tensor:
+    if name not in tensors:
+        raise InputError(f"{path} holds no tensor {name}, which normfuse.json names as a bias")
+    return tensors.pop(name)
+
+
+def _built(model_class: Any, path: Path, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> Any:
+    config = config_of(model_class, path)
+    try:
+        with quietly():
+            model, found = model_class.from_pretrained(
+                None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
+            )
+    except Exception as error:
+        raise InputError(f"{path} does not fit {model_class.__name__}: {cause(error)}") from error
+    for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if found.get(kind):
+            first = sorted(map(str, found[kind]))[0]
+            raise InputError(f"{path} does not fit {model_class.__name__}: {kind.replace('_', ' ')}: {first}")
+    _read_generation(model, path)
+    return model
+
+
+def _read_generation(model: Any, path: Path) -> None:
+    if (path / "generation_config.json").is_file() and model.can_generate():
+        from transformers import GenerationConfig
+
+        with quietly():
+            model.generation_config = GenerationConfig.from_pretrained(str(path), local_files_only=True)
+
+
+def _install(model: torch.nn.Module, record: Record, path: Path) -> None:
+    try:
+        install(model, record.changes)
+    except (AttributeError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path}: normfuse.json does not fit {record.architecture}: {error}") from error
+
+
+def _centre_given(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    given = kwargs.get("inputs_embeds")
+    return args, kwargs if given is None else {**kwargs, "inputs_embeds": centred(given)}

@@ -1,0 +1,166 @@
+"""What to write: which tensors are computed and how, which modules change, and why the function is the same.
+
+The rules run on the captured graph. The class with its modules replaced is captured as well, and the two
+graphs have to agree step by step; which weight stands where then says what each parameter holds. Where they
+do not agree, fewer rules are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from normfuse.checkpoint.architecture import class_of, config_of, empty_model
+from normfuse.checkpoint.changes import Changes
+from normfuse.checkpoint.example import example_inputs
+from normfuse.checkpoint.expressible import changes_of, norms_of_biases
+from normfuse.checkpoint.modules import install
+from normfuse.checkpoint.names import Names, check_complete, names_of
+from normfuse.checkpoint.outline import paired
+from normfuse.checkpoint.outlines import LeftOut, Outlined, Small, outlined
+from normfuse.checkpoint.placing import fill_dropped, place_weights
+from normfuse.checkpoint.planned import Case, MismatchError, Plan
+from normfuse.checkpoint.source import Folder
+from normfuse.errors import InputError
+from normfuse.options import Options
+from normfuse.report import Refusal, Report
+
+__all__ = ["RULES", "plan_of"]
+
+#: The rules whose results modules of the same class can hold.
+RULES = ("recentre", "fold_scale")
+
+
+def plan_of(
+    folder: Folder,
+    options: Options,
+    new_biases: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Plan:
+    """The plan for a folder; layers get no biases that the class does not have unless ``new_biases`` is True.
+
+    Raises:
+        InputError: for a folder that cannot be read or whose model is not known.
+        CaptureError: for a model that cannot be captured.
+    """
+    case = _case(folder)
+    reasons: dict[str, None] = {}
+    refused, failed = _Refused(), list[Changes]()
+    for tried in _attempts(options):
+        progress(f"capturing {type(case.model).__name__} and applying the rules")
+        found, changes = _expressed(case, tried, refused, new_biases)
+        if changes in failed:
+            continue
+        failed.append(changes)
+        try:
+            plan = _checked(case, found, changes)
+        except MismatchError as error:
+            reasons[f"{error}, so that was left out"] = None
+            continue
+        _explain(plan.report, refused, [*reasons])
+        return plan
+    raise InputError(f"{folder.path} cannot be rewritten as a folder: {'; '.join(reasons)}")
+
+
+@dataclass
+class _Refused:
+    """Norms that no module can be, and norms whose bias has no place in the class, with the reasons."""
+
+    whole: dict[str, str] = field(default_factory=dict)
+    biases: set[str] = field(default_factory=set)
+
+    @property
+    def left_out(self) -> LeftOut:
+        return dict.fromkeys(self.biases, ("fold_scale",)) | dict.fromkeys(self.whole, RULES)
+
+
+def _expressed(case: Case, options: Options, refused: _Refused, new_biases: bool) -> tuple[Outlined, Changes]:
+    """The rewritten graph and its modules; what has none is left out, and the rest tried again."""
+    while True:
+        found = outlined(case.model, case.inputs, options, case.small, refused.left_out)
+        changes, whole = changes_of(found, case.model)
+        biases = set() if new_biases else norms_of_biases(found, changes.biased)
+        if set(whole) <= set(refused.whole) and biases <= refused.biases:
+            return found, changes
+        refused.whole |= whole
+        refused.biases |= biases
+
+
+def _case(folder: Folder) -> Case:
+    model_class = class_of(folder.config, folder.path)
+    config, dtype = config_of(model_class, folder.path), folder.dtype
+
+    def make() -> torch.nn.Module:
+        return empty_model(model_class, config, dtype, folder.path)
+
+    model = make()
+    names = names_of(model, folder)
+    check_complete(model, names, folder.stored)
+    return Case(folder, make, model, names, example_inputs(model, dtype), _small(folder, names))
+
+
+def _small(folder: Folder, names: Names) -> Small:
+    """The vectors of the model: the values of norms and biases, on which decisions rest."""
+    held: dict[str, torch.Tensor] = {}
+
+    def small(name: str) -> torch.Tensor | None:
+        found = names.of(name) if name in names.same else ()
+        if not found or len(folder.stored[found[0]].shape) > 1:
+            return None
+        return held.setdefault(found[0], folder.tensor(found[0]))
+
+    return small
+
+
+def _attempts(options: Options) -> Iterator[Options]:
+    """What was asked for, then less and less of it."""
+    allowed = tuple(rule for rule in RULES if options.runs(rule))
+    yield replace(options, only=allowed, skip=())
+    if "recentre" in allowed:
+        yield replace(options, only=allowed, skip=(), policy="pays")
+    for rule in allowed:
+        yield replace(options, only=tuple(r for r in allowed if r != rule), skip=())
+    if len(allowed) > 1:
+        yield replace(options, only=(), skip=())
+
+
+def _checked(case: Case, found: Outlined, changes: Changes) -> Plan:
+    """The plan of these changes, when the changed modules do what the rewritten graph does."""
+    changed = case.make()
+    install(changed, changes)
+    nothing = Options.checked({"only": [], "verify": "off"}, prefix="")
+    after = outlined(changed, case.inputs, nothing, lambda name: None)
+    pairs = paired(found.outline, after.outline)
+    if isinstance(pairs, str):
+        raise MismatchError(pairs)
+    plan = Plan(type(case.model).__name__, changes, found.report)
+    place_weights(plan, case, found, after, pairs)
+    fill_dropped(plan, case)
+    plan.centres_input = _centres_input(plan, case.model)
+    return plan
+
+
+def _centres_input(plan: Plan, model: Any) -> bool:
+    """Whether the table of the input embedding was centred, or loses its mean at each lookup."""
+    try:
+        table = model.get_input_embeddings()
+    except NotImplementedError:  # several inputs, or none that is looked up
+        return False
+    path = next((name for name, module in model.named_modules() if module is table), None)
+    if not isinstance(table, torch.nn.Embedding) or path is None:
+        return False
+    return path in plan.changes.centred or any(one.name == f"{path}.weight" for one in plan.made.values())
+
+
+def _explain(report: Report, refused: _Refused, reasons: list[str]) -> None:
+    report.notes += reasons
+    for site in report.sites:
+        if site.module in refused.whole:
+            message = f"{site.module} stays: {refused.whole[site.module]}"
+            site.refuse(Refusal("no_module", message, remedy="rewrite the model as a program (.pt2)"))
+        elif site.module in refused.biases:
+            message = f"the bias of {site.module} would need a bias in a layer that has none in its class"
+            site.refuse(Refusal("new_bias", message, remedy="allow new biases (--new-biases)"), "fold_scale")

@@ -1,0 +1,96 @@
+"""``normfuse.json``: what was done to a folder, as plain values; nothing in it is run when it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from normfuse.capture.weight_map import formula
+from normfuse.checkpoint.changes import Changes, NormModule
+from normfuse.checkpoint.planned import Made, Plan
+from normfuse.checkpoint.source import RECORD, json_of
+from normfuse.errors import InputError
+
+__all__ = ["Record", "record_of_plan"]
+
+_FORMAT, _VERSION = "normfuse checkpoint", 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a rewritten folder needs to be loaded.
+
+    ``biases`` gives, by the path of a layer, the tensor of the files that is its new bias, and
+    ``centres_input`` says that the input embedding returns values without a mean.
+    """
+
+    architecture: str
+    changes: Changes
+    biases: Mapping[str, str]
+    centres_input: bool
+
+    @classmethod
+    def load(cls, folder: Path) -> Record:
+        """The record of a folder.
+
+        Raises:
+            InputError: when there is none, or it is damaged or of another version.
+        """
+        file = folder / RECORD
+        if not file.is_file():
+            raise InputError(
+                f"{folder} has no {RECORD}: it was not rewritten by normfuse; load it with transformers"
+            )
+        held = json_of(file)
+        if held.get("format") != _FORMAT or held.get("version") != _VERSION:
+            raise InputError(f"{file} is no record of this version of normfuse; rewrite the original again")
+        try:
+            return cls._of(held)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{file} is damaged: {type(error).__name__}: {error}") from error
+
+    @classmethod
+    def _of(cls, held: Mapping[str, Any]) -> Record:
+        norms = {str(path): NormModule.decoded(one) for path, one in held["norms"].items()}
+        centred, biases = held["centred_lookups"], held["new_biases"]
+        if not (isinstance(centred, list) and all(isinstance(path, str) for path in centred)):
+            raise TypeError("centred_lookups is not a list of paths")
+        if not all(isinstance(text, str) for text in biases.values()):
+            raise TypeError("new_biases does not give tensors by paths")
+        changes = Changes(norms, tuple(centred), tuple(biases))
+        return cls(str(held["architecture"]), changes, dict(biases), held["centres_input"] is True)
+
+
+def record_of_plan(plan: Plan) -> dict[str, Any]:
+    """Plain values for the file."""
+    from normfuse import __version__
+
+    sites = ("module", "kind", "becomes", "action")
+    return {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "written_by": {"normfuse": __version__, "torch": torch.__version__},
+        "architecture": plan.model_class,
+        "loads_in_transformers": plan.is_plain,
+        "norms": {path: asdict(norm) for path, norm in plan.changes.norms.items()},
+        "centred_lookups": list(plan.changes.centred),
+        "centres_input": plan.centres_input,
+        "new_biases": dict(plan.biases),
+        "without_effect": sorted(plan.filled),
+        "changed": {name: _how(made) for name, made in sorted(plan.made.items())},
+        "sites": [
+            {name: getattr(site, name) for name in sites}
+            | {"rules": site.rules, "reasons": {rule: why.code for rule, why in site.refusals.items()}}
+            for site in plan.report.sites
+        ],
+        "notes": list(plan.report.notes),
+    }
+
+
+def _how(made: Made) -> str:
+    placeholders = [n for n in made.recipe.body.nodes if n.op == "placeholder"]
+    return formula(made.recipe.body, dict(zip(placeholders, made.sources, strict=True)))
