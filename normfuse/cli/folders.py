@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from normfuse.cli.progress import steps
+from normfuse.progress import steps
 
 if TYPE_CHECKING:
     from normfuse.checkpoint import RewrittenFolder

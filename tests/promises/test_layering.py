@@ -69,7 +69,7 @@ MAY_IMPORT = {
         "backends",
         "benchmark",
         "checkpoint",
-    },  # fmt: skip
+    },
 }
 FRAMEWORKS = ("torch._dynamo", "torch._inductor", "triton")
 
