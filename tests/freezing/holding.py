@@ -10,7 +10,7 @@ import pytest
 from torch.fx import GraphModule
 
 from normfuse.backends import inner as backend
-from normfuse.freezing import steadiness
+from normfuse.freezing import decide, steadiness
 
 __all__ = ["compilations", "hold"]
 
@@ -22,6 +22,7 @@ def hold(monkeypatch: pytest.MonkeyPatch, calls_per_change: int = 0) -> None:
     """Compile in milliseconds; weights may change once in so many calls, and none has changed yet."""
     compilations.clear()
     monkeypatch.setattr(backend, "run_inner", _held)
+    monkeypatch.setattr(decide, "_is_packed", lambda weight: True)  # in float64, too: nothing is packed here
     monkeypatch.setattr(steadiness, "CALLS_PER_CHANGE", calls_per_change)
     monkeypatch.setattr(steadiness, "_histories", {})
 

@@ -12,7 +12,7 @@ from torch._inductor.exc import InductorError
 import normfuse
 from normfuse.backends import inner as backend
 from normfuse.folding.frozen import living_frozen
-from normfuse.freezing import room
+from normfuse.freezing import decide, room
 from normfuse.report import Report
 from tests.backends.networks import example, prenorm
 from tests.freezing.holding import compilations, hold
@@ -208,7 +208,9 @@ def test_inductors_own_freezing_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_convolutions_that_inductor_cannot_pack(
     dtype: torch.dtype, frozen: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    is_packed = decide._is_packed
     hold(monkeypatch)
+    monkeypatch.setattr(decide, "_is_packed", is_packed)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(dtype).eval()
     with torch.no_grad():
         report = report_of(model, torch.randn(1, 3, 8, 8, dtype=dtype))
