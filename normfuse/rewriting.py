@@ -248,9 +248,11 @@ def as_program(
     """A module, exported with these inputs; or the program that is given, also as the path of its file.
 
     Raises:
-        InputError: for a model that is compiled already or in training mode.
+        InputError: for a model that is compiled already or in training mode, and for a folder.
         CaptureError: when the model cannot be exported.
     """
+    if isinstance(model, (str, Path)) and Path(model).is_dir():
+        raise InputError(f"{model} is a folder; normfuse.rewrite_folder(folder, output) is for checkpoints")
     if is_program_file(model):
         return load_program(model)
     if isinstance(model, ExportedProgram):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -294,3 +295,9 @@ def test_a_dtype_that_cannot_hold_a_folded_weight(tmp_path):
     with pytest.raises(normfuse.InputError, match=r"would not be finite in float16 .*--skip fold_scale"):
         normfuse.rewrite_folder(given, tmp_path / "out")
     assert [f.name for f in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_the_function_for_folders_is_named(kind: type, tmp_path: Path) -> None:
+    with pytest.raises(normfuse.InputError, match="rewrite_folder"):
+        normfuse.rewrite(kind(tmp_path))
