@@ -1,6 +1,8 @@
 """Which library multiplies fastest, of those that are precise enough: measured on the weight itself.
 
-Each is measured once for each size on a machine, and the figures are kept beside what Inductor compiles.
+Each is measured once for each size on a machine, and the figures are kept beside what Inductor compiles. The
+weights of a model that is larger than the last cache are read from memory at every call, so there the caches
+are emptied of a weight before each measurement: which library is fastest differs between the two.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 import torch
 
 from normfuse.files import write_text
+from normfuse.freezing.caches import evict, last_cache
 from normfuse.freezing.one_row import one_row
 from normfuse.inductor_compat import cache_folder
 from normfuse.torch_compat import outside_tracing
@@ -25,8 +28,7 @@ log = logging.getLogger("normfuse")
 
 #: Another product has to be faster than the model's own by this much.
 _MARGIN = 0.97
-#: The same for one row: it is measured on a weight that lies in the caches, and read from memory in a model,
-#: where a copy of the weight leaves the original for the checks to fetch.
+#: The same for one row, where a copy of the weight leaves the original for the checks to fetch.
 _MARGIN_OF_ONE_ROW = 0.85
 #: Of the 1.5 times the model's own error that a graph may have, a product may take so much.
 _ERROR = 1.25
@@ -41,9 +43,9 @@ PLAIN, MKL, ONEDNN, ONE_ROW = "plain", "mkl", "onednn", "one_row"
 _Figures = tuple[dict[str, float], dict[str, float]]
 
 
-def fastest(rows: int, weight: torch.Tensor) -> str:
-    """The library for a weight of the sizes ``[in, out]``."""
-    return best_of(figures(rows, weight), rows)
+def fastest(rows: int, weight: torch.Tensor, total: int) -> str:
+    """The library for a weight ``[in, out]`` of a model whose weights are ``total`` bytes."""
+    return best_of(figures(rows, weight, total), rows)
 
 
 def best_of(found: _Figures, rows: int) -> str:
@@ -55,37 +57,46 @@ def best_of(found: _Figures, rows: int) -> str:
     return best if seconds[best] < margin * seconds[PLAIN] else PLAIN
 
 
-def figures(rows: int, weight: torch.Tensor) -> _Figures:
-    """Seconds and errors by library for a weight ``[in, out]``: measured, or as they were on this machine."""
+def figures(rows: int, weight: torch.Tensor, total: int) -> _Figures:
+    """Seconds and errors by library for a weight ``[in, out]``: measured, or as they were on this machine.
+
+    ``total``: the bytes of all weights that are read in between two products with this one.
+    """
+    is_cold = total > last_cache()
     order = "x".join(map(str, weight.stride()))
     key = f"{rows} x {weight.shape[0]} x {weight.shape[1]}, {order}, {torch.get_num_threads()} threads, "
-    key += torch.get_float32_matmul_precision()
+    key += torch.get_float32_matmul_precision() + (", from memory" if is_cold else "")
     known = _measured()
     if key not in known:
-        known[key] = _measure(rows, weight)
+        known[key] = _measure(rows, weight, is_cold)
         log.info("a product of %s: seconds and errors %s", key, known[key])
         _remember(known)
     return known[key]
 
 
-def _measure(rows: int, weight: torch.Tensor) -> _Figures:
+def _measure(rows: int, weight: torch.Tensor, is_cold: bool) -> _Figures:
     """The shortest times, in seconds, and the distances from float64 relative to the result, by library."""
     with outside_tracing():
         data, turned = torch.randn(rows, weight.shape[0]), weight.detach().t()
         for_mkl = torch.ops.mkl._mkl_reorder_linear_weight(turned.contiguous(), rows)
         for_onednn = torch.ops.mkldnn._reorder_linear_weight(turned, rows)
-        contenders: dict[str, Callable[[], torch.Tensor]] = {
-            PLAIN: lambda: torch.mm(data, turned.t()),
-            MKL: lambda: torch.ops.mkl._mkl_linear(data, for_mkl, turned, None, rows),
-            ONEDNN: lambda: torch.ops.mkldnn._linear_pointwise(data, for_onednn, None, "none", [], ""),
+        contenders: dict[str, tuple[torch.Tensor, Callable[[], torch.Tensor]]] = {
+            PLAIN: (turned, lambda: torch.mm(data, turned.t())),
+            MKL: (for_mkl, lambda: torch.ops.mkl._mkl_linear(data, for_mkl, turned, None, rows)),
+            ONEDNN: (
+                for_onednn,
+                lambda: torch.ops.mkldnn._linear_pointwise(data, for_onednn, None, "none", [], ""),
+            ),
         }
         if rows == 1 and (own := one_row()):
             packed = own.pack(weight)
-            contenders[ONE_ROW] = lambda: own.multiply(data, packed, None, weight.shape[1])
+            contenders[ONE_ROW] = packed, lambda: own.multiply(data, packed, None, weight.shape[1])
         exact = data[:_COMPARED].double() @ turned[:_COMPARED].double().t()
         seconds, errors = dict.fromkeys(contenders, float("inf")), dict[str, float]()
         for _ in range(_CALLS):
-            for name, call in contenders.items():
+            for name, (held, call) in contenders.items():
+                if is_cold:
+                    evict(held)
                 started = time.perf_counter()
                 found = call()
                 seconds[name] = min(seconds[name], time.perf_counter() - started)
@@ -119,5 +130,5 @@ def _remember(known: dict[str, _Figures]) -> None:
 
 
 def _file() -> Path:
-    name = f"normfuse-products-4-{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}.json"
+    name = f"normfuse-products-5-{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}.json"
     return cache_folder() / name

@@ -37,6 +37,7 @@ def time_of_products(found: Sequence[Product]) -> Seconds | None:
     """
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
         return None
+    total = sum(product.bytes for product in found)
     alike: dict[str, list[Product]] = defaultdict(list)
     for product in found:
         weight = tensor_of(product.weight)
@@ -46,7 +47,7 @@ def time_of_products(found: Sequence[Product]) -> Seconds | None:
         alike[f"{product.node.target} {given}"].append(product)
     try:
         with outside_tracing(), torch.no_grad():
-            times = [(len(products), _seconds(products[0])) for products in alike.values()]
+            times = [(len(products), _seconds(products[0], total)) for products in alike.values()]
     except Exception as error:
         log.info("what constant weights are worth is not known: %s", cause(error))
         return None
@@ -58,13 +59,13 @@ def _sizes(node: Node) -> str:
     return "" if value is None else f"{_ints(value.shape)}:{_ints(value.stride())}"
 
 
-def _seconds(product: Product) -> Seconds:
+def _seconds(product: Product, total: int) -> Seconds:
     bound = bind(product.node)
     if product.node.target not in LINEAR:
         return _seconds_of_convolution(product.node, bound)
     _, name, axis = LINEAR[product.node.target]
     weight = _like(bound[name])
-    measured = figures(product.rows, weight.t() if axis == -1 else weight)
+    measured = figures(product.rows, weight.t() if axis == -1 else weight, total)
     return measured[0][PLAIN], measured[0][best_of(measured, product.rows)]
 
 

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from normfuse.errors import cause
 from normfuse.freezing.fastest import MKL, ONE_ROW, ONEDNN, PLAIN, fastest
@@ -67,11 +67,18 @@ def _choice(node: Node) -> str:
     rows, held = _rows(node), _held(node)
     if not isinstance(rows, int) or held.dtype != torch.float32:
         return PLAIN  # how a product adds up depends on the number of rows
-    return fastest(rows, held)
+    return fastest(rows, held, _constant_bytes(node.graph))
 
 
 def _rows(node: Node) -> Any:
     return node.args[-2].meta["val"].shape[0]  # type: ignore[union-attr]
+
+
+def _constant_bytes(graph: Graph) -> int:
+    """How much memory all constants of a graph take."""
+    found = (getattr(graph.owning_module, str(node.target)) for node in graph.find_nodes(op="get_attr"))
+    tensors = {id(one): one for one in found if isinstance(one, torch.Tensor)}
+    return sum(one.numel() * one.element_size() for one in tensors.values())
 
 
 def _held(node: Node) -> torch.Tensor:

@@ -33,15 +33,16 @@ class Net(nn.Module):
 def test_every_product_counts_and_equal_ones_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, ...]] = []
 
-    def figures(rows: int, weight: torch.Tensor) -> tuple[dict[str, float], dict[str, float]]:
-        sizes.append((rows, *weight.shape))
+    def figures(rows: int, weight: torch.Tensor, total: int) -> tuple[dict[str, float], dict[str, float]]:
+        sizes.append((rows, *weight.shape, total))
         return {"plain": 8.0, "mkl": 2.0, "onednn": 1.0}, {"plain": 1.0, "mkl": 1.0, "onednn": 9.0}
 
     monkeypatch.setattr(gain, "figures", figures)
     monkeypatch.setattr(gain, "_seconds_of_convolution", lambda node, bound: (100.0, 50.0))
     with torch.no_grad():
         report = normfuse.explain(Net().eval(), torch.randn(5, 3, 6, 6))
-    assert sorted(sizes) == [(5, 8, 4), (5, 8, 8)]
+    weights = 4 * (3 * 8 * 9 + 8 * 8 + 8 * 8 + 8 * 4)
+    assert sorted(sizes) == [(5, 8, 4, weights), (5, 8, 8, weights)]
     assert report.products == (100.0 + 3 * 8.0, 50.0 + 3 * 2.0)
     assert "products and convolutions then take 45% of their time" in str(report)
     assert report.to_dict()["seconds_of_products"] == report.products

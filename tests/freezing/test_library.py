@@ -56,8 +56,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_the_fastest_that_is_precise_is_taken(
     found: Figures, wanted: str, measured: pytest.MonkeyPatch
 ) -> None:
-    measured.setattr(measuring, "_measure", lambda rows, weight: found)
-    assert measuring.fastest(7, torch.randn(48, 96)) == wanted
+    measured.setattr(measuring, "_measure", lambda *_: found)
+    assert measuring.fastest(7, torch.randn(48, 96), total=0) == wanted
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_the_fastest_that_is_precise_is_taken(
 def test_inductor_takes_what_is_chosen(
     found: Figures, wanted: str, others: tuple[str, ...], measured: pytest.MonkeyPatch
 ) -> None:
-    measured.setattr(measuring, "_measure", lambda rows, weight: found)
+    measured.setattr(measuring, "_measure", lambda *_: found)
     torch.manual_seed(0)
     model, x = Products().eval(), torch.randn(64, 48)
     fast = torch.compile(model, backend="normfuse")
@@ -85,9 +85,7 @@ def test_inductor_takes_what_is_chosen(
 
 def test_inductor_chooses_elsewhere(measured: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    measured.setattr(
-        measuring, "_measure", lambda rows, weight: calls.append(rows) or figures((3.0, 2.0, 1.0))
-    )
+    measured.setattr(measuring, "_measure", lambda rows, *_: calls.append(rows) or figures((3.0, 2.0, 1.0)))
     library._register()
     fast = torch.compile(Products().eval())
     with torch.no_grad(), torch._inductor.config.patch(freezing=True):
@@ -104,15 +102,15 @@ def test_all_are_measured_and_kept_for_other_processes(
     calls: list[int] = []
     measure = measuring._measure
 
-    def counted(rows: int, weight: torch.Tensor) -> Figures:
+    def counted(rows: int, weight: torch.Tensor, is_cold: bool) -> Figures:
         calls.append(rows)
-        return measure(rows, weight)
+        return measure(rows, weight, is_cold)
 
     monkeypatch.setattr(measuring, "_measure", counted)
     weight = torch.randn(48, 96)
-    first = measuring.fastest(32, weight)
+    first = measuring.fastest(32, weight, total=0)
     measuring._measured.cache_clear()
-    assert measuring.fastest(32, weight) == first
+    assert measuring.fastest(32, weight, total=0) == first
     assert calls == [32]
     ((key, (seconds, errors)),) = measuring._measured().items()
     assert "32 x 48 x 96" in key

@@ -84,7 +84,7 @@ def test_inductor_takes_it_where_it_is_fastest(is_transposed: bool, monkeypatch:
     figures = {"plain": 3.0, "mkl": 3.0, "onednn": 3.0, "one_row": 1.0}
     monkeypatch.setattr(measuring, "_measured", dict)
     monkeypatch.setattr(measuring, "_remember", lambda known: None)
-    monkeypatch.setattr(measuring, "_measure", lambda rows, weight: (figures, dict.fromkeys(figures, 1.0)))
+    monkeypatch.setattr(measuring, "_measure", lambda *_: (figures, dict.fromkeys(figures, 1.0)))
     torch.manual_seed(0)
     model, x = Products().eval(), torch.randn(1, 48)
     if is_transposed:
@@ -99,10 +99,10 @@ def test_inductor_takes_it_where_it_is_fastest(is_transposed: bool, monkeypatch:
     assert float((result - exact).norm() / exact.norm()) < 4 * 96 * 2**-24
 
 
-def test_it_is_measured_for_one_row_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_measured_for_one_row_only() -> None:
     weight = torch.randn(48, 96)
-    assert "one_row" in measuring._measure(1, weight)[0]
-    assert "one_row" not in measuring._measure(2, weight)[0]
+    assert "one_row" in measuring._measure(1, weight, is_cold=False)[0]
+    assert "one_row" not in measuring._measure(2, weight, is_cold=False)[0]
 
 
 @pytest.mark.parametrize(("seconds", "wanted"), [(0.80, "one_row"), (0.90, "plain")])
