@@ -23,7 +23,7 @@ from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.sizes import lies_alike, rank_of, repeats, same_shape, shape_of, tensor_of
 
-__all__ = ["Beside", "beside", "own_input"]
+__all__ = ["Beside", "beside", "own_input", "summands"]
 
 Maps = tuple[ChannelMap, ...]
 _CONVS = (
@@ -73,7 +73,7 @@ def beside(norm: Node, source: Node, axis: int, weights: WeightValues) -> Beside
         return None
     operand, maps = norm, Maps()
     while (total := _only_reader(operand)) is not None and not weights.is_written(operand):
-        if _summands(total) is not None:
+        if summands(total) is not None:
             return _in_tree(total, _Branch(operand, source, maps), axis, weights)
         scale = _scale_of(total, axis, weights)
         if scale is None:
@@ -84,7 +84,7 @@ def beside(norm: Node, source: Node, axis: int, weights: WeightValues) -> Beside
 
 def own_input(total: Node, axis: int, weights: WeightValues) -> Beside | None:
     """The linear or convolution to whose result a sum adds what it read, scaled or as it is."""
-    for operand, _ in _summands(total) or ():
+    for operand, _ in summands(total) or ():
         for branch in _branches(operand, axis, weights):
             found = _in_sum(total, branch, axis, weights)
             if found is not None:
@@ -159,16 +159,16 @@ def _times(maps: Maps, factor: float) -> Maps:
 
 def _shares(total: Node, operand: Node) -> tuple[Node, float, float] | None:
     """The other operand of a sum, and how often ``operand`` and the other one count."""
-    summands = _summands(total)
-    if summands is None:
+    terms = summands(total)
+    if terms is None:
         return None
-    (left, first), (right, second) = summands
+    (left, first), (right, second) = terms
     if left is right or operand not in (left, right):
         return None
     return (right, first, second) if operand is left else (left, second, first)
 
 
-def _summands(node: Node) -> tuple[tuple[Node, float], tuple[Node, float]] | None:
+def summands(node: Node) -> tuple[tuple[Node, float], tuple[Node, float]] | None:
     """Two values of the sum's own shape and dtype, and how often each counts."""
     if not is_call(node, aten.add.Tensor, aten.sub.Tensor):
         return None
@@ -196,10 +196,10 @@ def _terms(value: Node, weights: WeightValues, times: float = 1.0) -> list[tuple
     """The values that are added, each of which nothing else reads, and how often each counts."""
     if _only_reader(value) is None or weights.is_written(value):
         return []
-    summands = _summands(value)
-    if summands is None:
+    terms = summands(value)
+    if terms is None:
         return [(value, times)]
-    return [term for operand, count in summands for term in _terms(operand, weights, times * count)]
+    return [term for operand, count in terms for term in _terms(operand, weights, times * count)]
 
 
 def _are_free(term: Node, weight: Node, weights: WeightValues) -> bool:

@@ -9,7 +9,7 @@ replaced by ``x``. Nothing is changed here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.fx import Node
@@ -20,6 +20,7 @@ from normfuse.analysis.channel_map import Diagonal, Trait, dtype_of
 from normfuse.analysis.contraction import Reading, reading
 from normfuse.analysis.flow import Carries, Shift
 from normfuse.analysis.operator_table import carried_axis, flow
+from normfuse.analysis.over_sums import Crossed, crossed, takes_maps
 from normfuse.analysis.ranges import SPLITS, narrowed, pieces_of, widened
 from normfuse.analysis.readers import value_readers
 from normfuse.analysis.spread_map import Spread, joined_axis
@@ -78,11 +79,16 @@ class Pushed:
             where the maps change the number of channels, so do these.
         are_normalized: whether the values are of unit size without the maps, so that rounding them before
             the maps costs what rounding them behind does, but for a shift that cancels them.
+        sums: sums among ``carried``, whose other operands take the inverse; only where ``crosses_sums``.
+        norms: norms with stored statistics that read the values on an axis, and the maps that each takes.
     """
 
     reads: list[Read]
     carried: list[Value]
     are_normalized: bool = False
+    crosses_sums: bool = False
+    sums: list[Crossed] = field(default_factory=list)
+    norms: list[tuple[Node, int, Maps]] = field(default_factory=list)
 
     def narrowest(self, value: Node) -> torch.dtype:
         """The dtype of fewest bits in which anything between ``value`` and a weight is held."""
@@ -92,14 +98,20 @@ class Pushed:
 
 
 def push(
-    value: Node, axis: int, maps: Maps, weights: WeightValues, *, are_normalized: bool = False
+    value: Node,
+    axis: int,
+    maps: Maps,
+    weights: WeightValues,
+    *,
+    are_normalized: bool = False,
+    crosses_sums: bool = False,
 ) -> Pushed | Refusal:
     """How every reader of ``value`` comes to read ``x`` instead, where ``value`` is ``maps`` of ``x``."""
-    found = Pushed([], [], are_normalized)
+    found = Pushed([], [], are_normalized, crosses_sums)
     refusal = _push(value, axis, maps, weights, found)
     if refusal is not None:
         return refusal
-    readers = [read.node for read in found.reads]
+    readers = [*(read.node for read in found.reads), *(node for one in found.sums for node in one.changed)]
     again = next((node for node in readers if readers.count(node) > 1), None)
     found.carried.sort(key=lambda carried: carried[0])
     return found if again is None else _read_again(again)
@@ -124,6 +136,14 @@ def _into(
             return read
         found.reads.append(read)
         return None
+    if found.crosses_sums and takes_maps(user, value, axis):
+        found.norms.append((user, axis, maps))
+        return None
+    summed = crossed(user, value, axis, maps, weights) if found.crosses_sums else None
+    if summed is not None:
+        found.sums.append(summed)
+        found.carried.append((user, axis))
+        return _push(user, axis, maps, weights, found)
     regrouped = _regrouped(user, value, axis, maps)
     if regrouped is not None:
         found.carried.extend(dict.fromkeys([(user, axis), *((part, axis) for part, _ in regrouped)]))

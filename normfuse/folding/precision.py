@@ -9,7 +9,7 @@ import torch
 
 from normfuse.torch_compat import outside_tracing
 
-__all__ = ["Moments", "fits", "is_mild", "may_cancel"]
+__all__ = ["Moments", "divides", "fits", "is_mild", "may_cancel"]
 
 #: How much larger, as a mean square, a value may be than its norm where readers take the norm. In a sum
 #: of products rounding errors grow with the values; 2 keeps them below 1.5 times what they were. In half
@@ -110,6 +110,19 @@ def is_mild(factor: float, eps: float, dtype: torch.dtype) -> bool:
     sizes = (abs(eps) * factor**2, abs(eps) / factor**2) if eps else ()
     is_normal = all(info.smallest_normal <= size <= info.max for size in sizes)
     return is_normal and abs(math.log2(factor)) <= math.log2(info.max) / 8
+
+
+def divides(factors: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether values of this dtype can be held divided by these factors, one for each channel.
+
+    As with one factor, an eighth of the exponents is to spare; none is in float16, where values do meet the
+    bounds.
+    """
+    if dtype == torch.float16:
+        return False
+    bound = 2.0 ** (math.log2(torch.finfo(dtype).max) / 8)
+    sizes = factors.double().abs()
+    return bool(((sizes <= bound) & (sizes >= 1 / bound)).all())
 
 
 def _is_close(narrow: torch.Tensor, wide: torch.Tensor, side: int, roundoff: float) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from normfuse.folding.precision import Moments, fits, is_mild, may_cancel
+from normfuse.folding.precision import Moments, divides, fits, is_mild, may_cancel
 from normfuse.folding.recipe import Recipe
 from normfuse.torch_compat import outside_tracing
 
@@ -24,7 +24,8 @@ class Question:
     """What is asked of weights: whether a norm's ``reason`` to stay is *not* there, in this ``dtype``.
 
     The values asked about are one folded weight for ``"overflow"``; for ``"large_tap"`` a weight with what
-    stands beside it and without; for ``"factor"`` the one entry that multiplies what a norm reads. For
+    stands beside it and without; for ``"factor"`` the one entry that multiplies what a norm reads; for
+    ``"divisor"`` what each channel is divided by. For
     ``"cancellation"`` and ``"shift"`` they are operands of a norm with this ``eps``, of which ``places`` says
     which: 0 is the mean, 1 the variance, 2 the scale, 3 the shift; for ``"large_bias"`` the last two alone.
     What is no statistics at all, nan or a negative variance, leaves no folded weight finite.
@@ -45,6 +46,8 @@ class Question:
                 return not may_cancel(held.get(2), held[3], self.dtype)
             if self.reason == "factor":
                 return all(is_mild(float(value), self.eps, self.dtype) for value in values)
+            if self.reason == "divisor":
+                return all(divides(value, self.dtype) for value in values)
             if self.reason == "large_tap":
                 changed, weight = (value.double() for value in values)
                 return bool((changed - weight).norm() <= weight.norm())

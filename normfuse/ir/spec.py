@@ -97,6 +97,11 @@ class NormSpec:
         """Whether the mean over ``dims`` is removed."""
         return self.kind == "layer_norm"
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether the norm is one scale and one shift per channel, whatever it reads."""
+        return self.statistics in ("stored", "computed")
+
     def as_kind(self, kind: str) -> NormSpec:
         """The same norm with another kind of centring."""
         return replace(self, kind=kind, basis="")

@@ -10,7 +10,7 @@ from torch.fx import Node
 from normfuse.analysis.absorb import Kept, Leaf, Plan, Rebuilt, Redirected
 from normfuse.analysis.beside import Beside
 from normfuse.analysis.centring import Decision
-from normfuse.analysis.forward import Read
+from normfuse.analysis.forward import Pushed, Read
 from normfuse.analysis.stream import Stream, Value
 from normfuse.ir.calls import bind
 from normfuse.ir.program import Input
@@ -48,11 +48,14 @@ def folded_before(rule: Claim, norm: Node, plan: Plan, work: Work) -> Certificat
     return certificate(rule, discharged, _roots(plan), work, "before")
 
 
-def folded_behind(rule: Claim, norm: Node, reads: Sequence[Read], work: Work) -> Certificate:
-    """Why the weights that read what a norm gives may do what it did."""
-    held = [*norm.all_input_nodes[1:], *(node for read in reads for node in _weights_of(read))]
-    discharged = (_operands(norm), [read.node.name for read in reads])
-    return certificate(rule, discharged, held, work, "behind")
+def folded_behind(rule: Claim, norm: Node, found: Pushed, work: Work) -> Certificate:
+    """Why the weights that read what a norm gives, and those of what is added to it, may do what it did."""
+    held = [*norm.all_input_nodes[1:], *(node for read in found.reads for node in _weights_of(read))]
+    held += [root for one in found.sums for root in _roots(one.plan)]
+    held += [node for reader, _, _ in found.norms for node in reader.all_input_nodes[1:]]
+    readers = [read.node for read in found.reads] + [reader for reader, _, _ in found.norms]
+    readers += [node for one in found.sums for node in (one.node, *one.changed)]
+    return certificate(rule, (_operands(norm), [node.name for node in readers]), held, work, "behind")
 
 
 def folded_beside(rule: Claim, norm: Node, found: Beside, work: Work) -> Certificate:

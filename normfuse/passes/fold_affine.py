@@ -3,6 +3,7 @@
     A(x) = D (x - mean) + shift,    D = diag(scale / sqrt(variance + eps))
     A(W a + b) = (D W) a + A(b)                                     into the writer
     W A(x) + b = (W D) x + (b + W A(0))                             into every reader
+    A(x) + f = D (x - mean + f / D) + shift                         over a sum on the way to one
     A(x) + W x + b = (D + W) x + (b + A(0))                         into a weight beside it
     A(W x + b + x) = D (W + I) x + A(b)                             into a writer, with what it read
 
@@ -20,7 +21,7 @@ from torch.fx import Node
 from normfuse.analysis.absorb import Leaf, Plan, absorb, linear_parts, redirected
 from normfuse.analysis.affine_map import Standardise
 from normfuse.analysis.beside import Beside, beside
-from normfuse.analysis.forward import Pushed, Read, push
+from normfuse.analysis.forward import Pushed, push
 from normfuse.analysis.own_tap import OwnTap
 from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues, divided_refusal
@@ -32,7 +33,7 @@ from normfuse.ir.emit import call
 from normfuse.ir.location import described
 from normfuse.ir.refresh import refresh_readers
 from normfuse.ir.region import NormRegion, norm_of
-from normfuse.ir.sizes import is_row_major, lies_alike, rank_of, tensor_of
+from normfuse.ir.sizes import is_row_major, lies_alike, rank_of, static_size, tensor_of
 from normfuse.passes.evidence import Certificate, folded_before, folded_behind, folded_beside
 from normfuse.passes.large_taps import leaves_of, refusal_of_large_tap
 from normfuse.passes.place import Placement
@@ -46,6 +47,7 @@ from normfuse.passes.stored_values import (
     shift_is_large,
     watch_statistics,
 )
+from normfuse.passes.take_maps import refusal_of_division, take_maps
 from normfuse.passes.work import Work
 from normfuse.patterns.around import order_is_free
 from normfuse.report import Refusal, Site
@@ -59,7 +61,7 @@ _PARTICULAR = ("zero_padding", "no_bias", "shift_blocked", "impure_operator", "w
 
 def is_stored(region: NormRegion | None) -> bool:
     """Whether a norm is one scale and one shift per channel."""
-    return region is not None and region.spec.statistics in ("stored", "computed")
+    return region is not None and region.spec.is_stored
 
 
 def fold_affine(work: Work) -> None:
@@ -113,7 +115,10 @@ class _Fold:
         if not isinstance(before, Refusal):
             return self._before(node, operands.source, before)
         sibling = beside(node, operands.source, axis, self._weights)
-        behind = push(node, axis, maps, self._weights) if sibling is None else Pushed([], [])
+        crosses = not self._work.program.grad_enabled
+        behind: Pushed | Refusal = Pushed([], [])
+        if sibling is None:
+            behind = push(node, axis, maps, self._weights, crosses_sums=crosses)
         if isinstance(behind, Refusal):
             return _both(before, behind)
         refusal = refusal_of_cancellation(node, operands, region.spec.eps, self._work.program)
@@ -121,7 +126,7 @@ class _Fold:
             return refusal
         if sibling is not None:
             return self._beside(node, sibling, maps[0])
-        return self._behind(node, operands.source, behind.reads)
+        return self._behind(node, operands.source, behind)
 
     def _before(self, node: Node, source: Node, plan: Plan) -> Certificate | Refusal:
         proof = folded_before(FOLD_AFFINE, node, plan, self._work)
@@ -177,18 +182,61 @@ class _Fold:
             if value is not found.reader:
                 stack.extend(n for n in value.all_input_nodes if n not in seen and n not in self._weights)
 
-    def _behind(self, node: Node, source: Node, reads: list[Read]) -> Certificate | Refusal:
-        proof = folded_behind(FOLD_AFFINE, node, reads, self._work)
-        changed = [self._placement.behind(read) for read in reads]
-        refusal = self._refuse_made(node, [made for one in changed for made in one.values()])
+    def _behind(self, node: Node, source: Node, found: Pushed) -> Certificate | Refusal:
+        proof = folded_behind(FOLD_AFFINE, node, found, self._work)
+        refusal = self._refuse_crossing(node, found)
+        if refusal is not None:
+            return refusal
+        changed = [self._placement.behind(read) for read in found.reads]
+        made = [made for one in changed for made in one.values()]
+        made += [leaf for one in found.sums for leaf in self._placement.weights(one.plan, node)]
+        refusal = self._refuse_made(node, made)
         if refusal is not None:
             return refusal
         self._rest_on_precision(node)
-        for read, values in zip(reads, changed, strict=True):
+        for read, values in zip(found.reads, changed, strict=True):
             set_arguments(read.node, values)
             note_shift(read.node)
+        for norm, _, maps in found.norms:
+            take_maps(norm, maps, self._placement)
+        for one in found.sums:
+            self._work.written.pop(one.node, None)
+        self._placement.substitute([(one.node, one.other, one.plan) for one in found.sums])
         self._replace(node, source, source)
         return proof
+
+    def _refuse_crossing(self, node: Node, found: Pushed) -> Refusal | None:
+        """Why what is added behind the norm, or the norms that read it, cannot take what it does, if so."""
+        for norm, _, _ in found.norms:
+            refusal = self._refuse_taking(norm)
+            if refusal is not None:
+                return refusal
+        crossed = [(one.node, one.axis, one.maps) for one in found.sums]
+        for value, axis, maps in dict.fromkeys((*found.norms, *crossed)):
+            size = static_size(value, axis)
+            refusal = refusal_of_division(node, maps, size, self._placement, self._work.program)
+            if refusal is not None:
+                return refusal
+        for one in found.sums:
+            refusal = self._refuse_taps(node, leaves_of(one.plan))
+            if refusal is not None:
+                return refusal
+        parts = [value for one in found.sums for value in redirected(one.plan)]
+        if len(set(parts)) < len(parts):
+            message = f"what is added behind {described(node)} is made of several parts of one value"
+            return Refusal("raw_reader", message, node.name)
+        return None
+
+    def _refuse_taking(self, norm: Node) -> Refusal | None:
+        """Why a norm cannot take maps of what it reads."""
+        region = norm_of(norm)
+        assert region is not None
+        if norm not in self._work.sites or not self._work.may(norm, FOLD_AFFINE.name):
+            message = f"{described(norm)} must stay as it is, and reads the values"
+            return Refusal("raw_reader", message, norm.name)
+        if region.spec.eps is None:
+            return Refusal("unusual_form", f"the eps of {described(norm)} is not a number", norm.name)
+        return self._refuse_operands(norm, region)
 
     def _refuse_taps(self, node: Node, leaves: Iterable[Leaf]) -> Refusal | None:
         program = self._work.program

@@ -10,7 +10,7 @@ from tests.fuzz.pieces_write import writer
 
 __all__ = ["BLOCKED"]
 
-BLOCKED = {"norm_whose_order_is_read"}
+BLOCKED = {"norm_whose_order_is_read", "norm_behind_a_sum_with_raw_values"}
 
 
 def _linear(net, v, d):
@@ -86,3 +86,19 @@ def norm_over_repeated_groups(net, v, d):
     mean = (parts * parts).mean(-1, keepdim=True).repeat(1, 1, 1, d // groups).view(made.shape)
     made = made / torch.sqrt(mean + 1e-5)
     return made * (net.weight(d) / torch.sqrt(net.variance(d) + 1e-5)) + net.weight(d)
+
+
+@writer(kind="stored")
+def norms_behind_sums(net, v, d):
+    """A block whose norms stand behind its residual sums, as in the first transformers."""
+    x = batch_norm(net, F.relu(v).reshape(-1, d))
+    x = batch_norm(net, x + _linear(net, F.gelu(_linear(net, x, d)), d))
+    x = x - _linear(net, F.relu(_linear(net, x, d)), d)
+    return F.linear(batch_norm(net, x, 1e-3), net.weight(d, d)).view(v.shape)
+
+
+@writer(kind="stored")
+def norm_behind_a_sum_with_raw_values(net, v, d):
+    """Nothing can be divided by the scale."""
+    x = batch_norm(net, F.relu(v).reshape(-1, d)) + v.reshape(-1, d)
+    return F.linear(x, net.weight(d, d)).view(v.shape)

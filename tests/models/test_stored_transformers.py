@@ -71,10 +71,23 @@ class Transformer(nn.Module):
         return self.head(self.norms[6](x))
 
 
-def trained(norm: Norm) -> nn.Module:
+class PostNorm(Transformer):
+    """The same with the norms behind the sums."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norms[6](self.first(x))
+        for i in range(3):
+            q, k, v = self.qkv[i](x).unflatten(-1, (3, 3, 4)).permute(2, 0, 3, 1, 4)
+            attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            x = self.norms[2 * i](x + self.out[i](attended))
+            x = self.norms[2 * i + 1](x + self.down[i](F.gelu(self.up[i](x))))
+        return self.head(x)
+
+
+def trained(norm: Norm, make: Callable[[Norm], nn.Module] = Transformer) -> nn.Module:
     """As after training: statistics and affines are none of their initial values."""
     torch.manual_seed(0)
-    model = Transformer(norm).double()
+    model = make(norm).double()
     with torch.no_grad():
         for value in (*model.parameters(), *model.buffers()):
             if value.is_floating_point() and value.dim() < 2:
@@ -97,15 +110,16 @@ NORMS: dict[str, tuple[Norm, str]] = {
 }
 
 
+@pytest.mark.parametrize("make", [Transformer, PostNorm])
 @pytest.mark.parametrize("name", NORMS)
-def test_nothing_is_left_of_the_norms(name: str) -> None:
+def test_nothing_is_left_of_the_norms(name: str, make: Callable[[Norm], nn.Module]) -> None:
     norm, kind = NORMS[name]
-    model, x = trained(norm), torch.randn(2, 7, 5, dtype=torch.float64)
+    model, x = trained(norm, make), torch.randn(2, 7, 5, dtype=torch.float64)
     made = normfuse.rewrite(model, (x,))
     assert made.report.found == {kind: 7}
     assert made.report.after == {}
     assert distance(made.module()(x), model(x)) <= EXACT
-    bare = torch.export.export(trained(lambda width: nn.Identity()), (x,))
+    bare = torch.export.export(trained(lambda width: nn.Identity(), make), (x,))
     assert operators(made.program) == operators(bare)
 
 

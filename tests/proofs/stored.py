@@ -142,6 +142,22 @@ def into_the_readers(d: int) -> Pairs:
 
 
 @proof("fold_affine")
+def over_a_sum_into_the_next_norm(d: int) -> Pairs:
+    """B(A(x) + W a + b) = B'(x + (W a + b) / D), with the statistics of B in units of x."""
+    first, second = Stored(d, "1"), Stored(d, "2", skip=True)
+    x, written = symbols("x", d), symbols("W", d, 2) * symbols("a", 2) + symbols("b", d)
+    gain, moved, taken = first.factor, first.of_zero, Stored(d, "3", sympy.Integer(0))
+    for i in range(d):
+        size = sympy.Abs(gain[i, i])
+        taken.mean[i] = (second.mean[i] - moved[i]) / gain[i, i]
+        taken.variance[i] = (second.variance[i] + second.added) / size**2
+        taken.scale[i] = second.scale[i] * gain[i, i] / size
+        taken.shift[i] = second.shift[i] + second.skip * moved[i]
+    summed = x + gain.inv() * written
+    return pairs(second(first(x) + written), taken(summed) + second.skip * gain * summed)
+
+
+@proof("fold_affine")
 def into_a_convolution_behind(d: int) -> Pairs:
     """Without padding the bias takes what all taps together make of the shift."""
     norm, taps, x, b = Stored(d), _taps(2, 2, inner=d), symbols("x", d, 3), symbols("b", 2)
