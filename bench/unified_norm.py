@@ -3,11 +3,13 @@
     python -m bench.unified_norm --json bench/results/unified_norm.json
 
 Everyone has weights of its own; all are frozen but Inductor as it comes, which is the baseline. Each process
-measures all of them, interleaved; kernels are the C++ functions that Inductor wrote for the model.
+measures all of them, interleaved; kernels are the C++ functions that Inductor wrote for the model. Memory is
+the largest resident set of a process of its own during a call, Python and PyTorch included.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import subprocess
@@ -27,6 +29,7 @@ from torch.nn import functional as F
 from normfuse.backends.frozen import frozen
 from normfuse.benchmark.contenders import own_function
 from normfuse.benchmark.machine import machine
+from normfuse.benchmark.memory import peak_bytes, reset_peak
 from normfuse.benchmark.timing import AGAIN, Rounds, Schedule, merge, run_rounds
 from normfuse.files import json_text, write_text
 from normfuse.nn import UnifiedNorm
@@ -100,31 +103,51 @@ def _measured(size: str, seconds: float) -> dict[str, Any]:
     return {"rounds": rounds.to_json(), "kernels": {name: count for name, (_, count) in made.items()}}
 
 
+def _peak(name: str, size: str) -> int | None:
+    """Bytes resident at most during calls; what it took to compile is left out."""
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        call, _ = _contender(name, size)
+        call()
+        gc.collect()
+        reset_peak("cpu")
+        call()
+    return peak_bytes("cpu")
+
+
+def _child(*words: str) -> Any:
+    command = [sys.executable, "-m", "bench.unified_norm", *words]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def _in_processes(size: str, processes: int, seconds: float) -> dict[str, Any]:
     """Ratios to the baseline over several fresh processes, and kernels."""
-    command = [sys.executable, "-m", "bench.unified_norm", "--child", size, "--seconds", str(seconds)]
     runs = []
     for number in range(processes):
         Console(stderr=True).print(f"  {size}: process {number + 1} of {processes}", highlight=False)
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        runs.append(json.loads(done.stdout.splitlines()[-1]))
+        runs.append(_child("--child", size, "--seconds", str(seconds)))
+    Console(stderr=True).print(f"  {size}: memory", highlight=False)
+    peaks = {name: _child("--child", size, "--memory", name) for name in LINEUP}
     found = merge([Rounds.from_json(run["rounds"]) for run in runs])
     return {
         name: {
             "ratio": ratio.median, "low": ratio.low, "high": ratio.high, "milliseconds": 1000 * ratio.seconds,
             "kernels": runs[0]["kernels"].get(name.removesuffix(AGAIN)),
+            "peak_bytes": peaks.get(name.removesuffix(AGAIN)),
         }
         for name, ratio in found.items()
     }  # fmt: skip
 
 
 def _table(results: dict[str, dict[str, Any]]) -> Table:
-    table = Table("size", "model", "time / baseline", "interval", "ms", "kernels", box=None)
+    table = Table("size", "model", "time / baseline", "interval", "ms", "kernels", "MiB", box=None)
     for size, found in results.items():
         for name, one in found.items():
             interval = f"{one['low']:.3f} .. {one['high']:.3f}"
             milliseconds, kernels = f"{one['milliseconds']:.1f}", str(one["kernels"])
-            table.add_row(size, name, f"{one['ratio']:.3f}", interval, milliseconds, kernels)
+            peak = "" if one["peak_bytes"] is None else f"{one['peak_bytes'] / 2**20:.0f}"
+            table.add_row(size, name, f"{one['ratio']:.3f}", interval, milliseconds, kernels, peak)
     return table
 
 
@@ -134,10 +157,12 @@ def main(
     processes: Annotated[int, typer.Option(min=1)] = 3,
     seconds: Annotated[float, typer.Option(min=0.1, help="Time of one process.")] = 10.0,
     child: Annotated[str | None, typer.Option(hidden=True)] = None,
+    memory: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Measure and print."""
     if child is not None:
-        sys.stdout.write(json.dumps(_measured(child, seconds)) + "\n")
+        made = _measured(child, seconds) if memory is None else _peak(memory, child)
+        sys.stdout.write(json.dumps(made) + "\n")
         return
     results = {size: _in_processes(size, processes, seconds) for size in sizes or SIZES}
     if json_file is not None:

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from normfuse.benchmark.contenders import contender
+from normfuse.benchmark.memory import peak_bytes, reset_peak
 from normfuse.benchmark.settings import BASELINE, Settings
 from normfuse.benchmark.subject import Subject
 from normfuse.benchmark.timing import Rounds, Schedule, run_rounds
@@ -61,9 +61,9 @@ def measure_cost(settings: Settings, name: str, given: Source | None = None) -> 
         call()
         first = clock() - start
         call()
-        _reset_peak(settings)
+        reset_peak(settings.device)
         call()
-        return Cost(first, _peak(settings))
+        return Cost(first, peak_bytes(settings.device))
 
 
 @contextmanager
@@ -89,22 +89,3 @@ def _clock(settings: Settings) -> Clock:
         return time.perf_counter()
 
     return synchronized
-
-
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def _reset_peak(settings: Settings) -> None:
-    if settings.device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(settings.device)
-    elif _CLEAR.exists():
-        _CLEAR.write_text("5")  # Linux: forget the largest resident set so far
-
-
-def _peak(settings: Settings) -> int | None:
-    if settings.device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated(settings.device))
-    if not _STATUS.exists():
-        return None
-    line = next((text for text in _STATUS.read_text().splitlines() if text.startswith("VmHWM:")), None)
-    return None if line is None else 1024 * int(line.split()[1])
