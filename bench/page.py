@@ -43,15 +43,14 @@ def render(runs: list[dict[str, Any]]) -> str:
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     commands = [run["command"] for run in runs]
     machines = list({json.dumps(run["machine"], sort_keys=True): run["machine"] for run in runs}.values())
-    missing = [name for name in SUBJECTS if name not in {row["name"] for row in rows}]
+    missing = [name for name in SUBJECTS if name not in {row["name"].partition(",")[0] for row in rows}]
     return template.render(groups=groups, rows=rows, commands=commands, machines=machines, missing=missing)
 
 
 def _row(run: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
     ratios = batch["time_over_inductor"]
-    name = run["settings"]["source"].rpartition(":")[2]
     return {
-        "name": name,
+        "name": _name(run["settings"]),
         "batch": batch["batch_size"] if batch["batch_size"] is not None else "",
         "verdict": batch["verdicts"][_OURS],
         "ours": _interval(ratios[_OURS]),
@@ -61,6 +60,13 @@ def _row(run: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
         "ms": f"{1e3 * batch['seconds']['inductor']['median']:.2f}",
         "slow": ratios[_OURS]["median"] > 1 / 0.98 and batch["verdicts"][_OURS] == "slower",
     }
+
+
+def _name(settings: dict[str, Any]) -> str:
+    """The model, and how it is called where that is not the usual way."""
+    parts = [settings["source"].rpartition(":")[2], settings.get("dtype")]
+    parts.append(f"{settings['threads']} threads" if (settings.get("threads") or 1) > 1 else None)
+    return ", ".join(part for part in (*parts, "training" if settings.get("training") else None) if part)
 
 
 def _interval(ratio: dict[str, float]) -> str:

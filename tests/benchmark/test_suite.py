@@ -43,6 +43,28 @@ def test_the_page_sorts_models_by_verdict_and_marks_those_below_98_percent():
     assert "    normfuse bench lost\n" in page
 
 
+def test_the_page_names_what_is_unusual(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "run_child", lambda settings, *names, **more: rounds(0.9).to_json())
+    monkeypatch.setattr(run, "Subject", Mock())
+    options = {
+        "processes": 1,
+        "seconds": 0.5,
+        "cost_runs": 0,
+        "rivals": ("eager", "normfuse", "norms deleted"),
+    }
+    suite.measure("bert", tmp_path, training=False, dtype="bfloat16", threads=2, **options)
+    suite.measure("swin", tmp_path, training=True, **options)
+    text = write_page(tmp_path, tmp_path / "page.md").read_text()
+    assert "| bert, bfloat16, 2 threads |" in text
+    assert "| swin, training |" in text
+    assert {path.name for path in tmp_path.glob("*.json")} == {
+        "bert-bfloat16-2-threads.json", "swin-training.json",
+    }  # fmt: skip
+    missing = text.split("No figures are stored yet for ")[1].split(";")[0].split(", ")
+    assert "bert" not in missing
+    assert "llama_decode" in missing
+
+
 def test_without_figures_the_page_says_how_to_make_them(tmp_path):
     text = write_page(tmp_path, tmp_path / "page.md").read_text()
     assert "No figures are stored yet" in text
@@ -55,7 +77,7 @@ def test_the_suite_stores_a_command_that_is_understood(monkeypatch, tmp_path, si
     monkeypatch.setattr(run, "Subject", Mock())
     options = {"processes": 2, "seconds": 0.5, "cost_runs": 1, "device": "cpu"}
     suite.measure("vit_small", tmp_path, training=True, sizes=sizes, **options)
-    written = json.loads((tmp_path / "vit_small.json").read_text())
+    written = json.loads((tmp_path / "vit_small-training.json").read_text())
     assert [b["batch_size"] for b in written["batches"]] == list(sizes or SUBJECTS["vit_small"])
     _, command, *arguments = written["command"].split()
     assert command == "bench"
@@ -91,7 +113,8 @@ def test_networks_of_batch_norms_are_compared_with_freezing(monkeypatch, tmp_pat
     monkeypatch.setattr(run, "Subject", Mock())
     for training in (False, True):
         suite.measure("resnet18", tmp_path, processes=1, seconds=0.5, cost_runs=0, training=training)
-        written = json.loads((tmp_path / "resnet18.json").read_text())
+        file = "resnet18-training.json" if training else "resnet18.json"
+        written = json.loads((tmp_path / file).read_text())
         assert ("inductor, frozen" in held[-1]) is not training
         assert ("--contender 'inductor, frozen'" in written["command"]) is not training
         assert ("| 0.750 (0.750 .. 0.750) |" in render([written])) is not training
