@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from normfuse.files import write_text
 from normfuse.ir.spec import NormSpec
 
-__all__ = ["ACTIONS", "Refusal", "Report", "Rewrite", "Site"]
+__all__ = ["ACTIONS", "Cost", "Refusal", "Report", "Rewrite", "Site"]
 
 ACTIONS = ("converted", "folded", "merged", "kept", "reverted")
 """What became of a norm. Of several things that were done to it, the first of these is told."""
@@ -36,6 +36,22 @@ class Refusal:
     remedy: str = ""
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Of one call: floating-point operations, bytes of memory traffic, and kernels."""
+
+    operations: float = 0.0
+    bytes: float = 0.0
+    kernels: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        kernels = self.kernels + other.kernels
+        return Cost(self.operations + other.operations, self.bytes + other.bytes, kernels)
+
+    def __sub__(self, other: Cost) -> Cost:
+        return self + Cost(-other.operations, -other.bytes, -other.kernels)
+
+
 class Rewrite(NamedTuple):
     """What one rule did to a norm, and why the norm is the same function still."""
 
@@ -53,7 +69,7 @@ class Site:
     ``modulation`` says what the model does to the result as a function of its input: ``"gate"``,
     ``"scale"``, ``"shift"`` or ``"scale and shift"``. ``lowering`` says what runs the norm that is left,
     ``"inductor"`` or ``"triton"``, and why. ``time`` is what it took before the rewrite, estimated
-    in the unit of the report's.
+    in the unit of the report's, and ``saved`` what each call saves by the rewrite, estimated from sizes.
     """
 
     kind: str
@@ -71,6 +87,7 @@ class Site:
     modulation: str = ""
     lowering: str = "inductor"
     time: float = 0.0
+    saved: Cost = Cost()
 
     @classmethod
     def of(cls, spec: NormSpec, module: str, source: str, spelling: str) -> Site:
@@ -134,7 +151,8 @@ class Report:
     all products and convolutions take without that and with it, measured one by one.
     ``breaks`` are the places at which Dynamo broke the model into several graphs, each with its reason.
     ``time`` is what all operators took before the rewrite, estimated from their sizes in bytes of memory
-    traffic that would take as long; None where an operator is not known.
+    traffic that would take as long; None where an operator is not known. ``spent`` is what the explicit
+    centrings add to each call.
     """
 
     sites: list[Site] = field(default_factory=list)
@@ -151,6 +169,7 @@ class Report:
     errors: dict[str, float] = field(default_factory=dict)
     breaks: list[str] = field(default_factory=list)
     time: float | None = 0.0
+    spent: Cost = Cost()
 
     @property
     def found(self) -> dict[str, int]:
@@ -169,6 +188,11 @@ class Report:
         """How many norms of each kind remain."""
         return dict(Counter(site.becomes for site in self.sites if site.becomes))
 
+    @property
+    def saved(self) -> Cost:
+        """What all sites save together at each call, less what is spent for it."""
+        return sum((site.saved for site in self.sites), Cost()) - self.spent
+
     def merge(self, other: Report) -> None:
         """Add the report of a further graph of the same model."""
         for site in other.sites:
@@ -185,6 +209,7 @@ class Report:
             plain, frozen = self.products or (0.0, 0.0)
             self.products = (plain + other.products[0], frozen + other.products[1])
         self.seconds += other.seconds
+        self.spent += other.spent
         self.notes += [n for n in other.notes if n not in self.notes]
         self.breaks += [b for b in other.breaks if b not in self.breaks]
         for inputs, ratio in other.errors.items():
@@ -207,6 +232,7 @@ class Report:
             "notes": list(self.notes),
             "breaks": list(self.breaks),
             "changed_share_of_time": self.changed_share,
+            "saved": asdict(self.saved),
             "errors": dict(self.errors),
             "sites": [site.to_dict() for site in self.sites],
         }

@@ -31,7 +31,7 @@ def render(report: Report) -> str:
         console.print(f"graph break {place}")
     if len(report.breaks) > _PARAGRAPHS:
         console.print(f"... and {len(report.breaks) - _PARAGRAPHS} more graph breaks")
-    for line in (*_expectation(report), *_memory(report)):
+    for line in (*_savings(report), *_expectation(report), *_memory(report)):
         console.print(line)
     return stream.getvalue().rstrip("\n")
 
@@ -55,6 +55,27 @@ def _expectation(report: Report) -> list[str]:
 _NOTHING = 0.005
 
 
+def _savings(report: Report) -> list[str]:
+    """A line that says what each call saves, and what it takes more."""
+    saved = report.saved
+    amounts = {
+        f"{_short(abs(saved.operations))}operations": saved.operations,
+        f"{_bytes(abs(saved.bytes))} of memory traffic": saved.bytes,
+        f"{abs(saved.kernels)} {'kernel' if abs(saved.kernels) == 1 else 'kernels'}": saved.kernels,
+    }
+    fewer = [text for text, amount in amounts.items() if amount > 0]
+    more = [text for text, amount in amounts.items() if amount < 0]
+    parts = [f"{', '.join(fewer)} fewer"] * bool(fewer) + [f"{', '.join(more)} more"] * bool(more)
+    return [f"at each call {' and '.join(parts)} (estimated from sizes)"] if parts else []
+
+
+def _short(count: float) -> str:
+    for size, name in ((1e9, "billion "), (1e6, "million ")):
+        if count >= size:
+            return f"{count / size:.3g} {name}"
+    return f"{count:,.0f} "
+
+
 def _memory(report: Report) -> list[str]:
     """A line each that says what folding and freezing cost."""
     lines = []
@@ -71,7 +92,7 @@ def _memory(report: Report) -> list[str]:
     return lines
 
 
-def _bytes(count: int) -> str:
+def _bytes(count: float) -> str:
     size, unit = float(count), "bytes"
     for larger in ("kB", "MB", "GB", "TB"):
         if size >= 1000:

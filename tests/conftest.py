@@ -8,6 +8,7 @@ import os
 import pytest
 import torch
 
+from normfuse.analysis import step_costs
 from normfuse.backends import evaluation
 
 # Compiling makes many objects; looking through all those of PyTorch each time took an eighth of the time.
@@ -26,6 +27,12 @@ def _strict(monkeypatch: pytest.MonkeyPatch) -> None:
 def _no_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is given once in a process, so the first test that calls for it would see one warning more."""
     monkeypatch.setattr(evaluation, "_said", True)
+
+
+@pytest.fixture(autouse=True)
+def _usual_device(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What somebody measured on this machine must not decide what pays."""
+    monkeypatch.setattr(step_costs, "cache_folder", lambda: tmp_path_factory.getbasetemp() / "nothing")
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,9 @@
-"""Whether converting a stream while gradients are recorded saves more memory traffic than it causes.
+"""Whether converting a stream while gradients are recorded saves more than it costs.
 
-    saved = 1/2 * sum over converted norms of the bytes of their input      (accelerators; 0 on a CPU)
-    spent = 6 * sum over changed, trainable weights of their bytes
+    saved = a * sum over converted norms of the bytes of their input
+    spent = b * sum over changed, trainable weights of their bytes
 
-A weight that trains is centred anew at every step: read for the mean, read and written for the
-difference, and the same again for its gradient. A LayerNorm and an RMSNorm read and write the same
-values; what remains of the difference is about a tenth of the time of a LayerNorm, forward and
-backward, which move five times its input (Fast-LLM, H100, bfloat16, 8192 x 4096: 253 against 226
-microseconds). On CPUs the two took the same time within the noise.
+with the device's own ``a`` and ``b``, see :mod:`normfuse.analysis.step_costs`.
 """
 
 from __future__ import annotations
@@ -15,26 +11,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch.fx import Node
 
 from normfuse.analysis.absorb import Leaf, Plan, Rebuilt
 from normfuse.analysis.centring import Decision
+from normfuse.analysis.step_costs import step_costs
+from normfuse.analysis.time_share import bytes_of
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.sizes import tensor_of
-from normfuse.torch_compat import size_hint
 
 __all__ = ["Traffic", "training_traffic"]
-
-_SAVED_PASSES = 0.5
-_SPENT_PASSES = 6
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of memory traffic at each training step."""
+    """What each training step saves and spends, in one unit."""
 
     saved: float
     spent: float
+    unit: str = ""
 
     @property
     def pays(self) -> bool:
@@ -44,9 +40,11 @@ class Traffic:
 def training_traffic(decision: Decision, weights: WeightValues) -> Traffic:
     """What a decision would save and cost at every step."""
     changed = {leaf.node for plans in decision.plans.values() for _, plan in plans for leaf in _leaves(plan)}
-    spent = sum(_bytes(node) for node in changed if weights.records_gradients(node))
-    saved = sum(_bytes(node.all_input_nodes[0]) for node in decision.converted if not _is_on_cpu(node))
-    return Traffic(_SAVED_PASSES * saved, _SPENT_PASSES * spent)
+    trained = [node for node in changed if weights.records_gradients(node)]
+    sources = [node.all_input_nodes[0] for node in decision.converted]
+    saved = sum(step_costs(_device_of(node)).saved * bytes_of(node) for node in sources)
+    spent = sum(step_costs(_device_of(node)).spent * bytes_of(node) for node in trained)
+    return Traffic(saved, spent, next((step_costs(_device_of(node)).unit for node in sources), ""))
 
 
 def _leaves(plan: Plan) -> Iterator[Leaf]:
@@ -57,16 +55,6 @@ def _leaves(plan: Plan) -> Iterator[Leaf]:
             yield from _leaves(deeper)
 
 
-def _bytes(node: Node) -> float:
+def _device_of(node: Node) -> torch.device:
     value = tensor_of(node)
-    if value is None:
-        return 0.0
-    count = 1.0
-    for size in value.shape:
-        count *= size_hint(size)
-    return count * value.element_size()
-
-
-def _is_on_cpu(node: Node) -> bool:
-    value = tensor_of(node)
-    return value is None or value.device.type == "cpu"
+    return torch.device("cpu") if value is None else value.device

@@ -22,7 +22,7 @@ from normfuse.ir.region import norm_of
 from normfuse.ir.sizes import tensor_of, tensors_of
 from normfuse.torch_compat import size_hint
 
-__all__ = ["time_of"]
+__all__ = ["bytes_of", "count_of", "time_of"]
 
 #: Operations that take as long as one byte of memory traffic: of a CPU core, and of an accelerator whose
 #: matrix units work in 16 or in 32 bits (H100: 990 or 67 teraflops, 3.35 terabytes a second).
@@ -37,13 +37,13 @@ def time_of(node: Node) -> float | None:
     if not made:
         return 0.0
     if norm_of(node) is not None:
-        return _bytes(node) + _bytes(node.all_input_nodes[0])
+        return bytes_of(node) + bytes_of(node.all_input_nodes[0])
     if not isinstance(node.target, OpOverload) or node.target.namespace != "aten":
         return None
     count = _OPERATIONS.get(node.target)
     if count is None:
-        return 0.0 if aliased_by(node) else _bytes(node)
-    traffic = _bytes(node) + sum(_bytes(n) for n in node.all_input_nodes)
+        return 0.0 if aliased_by(node) else bytes_of(node)
+    traffic = bytes_of(node) + sum(bytes_of(n) for n in node.all_input_nodes)
     return max(traffic, count(node) / _operations_per_byte(made[0]))
 
 
@@ -53,11 +53,13 @@ def _operations_per_byte(value: torch.Tensor) -> float:
     return _ACCELERATOR_16 if value.element_size() <= 2 else _ACCELERATOR_32
 
 
-def _bytes(node: Node) -> float:
-    return sum(_count(t) * t.element_size() for t in tensors_of(node))
+def bytes_of(node: Node) -> float:
+    """Bytes of all tensors that a node gives."""
+    return sum(count_of(t) * t.element_size() for t in tensors_of(node))
 
 
-def _count(value: torch.Tensor | None) -> float:
+def count_of(value: torch.Tensor | None) -> float:
+    """The number of entries, with a guess where a size is only known when the graph runs."""
     return 0.0 if value is None else math.prod(float(size_hint(size)) for size in value.shape)
 
 
@@ -68,7 +70,7 @@ def _size(node: object, axis: int) -> float:
 
 def _by_operand(name: str, axis: int) -> Callable[[Node], float]:
     """Every entry of the result is a sum along one axis of an operand."""
-    return lambda node: 2 * _count(tensor_of(node)) * _size(bind(node)[name], axis)
+    return lambda node: 2 * count_of(tensor_of(node)) * _size(bind(node)[name], axis)
 
 
 def _convolved(node: Node) -> float:
@@ -77,13 +79,13 @@ def _convolved(node: Node) -> float:
     weight = tensor_of(bound["weight"])
     transposed = "transpose" in name or bool(bound.get("transposed", False))
     positions = tensor_of(bound["input"]) if transposed else tensor_of(node)
-    return 2 * _count(positions) * _count(weight) / max(_size(bound["weight"], 0), 1.0)
+    return 2 * count_of(positions) * count_of(weight) / max(_size(bound["weight"], 0), 1.0)
 
 
 def _attended(node: Node) -> float:
     """Scores, and values weighted by them."""
     bound = bind(node)
-    return 4 * _count(tensor_of(bound["query"])) * _size(bound["key"], -2)
+    return 4 * count_of(tensor_of(bound["query"])) * _size(bound["key"], -2)
 
 
 def _contracted(node: Node) -> float:

@@ -11,6 +11,7 @@ from normfuse.cli.commands.bench import bench
 from normfuse.cli.commands.demo import demo
 from normfuse.cli.commands.explain import explain
 from normfuse.cli.commands.fold import fold
+from normfuse.cli.commands.measure import measure
 from normfuse.cli.commands.rewrite import rewrite
 from normfuse.cli.commands.verify import verify
 from normfuse.cli.outcome import OneLineErrors
@@ -46,7 +47,7 @@ def _options(
     """Options of the command itself."""
 
 
-for _command in (explain, rewrite, fold, verify, bench, demo):
+for _command in (explain, rewrite, fold, verify, bench, measure, demo):
     app.command()(_command)
 
 

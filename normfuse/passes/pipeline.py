@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
+from normfuse.analysis.savings import cost_of_norm
 from normfuse.analysis.time_share import time_of
 from normfuse.errors import ExpectationError, is_strict
 from normfuse.folding import Folded
@@ -35,7 +36,7 @@ from normfuse.passes.rule import Rule
 from normfuse.passes.settle_shifts import settle_shifts
 from normfuse.passes.spreads import narrow_spreads
 from normfuse.passes.work import Work
-from normfuse.report import Refusal, Report
+from normfuse.report import Cost, Refusal, Report
 
 __all__ = ["STAGES", "check_expectation", "run_pipeline"]
 
@@ -81,6 +82,10 @@ def _lift(work: Work) -> None:
 
 
 def _hoist(work: Work) -> None:
+    left = {id(site): cost_of_norm(node) for node, site in work.sites.items()}
+    for site in work.report.sites:
+        if site.rewrites:
+            site.saved = work.costs.get(id(site), Cost()) - left.get(id(site), Cost())
     work.folded = hoist(work.program)
 
 
@@ -95,6 +100,7 @@ def _estimate(work: Work) -> None:
     work.report.time = sum(known) if len(known) == len(times) else None
     for node, site in work.sites.items():
         site.time = times[node] or 0.0
+        work.costs[id(site)] = cost_of_norm(node)
 
 
 def _run(rule: Rule, work: Work) -> None:

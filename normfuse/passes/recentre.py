@@ -15,6 +15,7 @@ from torch.fx import Node
 from normfuse.analysis import Centre
 from normfuse.analysis.centring import Decision, decide
 from normfuse.analysis.cost import training_traffic
+from normfuse.analysis.savings import cost_of_centring
 from normfuse.analysis.stream import Stream, Value, explore, norm_axis
 from normfuse.analysis.weights import WeightValues
 from normfuse.folding.recipe import FOLD
@@ -131,8 +132,8 @@ def _keep_what_does_not_pay(decision: Decision, weights: WeightValues) -> None:
     for node in decision.converted:
         decision.refusals[node] = Refusal(
             "does_not_pay",
-            f"centring the weights at every training step would move {traffic.spent:.3g} bytes of memory to "
-            f"save {traffic.saved:.3g}", node.name,
+            f"centring the weights at every training step would take {traffic.spent:.3g} {traffic.unit} "
+            f"to save {traffic.saved:.3g}", node.name,
             _ASK,
         )  # fmt: skip
     decision.converted.clear()
@@ -158,6 +159,7 @@ def _centre_explicitly(work: Work, stream: Stream, decision: Decision, placement
         readers = {v[0] for v in written if decision.cut in stream.operands.get(v, ())}
     placement.after(node, axis, Centre(), readers)
     work.report.centrings += 1
+    work.report.spent += cost_of_centring(node)
 
 
 def _convert(work: Work, node: Node, proof: Certificate) -> None:

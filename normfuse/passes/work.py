@@ -10,7 +10,7 @@ from normfuse.analysis.channel_map import ChannelMap
 from normfuse.folding import Folded
 from normfuse.ir.program import Program
 from normfuse.options import Options
-from normfuse.report import Report, Site
+from normfuse.report import Cost, Report, Site
 
 __all__ = ["Restored", "Work"]
 
@@ -39,6 +39,7 @@ class Work:
     ``written`` maps nodes that have the value of a norm, since weights before them took it, to its record.
     ``restored`` says of a norm of which readers took a part how its value comes back.
     ``folded`` are the weights to fold, of which the program has further inputs once they are hoisted.
+    ``costs`` says, by the ``id`` of a site, what its norm took before any rule ran.
     ``forbidden`` are pairs of the ``id`` of a site and the name of a rule that must leave it as it is.
     """
 
@@ -52,6 +53,7 @@ class Work:
     written: dict[Node, Site] = field(default_factory=dict)
     restored: dict[Node, Restored] = field(default_factory=dict)
     folded: list[Folded] = field(default_factory=list)
+    costs: dict[int, Cost] = field(default_factory=dict)
     forbidden: set[tuple[int, str]] = field(default_factory=set)
 
     def record(self, node: Node, site: Site) -> None:

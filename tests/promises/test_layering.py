@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "sources": {"pt2"},
     "benchmark": {
         "ir",
+        "analysis",
         "export",
         "freezing",
         "capture",
