@@ -137,9 +137,12 @@ def _absorb_weight(node: Node, axis: int, maps: Maps, weights: WeightValues) -> 
     refusal = weights.refusal(node)
     if refusal is not None:
         return refusal
-    shape = shape_of(node)
+    shape, value = shape_of(node), tensor_of(node)
     if shape is None or not all(isinstance(size, int) for size in shape):
         return Refusal("weight_shape", f"the size of {described(node)} is not a fixed number", node.name)
+    if value is not None and not value.is_floating_point():
+        message = f"{weights.label(node)} holds whole numbers, to which what changes it would be rounded"
+        return Refusal("weight_dtype", message, node.name)
     if node.op != "placeholder" and not weights.is_folded(node):
         deeper = _absorb_operands(node, axis, maps, weights)
         if not isinstance(deeper, Refusal):
