@@ -18,10 +18,10 @@ from normfuse.analysis.flow import Blocks, Carries, Scales, Shift, Vanishes
 from normfuse.analysis.operator_table import flow
 from normfuse.analysis.own_tap import OwnTap
 from normfuse.analysis.ranges import Piece, narrowed, pieces_of, read_apart, widened
-from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues, divided_refusal
 from normfuse.ir.calls import aten
 from normfuse.ir.location import described
+from normfuse.ir.readers import value_readers
 from normfuse.ir.sizes import bytes_added, lies_alike, rank_of, shape_of, static_size, tensor_of
 from normfuse.report import Refusal
 

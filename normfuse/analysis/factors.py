@@ -14,9 +14,9 @@ from torch.fx import Node
 
 from normfuse.analysis.flow import Carries, Shift
 from normfuse.analysis.operator_table import flow
-from normfuse.analysis.readers import value_readers
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.location import described
+from normfuse.ir.readers import value_readers
 from normfuse.ir.region import norm_of
 from normfuse.ir.sizes import lies_alike, rank_of, same, same_shape, tensor_of, widened_by
 from normfuse.report import Refusal

@@ -21,12 +21,12 @@ from normfuse.analysis.contraction import Reading, reading
 from normfuse.analysis.flow import Carries, Shift
 from normfuse.analysis.operator_table import carried_axis, flow
 from normfuse.analysis.ranges import SPLITS, narrowed, pieces_of, widened
-from normfuse.analysis.readers import value_readers
 from normfuse.analysis.spread_map import Spread, joined_axis
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import CASTS, aten, bind, is_call
 from normfuse.ir.location import described
 from normfuse.ir.moves import RESHAPES
+from normfuse.ir.readers import value_readers
 from normfuse.ir.sizes import lies_alike, shape_of, tensors_of, widened_by
 from normfuse.report import Refusal
 

@@ -18,11 +18,11 @@ from torch.fx import Node
 from normfuse.analysis.absorb import Plan, absorb, redirected, refuse_widened
 from normfuse.analysis.channel_map import Diagonal
 from normfuse.analysis.factors import Factor, factor_of, norms_behind, refusal_of_place
-from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues, divided_refusal
 from normfuse.folding.recipe import FOLD
 from normfuse.ir.effects import Effects
 from normfuse.ir.location import described
+from normfuse.ir.readers import value_readers
 from normfuse.ir.region import norm_of
 from normfuse.ir.sizes import rank_of, tensor_of
 from normfuse.passes.evidence import certificate

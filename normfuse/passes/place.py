@@ -16,13 +16,13 @@ from normfuse.analysis.beside import Beside
 from normfuse.analysis.channel_map import ChannelMap, Diagonal, dtype_of
 from normfuse.analysis.forward import Read, before_rounding
 from normfuse.analysis.own_tap import OwnTap
-from normfuse.analysis.readers import value_readers
 from normfuse.analysis.resize import resize
 from normfuse.errors import InvariantError
 from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import aten, bind, set_arguments
 from normfuse.ir.dtypes import opmath
 from normfuse.ir.emit import call, cast
+from normfuse.ir.readers import value_readers
 from normfuse.ir.refresh import refresh_readers
 from normfuse.ir.sizes import is_row_major, lies_alike, same_shape, shape_of, tensor_of
 from normfuse.passes.runs import as_it_lay, as_runs, times_shift
