@@ -22,7 +22,7 @@ from normfuse.analysis.weights import WeightValues, divided_refusal
 from normfuse.ir.calls import aten
 from normfuse.ir.location import described
 from normfuse.ir.readers import value_readers
-from normfuse.ir.sizes import bytes_added, lies_alike, rank_of, shape_of, static_size, tensor_of
+from normfuse.ir.sizes import digits_added, lies_alike, rank_of, shape_of, static_size, tensor_of
 from normfuse.report import Refusal
 
 __all__ = [
@@ -281,7 +281,7 @@ def _plan_operands(
 
 def refuse_widened(node: Node, operand: Node) -> Refusal | None:
     """Weights in the operand's dtype would round what is exact to the width of the result."""
-    if bytes_added(node, operand) <= 0:
+    if digits_added(node, operand) <= 0:
         return None
     return Refusal(
         "narrow_values",

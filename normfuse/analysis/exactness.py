@@ -14,7 +14,7 @@ from normfuse.analysis.operator_table import flow
 from normfuse.analysis.stream import Stream, Value, spread_rawness
 from normfuse.ir.calls import aten, is_call
 from normfuse.ir.location import described
-from normfuse.ir.sizes import bytes_added, tensor_of, widened_by
+from normfuse.ir.sizes import digits_added, widened_by
 from normfuse.report import Refusal
 
 __all__ = ["exact_operand", "keep_exact"]
@@ -31,8 +31,7 @@ def keep_exact(stream: Stream) -> None:
     members = set(stream.members)
     for value in stream.members:
         for norm in stream.norms.get(value, ()):
-            made, read = tensor_of(norm), tensor_of(value[0])
-            if made is not None and read is not None and made.dtype.itemsize > read.dtype.itemsize:
+            if digits_added(norm, value[0]) > 0:
                 _keep(value, stream, members)
         for operand in _widened(value, stream):
             _keep(operand, stream, members)
@@ -54,7 +53,7 @@ def _widened(value: Value, stream: Stream) -> list[Value]:
     """The operands that a cast, or a sum with wider values, takes to a wider dtype."""
     carried = stream.carries.get(value)
     operands = () if carried is None else carried.operands
-    return [operand for operand in operands if bytes_added(value[0], operand[0]) > 0]
+    return [operand for operand in operands if digits_added(value[0], operand[0]) > 0]
 
 
 def _is_exact(value: Value, stream: Stream) -> bool:

@@ -21,6 +21,7 @@ from normfuse.folding import Premise, Question
 from normfuse.folding.precision import is_mild
 from normfuse.ir.calls import aten
 from normfuse.ir.canonical import has_body, is_expressible, respell
+from normfuse.ir.dtypes import digits
 from normfuse.ir.emit import call, cast
 from normfuse.ir.location import described
 from normfuse.ir.program import Program
@@ -139,7 +140,7 @@ def _refuse_eps(norm: Node, eps: Node | None, weights: WeightValues) -> Refusal 
     name, held = f"the eps of {described(norm)}", dtype_of(eps)
     if eps not in weights:
         return Refusal("eps_operand", f"{name} depends on the call", norm.name)
-    if held.itemsize < _statistics(_norm(norm).spec).itemsize:
+    if digits(held) < digits(_statistics(_norm(norm).spec)):
         message = f"{name} is a {held}, narrower than the statistics, and a multiple of it would be rounded"
         return Refusal("eps_operand", message, norm.name, "keep eps in the dtype of the statistics")
     return None

@@ -38,6 +38,15 @@ class Read(nn.Module):
         return self.first(h), self.second(h * 2)
 
 
+class Cast(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self.dtype)
+
+
 GENERATOR = torch.Generator().manual_seed(1)
 X = torch.randn(3, 5, D, generator=GENERATOR).to(torch.bfloat16) + 2
 IDS = torch.randint(0, 20, (3, 5), generator=GENERATOR)
@@ -76,6 +85,18 @@ def test_no_precision_is_lost(name: str) -> None:
     verdict = normfuse.verify(model, made, (x,))
     assert verdict.ok, str(verdict)
     assert verdict.error_ratio <= 1.5
+
+
+def test_float16_has_more_digits_than_bfloat16() -> None:
+    """Both take two bytes, and the second one's values are exact in the first."""
+    torch.manual_seed(0)
+    table, norm = nn.Embedding(20, D).to(torch.bfloat16), nn.LayerNorm(D).half()
+    model = nn.Sequential(table, Cast(torch.float16), norm).eval()
+    with torch.no_grad():
+        table.weight += 3
+    made = normfuse.rewrite(model, (IDS,), verify="off")
+    assert made.report.after == {"layer_norm": 1}
+    assert normfuse.verify(model, made, (IDS,)).ok
 
 
 def test_what_was_computed_in_the_narrow_dtype_is_converted() -> None:

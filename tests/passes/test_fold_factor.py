@@ -240,12 +240,13 @@ def test_no_number_is_rounded_to_a_narrower_dtype(run, held, word: str) -> None:
     assert error(made.module()(x), exact) <= BUDGET * error(model(x), exact)
 
 
-def test_what_a_cast_to_float16_needs_is_kept() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_cast_to_float16_needs_is_kept(dtype: torch.dtype) -> None:
     class Net(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return F.rms_norm((x * 1e-3).half(), (6,)).sin()
 
-    x = torch.full((2, 6), 1e6)
+    x = torch.full((2, 6), 1e6, dtype=dtype)
     made = normfuse.rewrite(Net().eval(), (x,), verify="off")
     assert words(made.report) == ["narrow_values"]
     assert made.module()(x).isfinite().all()
