@@ -18,11 +18,11 @@ from normfuse.analysis.flow import Blocks, Carries, Scales, Shift, Vanishes
 from normfuse.analysis.operator_table import flow
 from normfuse.analysis.own_tap import OwnTap
 from normfuse.analysis.ranges import Piece, narrowed, pieces_of, read_apart, widened
-from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues, divided_refusal
 from normfuse.ir.calls import aten
 from normfuse.ir.location import described
-from normfuse.ir.sizes import bytes_added, lies_alike, rank_of, shape_of, static_size, tensor_of
+from normfuse.ir.readers import value_readers
+from normfuse.ir.sizes import digits_added, lies_alike, rank_of, shape_of, static_size, tensor_of
 from normfuse.report import Refusal
 
 __all__ = [
@@ -137,9 +137,12 @@ def _absorb_weight(node: Node, axis: int, maps: Maps, weights: WeightValues) -> 
     refusal = weights.refusal(node)
     if refusal is not None:
         return refusal
-    shape = shape_of(node)
+    shape, value = shape_of(node), tensor_of(node)
     if shape is None or not all(isinstance(size, int) for size in shape):
         return Refusal("weight_shape", f"the size of {described(node)} is not a fixed number", node.name)
+    if value is not None and not value.is_floating_point():
+        message = f"{weights.label(node)} holds whole numbers, to which what changes it would be rounded"
+        return Refusal("weight_dtype", message, node.name)
     if node.op != "placeholder" and not weights.is_folded(node):
         deeper = _absorb_operands(node, axis, maps, weights)
         if not isinstance(deeper, Refusal):
@@ -278,7 +281,7 @@ def _plan_operands(
 
 def refuse_widened(node: Node, operand: Node) -> Refusal | None:
     """Weights in the operand's dtype would round what is exact to the width of the result."""
-    if bytes_added(node, operand) <= 0:
+    if digits_added(node, operand) <= 0:
         return None
     return Refusal(
         "narrow_values",

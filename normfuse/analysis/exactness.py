@@ -14,7 +14,7 @@ from normfuse.analysis.operator_table import flow
 from normfuse.analysis.stream import Stream, Value, spread_rawness
 from normfuse.ir.calls import aten, is_call
 from normfuse.ir.location import described
-from normfuse.ir.sizes import tensor_of, widened_by
+from normfuse.ir.sizes import digits_added, widened_by
 from normfuse.report import Refusal
 
 __all__ = ["exact_operand", "keep_exact"]
@@ -27,25 +27,21 @@ _ROUND = (
 
 
 def keep_exact(stream: Stream) -> None:
-    """Make values raw that are exact and that a norm or a cast takes to a wider dtype."""
+    """Make values raw that are exact and that a norm, a cast or a sum takes to a wider dtype."""
     members = set(stream.members)
     for value in stream.members:
         for norm in stream.norms.get(value, ()):
-            made, read = tensor_of(norm), tensor_of(value[0])
-            if made is not None and read is not None and made.dtype.itemsize > read.dtype.itemsize:
+            if digits_added(norm, value[0]) > 0:
                 _keep(value, stream, members)
-        operand = _widened(value, stream)
-        if operand is not None:
+        for operand in _widened(value, stream):
             _keep(operand, stream, members)
     spread_rawness(stream)
 
 
 def exact_operand(value: Value, stream: Stream) -> Refusal | None:
-    """Why a cast to a wider dtype must see its operand as it is, if so."""
-    operand = _widened(value, stream)
-    if operand is None or not _is_exact(operand, stream):
-        return None
-    return stream.raw.get(operand) or _refusal(operand)
+    """Why an operator that takes values to a wider dtype must see them as they are, if so."""
+    exact = [operand for operand in _widened(value, stream) if _is_exact(operand, stream)]
+    return next((stream.raw.get(operand) or _refusal(operand) for operand in exact), None)
 
 
 def _keep(value: Value, stream: Stream, members: set[Value]) -> None:
@@ -53,10 +49,11 @@ def _keep(value: Value, stream: Stream, members: set[Value]) -> None:
         stream.raw.setdefault(value, _refusal(value))
 
 
-def _widened(value: Value, stream: Stream) -> Value | None:
-    """The operand of a cast to a wider dtype."""
+def _widened(value: Value, stream: Stream) -> list[Value]:
+    """The operands that a cast, or a sum with wider values, takes to a wider dtype."""
     carried = stream.carries.get(value)
-    return carried.operands[0] if carried is not None and widened_by(value[0]) > 0 else None
+    operands = () if carried is None else carried.operands
+    return [operand for operand in operands if digits_added(value[0], operand[0]) > 0]
 
 
 def _is_exact(value: Value, stream: Stream) -> bool:

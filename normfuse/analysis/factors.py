@@ -14,11 +14,11 @@ from torch.fx import Node
 
 from normfuse.analysis.flow import Carries, Shift
 from normfuse.analysis.operator_table import flow
-from normfuse.analysis.readers import value_readers
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.location import described
+from normfuse.ir.readers import value_readers
 from normfuse.ir.region import norm_of
-from normfuse.ir.sizes import lies_alike, rank_of, same, same_shape, tensor_of, widened_by
+from normfuse.ir.sizes import is_bounded_by, lies_alike, rank_of, same, same_shape, tensor_of
 from normfuse.report import Refusal
 
 __all__ = ["Factor", "factor_of", "norms_behind", "refusal_of_place"]
@@ -108,9 +108,9 @@ def _behind(user: Node, value: Node, found: list[Node]) -> Refusal | None:
         message = f"{described(user)} reads the values too, multiplied as they are"
         return Refusal("raw_reader", message, user.name)
     beyond = norms_behind(user, found)
-    if widened_by(user) >= 0:
+    if not is_bounded_by(user):
         return beyond
-    message = f"{described(user)} rounds the values, and others might overflow where these do not"
+    message = f"{described(user)} holds smaller values, and others might overflow where these do not"
     return Refusal("narrow_values", message, user.name)
 
 

@@ -22,13 +22,13 @@ from normfuse.analysis.flow import Carries, Shift
 from normfuse.analysis.operator_table import carried_axis, flow
 from normfuse.analysis.over_sums import Crossed, crossed, takes_maps
 from normfuse.analysis.ranges import SPLITS, narrowed, pieces_of, widened
-from normfuse.analysis.readers import value_readers
 from normfuse.analysis.spread_map import Spread, joined_axis
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import CASTS, aten, bind, is_call
 from normfuse.ir.location import described
 from normfuse.ir.moves import RESHAPES
-from normfuse.ir.sizes import lies_alike, shape_of, tensors_of, widened_by
+from normfuse.ir.readers import value_readers
+from normfuse.ir.sizes import is_bounded_by, lies_alike, shape_of, tensors_of, widened_by
 from normfuse.report import Refusal
 
 __all__ = ["Pushed", "Read", "Value", "before_rounding", "push"]
@@ -161,7 +161,7 @@ def _refuse_reader(
     if user.target is aten.detach.default and weights.train(maps):
         message = f"{described(user)} keeps gradients from the norm's own weights"
         return Refusal("grad_mode", message, user.name)
-    if widened_by(user) < 0 and not found.are_normalized:
+    if (widened_by(user) < 0 or is_bounded_by(user)) and not found.are_normalized:
         message = f"{described(user)} would round the values before they are normalized"
         return Refusal("narrow_values", message, user.name)
     return None

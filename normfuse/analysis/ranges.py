@@ -14,8 +14,8 @@ from typing import Any
 from torch.fx import Node
 
 from normfuse.analysis.channel_map import ChannelMap, Within
-from normfuse.analysis.readers import value_readers
 from normfuse.ir.calls import aten, bind, is_call
+from normfuse.ir.readers import value_readers
 from normfuse.ir.sizes import rank_of, shape_of, static_size
 
 __all__ = ["RANGES", "SPLITS", "Piece", "narrowed", "pieces_of", "read_apart", "widened"]

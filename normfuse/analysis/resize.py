@@ -16,11 +16,11 @@ from torch.utils._pytree import tree_map_only
 
 from normfuse.analysis.absorb import Constant, Kept, Leaf, Plan, Rebuilt
 from normfuse.analysis.channel_map import ChannelMap
-from normfuse.analysis.readers import reads_only_type
 from normfuse.errors import InvariantError
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.emit import fake_value
 from normfuse.ir.location import described
+from normfuse.ir.readers import reads_only_type
 from normfuse.ir.sizes import rank_of, same, shape_of, tensors_of
 from normfuse.report import Refusal
 from normfuse.torch_compat import autocast_off, plain_size

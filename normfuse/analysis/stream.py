@@ -18,13 +18,13 @@ from torch.fx import Node
 from normfuse.analysis.channel_map import Centre
 from normfuse.analysis.flow import Blocks, Carries, Scales
 from normfuse.analysis.operator_table import carried_axis, flow
-from normfuse.analysis.readers import reads_only_type
 from normfuse.analysis.rows_layout import LAYOUT
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten, is_call
 from normfuse.ir.canonical import is_expressible
 from normfuse.ir.effects import Effects
 from normfuse.ir.location import described
+from normfuse.ir.readers import reads_only_type
 from normfuse.ir.region import UNLIFTED, NormRegion, norm_of
 from normfuse.ir.sizes import rank_of, shape_of
 from normfuse.report import Refusal

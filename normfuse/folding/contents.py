@@ -123,6 +123,6 @@ def _extent(tensor: torch.Tensor) -> int:
 def _spread(view: memoryview[Any], row: int, count: int, turns: int = 1) -> Spread:
     """About ``count`` words, in every row where there are enough of them, and in every column in turn."""
     step = max(len(view) // count, 1)
-    while step > 1 and math.gcd(step, row) > 1:
+    while math.gcd(step, row) > 1:
         step -= 1
     return Spread(view, step, 2 * count, turns)

@@ -2,7 +2,8 @@
 
 That is right for a function of the constants whose result only this graph reads. A result that is returned
 would be the same memory at every call, to which the caller may write; and an operator that is not PyTorch's
-may give another result at each call, or be called for what it does beside it.
+may give another result at each call, or be called for what it does beside it. Ones, zeros and empty values
+beside the constants make no difference: a compiler may see that nothing depends on them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from normfuse.capture.inner import bodies
+from normfuse.ir.readers import reads_only_type
+from normfuse.ir.sizes import same, tensor_of
 from normfuse.ir.undeclared import is_builtin
 
 __all__ = ["Settled", "settled"]
@@ -28,11 +31,13 @@ Sources = frozenset[Node]
 class Settled:
     """The constants behind what is computed from constants alone: of each output, and of foreign operators.
 
-    An output is None where it is computed from something else as well.
+    An output is None where it is computed from something else as well. ``made`` are values that no input and
+    no tensor of the graph goes into.
     """
 
     outputs: list[Sources | None] = field(default_factory=list)
     foreign: set[Node] = field(default_factory=set)
+    made: set[Node] = field(default_factory=set)
 
     @property
     def returned(self) -> set[Node]:
@@ -81,11 +86,19 @@ def _follow(
         if part is not None:
             known[node] = part
         return
-    read = node.all_input_nodes
-    if read and all(one in known for one in read):
+    read = [one for one in node.all_input_nodes if not (reads_only_type(node, one) or _is_empty(one))]
+    read = [one for one in read if one not in found.made]
+    if not read:
+        found.made.add(node)
+    elif all(one in known for one in read):
         known[node] = frozenset().union(*(known[one] for one in read))
         if _is_foreign(node.target):
             found.foreign |= known[node]
+
+
+def _is_empty(node: Node) -> bool:
+    value = tensor_of(node)
+    return value is not None and same(value.numel(), 0)
 
 
 def _inside(body: GraphModule, operands: list[Node], known: Mapping[Node, Sources]) -> dict[Node, Sources]:

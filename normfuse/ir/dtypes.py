@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-__all__ = ["FLOATS", "WIDER", "opmath"]
+__all__ = ["FLOATS", "WIDER", "digits", "opmath"]
 
 #: Floating dtypes in which weights are folded.
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -15,6 +17,11 @@ WIDER: dict[torch.dtype, tuple[torch.dtype, ...]] = {
     torch.float16: (torch.float32, torch.float64),
     torch.float32: (torch.float64,),
 }
+
+
+def digits(dtype: torch.dtype) -> int:
+    """How many binary digits a floating ``dtype`` keeps: float16 has three more than bfloat16."""
+    return round(-math.log2(torch.finfo(dtype).eps))
 
 
 def opmath(dtype: torch.dtype) -> torch.dtype:

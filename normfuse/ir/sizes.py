@@ -9,10 +9,12 @@ import torch
 from torch.fx import Node
 
 from normfuse.ir.calls import CASTS, is_call
+from normfuse.ir.dtypes import digits
 from normfuse.torch_compat import plain_size, statically_known_true
 
 __all__ = [
-    "bytes_added",
+    "digits_added",
+    "is_bounded_by",
     "is_expanded",
     "is_row_major",
     "lies_alike",
@@ -134,16 +136,28 @@ def is_expanded(node: Node) -> bool:
 
 
 def widened_by(cast: Node) -> int:
-    """How many bytes wider a cast makes each entry: negative where it narrows them, 0 for all else."""
-    return bytes_added(cast, cast.args[0]) if is_call(cast, *CASTS) else 0
+    """How many digits a cast adds to each entry: negative where it rounds them, 0 for all else."""
+    return digits_added(cast, cast.args[0]) if is_call(cast, *CASTS) else 0
 
 
-def bytes_added(node: Node, operand: object) -> int:
-    """How many bytes wider the entries of a result are than those of an operand, both floating point."""
-    before, after = tensor_of(operand), tensor_of(node)
+def digits_added(node: Node, operand: object) -> int:
+    """How many more digits the entries of a result have than those of an operand, both floating point."""
+    floats = _floats(node, operand)
+    return 0 if floats is None else digits(floats[0]) - digits(floats[1])
+
+
+def is_bounded_by(cast: Node) -> bool:
+    """Whether a cast makes infinities of entries that are none."""
+    floats = _floats(cast, cast.args[0]) if is_call(cast, *CASTS) else None
+    return floats is not None and torch.finfo(floats[0]).max < torch.finfo(floats[1]).max
+
+
+def _floats(node: Node, operand: object) -> tuple[torch.dtype, torch.dtype] | None:
+    """The dtypes of a result and of an operand, where both are floating point."""
+    after, before = tensor_of(node), tensor_of(operand)
     if before is None or after is None or not (before.is_floating_point() and after.is_floating_point()):
-        return 0
-    return after.dtype.itemsize - before.dtype.itemsize
+        return None
+    return after.dtype, before.dtype
 
 
 def static_size(node: object, axis: int) -> int | None:

@@ -11,6 +11,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from normfuse.ir.calls import aten, bind, is_call
+from normfuse.ir.effects import Effects
 from normfuse.ir.location import described
 from normfuse.ir.region import NormRegion, Operands
 from normfuse.ir.sizes import is_row_major, same_shape, static_size, tensor_of
@@ -60,12 +61,12 @@ def _kind(spec: NormSpec) -> int | None:
     return {"rms_norm": RMS, "layer_norm": LAYER}.get(spec.kind)
 
 
-def write_kernel(gm: GraphModule, node: Node, region: NormRegion) -> None:
+def write_kernel(gm: GraphModule, node: Node, region: NormRegion, effects: Effects) -> None:
     """Put the kernel in the place of a norm that has no obstacle, and of the sum that it reads."""
     from normfuse.kernels.operators import norm
 
     spec, operands = region.spec, region.operands(node)
-    parts = _residual(node, operands)
+    parts = _residual(operands, effects)
     x, residual = parts or (operands.source, None)
     target = norm._opoverload
     with gm.graph.inserting_before(_place(operands) if parts else node):
@@ -100,10 +101,12 @@ def _part(graph: Graph, made: Node, index: int) -> Node:
     return part
 
 
-def _residual(node: Node, operands: Operands) -> tuple[Node, Node] | None:
+def _residual(operands: Operands, effects: Effects) -> tuple[Node, Node] | None:
     """The two values whose sum the norm reads, where the kernel can add them."""
     total = operands.source
-    if not is_call(total, aten.add.Tensor) or bind(total)["alpha"] != 1 or not _follow(total, operands):
+    if not is_call(total, aten.add.Tensor) or bind(total)["alpha"] != 1:
+        return None
+    if not _is_the_same_there(total, operands, effects):
         return None
     left, right = total.args[:2]
     if not (isinstance(left, Node) and isinstance(right, Node)) or left is right:
@@ -118,10 +121,11 @@ def _is_plain(value: Node, total: Node) -> bool:
     return one is not None and other is not None and one.dtype == other.dtype and is_row_major(one)
 
 
-def _follow(total: Node, operands: Operands) -> bool:
-    """Whether the kernel, which needs the weight and bias, can stand where the sum stands."""
+def _is_the_same_there(total: Node, operands: Operands, effects: Effects) -> bool:
+    """Whether the kernel finds the sum, the weight and the bias where the sum stands as the norm does."""
     given = [n for n in (operands.scale, operands.shift) if n is not None]
-    return all(n.op in ("placeholder", "get_attr") or n < total for n in given)
+    known = all(n.op in ("placeholder", "get_attr") or n < total for n in given)
+    return known and not any(effects.is_written(n) for n in (total, *given))
 
 
 def _place(operands: Operands) -> Node:

@@ -14,7 +14,6 @@ from torch.fx import Node
 from normfuse.analysis.absorb import Maps
 from normfuse.analysis.centring import decide
 from normfuse.analysis.forward import Pushed, push
-from normfuse.analysis.readers import reads_only_type
 from normfuse.analysis.resize import channels_of, resize
 from normfuse.analysis.stream import Value, explore
 from normfuse.analysis.weights import WeightValues
@@ -23,6 +22,7 @@ from normfuse.ir.calls import aten, set_arguments
 from normfuse.ir.canonical import canonical_region, scaled, shifted
 from normfuse.ir.effects import Effects
 from normfuse.ir.emit import call
+from normfuse.ir.readers import reads_only_type
 from normfuse.ir.region import norm_of
 from normfuse.ir.sizes import is_row_major, rank_of, static_size
 from normfuse.ir.spec import NormSpec

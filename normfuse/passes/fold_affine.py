@@ -23,7 +23,6 @@ from normfuse.analysis.affine_map import Standardise
 from normfuse.analysis.beside import Beside, beside
 from normfuse.analysis.forward import Pushed, push
 from normfuse.analysis.own_tap import OwnTap
-from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues, divided_refusal
 from normfuse.folding import Premise
 from normfuse.folding.recipe import FOLD
@@ -31,6 +30,7 @@ from normfuse.ir.calls import aten, set_arguments
 from normfuse.ir.effects import Effects, aliased_by
 from normfuse.ir.emit import call
 from normfuse.ir.location import described
+from normfuse.ir.readers import value_readers
 from normfuse.ir.refresh import refresh_readers
 from normfuse.ir.region import NormRegion, norm_of
 from normfuse.ir.sizes import is_row_major, lies_alike, rank_of, static_size, tensor_of

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from normfuse.analysis.absorb import Plan, absorb, redirected
+from normfuse.analysis.absorb import Plan, absorb, redirected, refuse_widened
 from normfuse.analysis.channel_map import Diagonal
 from normfuse.analysis.factors import Factor, factor_of, norms_behind, refusal_of_place
-from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues, divided_refusal
 from normfuse.folding.recipe import FOLD
 from normfuse.ir.effects import Effects
 from normfuse.ir.location import described
+from normfuse.ir.readers import value_readers
 from normfuse.ir.region import norm_of
 from normfuse.ir.sizes import rank_of, tensor_of
 from normfuse.passes.evidence import certificate
@@ -159,7 +159,9 @@ class _Folding:
             message = f"{described(other)} is also read elsewhere, unchanged"
             return Refusal("raw_reader", message, other.name)
         maps, axes = (Diagonal(1 / by),), reversed(range(rank_of(other) or 1))
-        plans = [absorb(other, axis, maps, self._weights) for axis in axes]
+        plans = [
+            refuse_widened(factor.value, other) or absorb(other, axis, maps, self._weights) for axis in axes
+        ]
         plan = next((p for p in plans if not isinstance(p, Refusal)), plans[0])
         return plan if isinstance(plan, Refusal) else self._refuse_weights(norm, factor, plan) or plan
 

@@ -16,15 +16,15 @@ from normfuse.analysis.beside import Beside
 from normfuse.analysis.channel_map import ChannelMap, Diagonal, dtype_of
 from normfuse.analysis.forward import Read, before_rounding
 from normfuse.analysis.own_tap import OwnTap
-from normfuse.analysis.readers import value_readers
 from normfuse.analysis.resize import resize
 from normfuse.errors import InvariantError
 from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import aten, bind, set_arguments
 from normfuse.ir.dtypes import opmath
 from normfuse.ir.emit import call, cast
+from normfuse.ir.readers import value_readers
 from normfuse.ir.refresh import refresh_readers
-from normfuse.ir.sizes import lies_alike, same_shape, shape_of
+from normfuse.ir.sizes import is_row_major, lies_alike, same_shape, shape_of, tensor_of
 from normfuse.passes.runs import as_it_lay, as_runs, times_shift
 
 __all__ = ["Placement", "Substitution"]
@@ -68,8 +68,16 @@ class Placement:
     def after(self, node: Node, axis: int, mapping: ChannelMap, readers: set[Node] | None) -> Node:
         """Apply a map to an activation, for the given readers or for all."""
         existing = [user for user in node.users if readers is None or user in readers]
+        value = tensor_of(node)
         with self._graph.inserting_before(_behind(node)):
             made = mapping.emit(self._graph, node, axis)
+            if (
+                same_shape(node, made)
+                and not lies_alike(node, made)
+                and value is not None
+                and is_row_major(value)
+            ):
+                made = call(self._graph, aten.contiguous.default, made)
         for reader in existing:
             reader.replace_input_with(node, made)
         self.mark_sources(made, {node})

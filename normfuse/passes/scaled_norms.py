@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch.fx import Graph, Node
 
+from normfuse.analysis.absorb import refuse_widened
 from normfuse.analysis.channel_map import dtype_of
 from normfuse.analysis.factors import Factor
 from normfuse.analysis.weights import WeightValues
@@ -20,6 +21,7 @@ from normfuse.folding import Premise, Question
 from normfuse.folding.precision import is_mild
 from normfuse.ir.calls import aten
 from normfuse.ir.canonical import has_body, is_expressible, respell
+from normfuse.ir.dtypes import digits
 from normfuse.ir.emit import call, cast
 from normfuse.ir.location import described
 from normfuse.ir.program import Program
@@ -40,7 +42,9 @@ def refusal_behind(norm: Node, program: Program, weights: WeightValues) -> Refus
     if not spec.has_scale:
         message = f"{described(norm)} has no weight that could take the number behind it"
         return Refusal("no_weight", message, norm.name)
-    return _refuse_form(norm) or _refuse_weights(norm, (operands.scale, operands.shift), program, weights)
+    held = [operand for operand in (operands.scale, operands.shift) if operand is not None]
+    narrow = next((r for operand in held if (r := refuse_widened(norm, operand)) is not None), None)
+    return _refuse_form(norm) or narrow or _refuse_weights(norm, held, program, weights)
 
 
 def take_behind(norm: Node, placement: Placement, program: Program) -> Refusal | None:
@@ -60,9 +64,8 @@ def take_behind(norm: Node, placement: Placement, program: Program) -> Refusal |
 def refusal_before(norm: Node, factor: Factor, program: Program, weights: WeightValues) -> Refusal | None:
     """Why a norm cannot take the factor of what it reads, if so."""
     operands = _norm(norm).operands(norm)
-    if operands.eps is not None and operands.eps not in weights:
-        return Refusal("eps_operand", f"the eps of {described(norm)} depends on the call", norm.name)
-    refusal = _refuse_form(norm) or _refuse_range(norm, factor, program)
+    refusal = _refuse_eps(norm, operands.eps, weights) or _refuse_form(norm)
+    refusal = refusal or _refuse_range(norm, factor, program)
     if refusal is not None or isinstance(factor.by, Node) or factor.by > 0:
         return refusal
     return _refuse_weights(norm, (operands.scale or operands.shift,), program, weights)
@@ -128,6 +131,19 @@ def _refuse_form(norm: Node) -> Refusal | None:
         return None
     message = f"{described(norm)} is of a form in which another eps or weight cannot be written"
     return Refusal("unusual_form", message, norm.name)
+
+
+def _refuse_eps(norm: Node, eps: Node | None, weights: WeightValues) -> Refusal | None:
+    """Why an eps that is a value of the graph cannot be multiplied, if so."""
+    if eps is None:
+        return None
+    name, held = f"the eps of {described(norm)}", dtype_of(eps)
+    if eps not in weights:
+        return Refusal("eps_operand", f"{name} depends on the call", norm.name)
+    if digits(held) < digits(_statistics(_norm(norm).spec)):
+        message = f"{name} is a {held}, narrower than the statistics, and a multiple of it would be rounded"
+        return Refusal("eps_operand", message, norm.name, "keep eps in the dtype of the statistics")
+    return None
 
 
 def _refuse_range(norm: Node, factor: Factor, program: Program) -> Refusal | None:

@@ -66,6 +66,45 @@ def test_nan_equals_itself_and_minus_zero_is_not_zero() -> None:
         assert not are_unchanged([other])
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.empty(0, 4), torch.empty(4, 0), torch.eye(3).to_sparse(), torch.empty(3, device="meta")],
+    ids=["no rows", "no columns", "sparse", "meta"],
+)
+def test_where_there_is_nothing_to_compare_nothing_changes(tensor) -> None:
+    assert Contents.of(tensor) == Contents()
+    assert not Contents.of(tensor).has_changed()
+    assert tensor.is_meta or sampled(tensor) is None
+
+
+def test_entries_of_two_words_are_not_sampled() -> None:
+    assert sampled(torch.zeros(3, dtype=torch.complex128)) is None
+
+
+@pytest.mark.parametrize("size", [10, 10_000])
+def test_elsewhere_entries_are_compared(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contents, "_is_on_host", lambda tensor: False)
+    tensor = torch.zeros(size)
+    held = Contents.of(tensor)
+    assert held.elsewhere is not None
+    assert not held.has_changed()
+    tensor[::2] = 1.0
+    assert held.has_changed()
+
+
+def test_what_may_hold_statistics_is_compared_more_closely() -> None:
+    """All of it, up to 64 KiB; beyond that the same words at every call, one in every row at least."""
+    table = torch.zeros(100, 100)
+    weight, statistics = Contents.of(table), Contents.of(table, may_be_statistics=True)
+    assert (weight.whole, statistics.few) == (None, None)
+    assert statistics.whole is not None
+    larger = torch.zeros(4000, 20)
+    weight, statistics = Contents.of(larger), Contents.of(larger, may_be_statistics=True)
+    assert statistics.few is statistics.many
+    assert (statistics.few.turns, weight.few.turns) == (1, TURNS)
+    assert len(weight.many.now) <= 2**11 < 4000 <= len(statistics.many.now)
+
+
 def test_elsewhere_graphs_that_take_turns_compare_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an accelerator, whose memory cannot be read by address."""
     monkeypatch.setattr(contents, "_is_on_host", lambda tensor: False)

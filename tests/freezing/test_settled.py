@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 import normfuse
+from normfuse.freezing.settled import settled
+from tests.patterns.capturing import program_of
 
 drawn: list[int] = []
 
@@ -62,6 +64,32 @@ def test_what_is_returned_belongs_to_the_caller(name: str) -> None:
                 torch.testing.assert_close(found, wanted)
             fast(x)[1].zero_()
     assert normfuse.last_report(fast).frozen == (name != "several"), "the other weights are constants"
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda x, w: w.exp() * torch.ones(4),
+        lambda x, w: w + x.new_zeros(4, 4),
+        lambda x, w: w * torch.ones_like(x).sum(),
+        lambda x, w: torch.cat([w, x[:0]]),
+    ],
+    ids=["ones", "zeros", "ones of another shape", "nothing"],
+)
+def test_what_makes_no_difference_is_not_looked_at(made: Any) -> None:
+    """A compiler sees as much: what is returned would be the weight itself, or one constant at every call."""
+    program = program_of(lambda x, w: (x @ w, made(x, w)), (torch.randn(3, 4), torch.randn(4, 4)), 1)
+    weight = program.inputs[1].node
+    found = settled(program.gm, [weight])
+    assert found.outputs == [None, frozenset((weight,))]
+    assert found.returned == {weight}
+
+
+def test_what_is_made_at_every_call_is_no_constant() -> None:
+    program = program_of(
+        lambda x, w: (x @ w, torch.ones(4) * 2, x.new_zeros(3)), (torch.randn(3, 4), torch.randn(4, 4)), 0
+    )
+    assert settled(program.gm, []).outputs == [None] * 3
 
 
 def test_only_weights() -> None:

@@ -71,9 +71,30 @@ def test_the_sum_before_a_norm_is_the_kernels() -> None:
     work.program.gm.graph.lint()
 
 
+def written_weight(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    h = x + y
+    w[:2].mul_(2.0)
+    return F.rms_norm(h, (WIDTH,), w, 1e-6)
+
+
+def written_bias(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    h = x + y
+    w[:2].mul_(2.0)
+    return F.layer_norm(h, (WIDTH,), None, w)
+
+
+def written_sum(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    h = x + y
+    h[:1].mul_(2.0)
+    return F.rms_norm(h, (WIDTH,), w, 1e-6)
+
+
 @pytest.mark.parametrize(
     "function",
     [
+        written_weight,
+        written_bias,
+        written_sum,
         lambda x, y, w: F.rms_norm(x + 2 * y.sum(), (WIDTH,), w, 1e-6),
         lambda x, y, w: F.rms_norm(torch.add(x, y, alpha=2), (WIDTH,), w, 1e-6),
         lambda x, y, w: F.rms_norm(x + x, (WIDTH,), w, 1e-6),
@@ -82,7 +103,18 @@ def test_the_sum_before_a_norm_is_the_kernels() -> None:
         lambda x, y, w: F.rms_norm(x + y.t().contiguous().t(), (WIDTH,), w, 1e-6),
         lambda x, y, w: F.rms_norm(x + y, (WIDTH,), (x + y)[0], 1e-6),
     ],
-    ids=["number", "factor", "doubled", "broadcast", "dtype", "order", "weight behind it"],
+    ids=[
+        "written weight",
+        "written bias",
+        "written sum",
+        "number",
+        "factor",
+        "doubled",
+        "broadcast",
+        "dtype",
+        "order",
+        "weight behind it",
+    ],
 )
 def test_other_sums_stay(function: Callable[..., Tensor]) -> None:
     work = lowered(function, torch.randn(WIDTH, WIDTH), torch.randn(WIDTH, WIDTH), torch.randn(WIDTH))

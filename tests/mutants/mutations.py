@@ -32,7 +32,7 @@ MODULES = (
     "passes.scaled_norms", "passes.ownership", "passes.settle_shifts", "passes.stored_values",
     "passes.premises",
     "passes.spreads", "patterns.around", "ir.moves",
-    "folding.precision", "folding.premise", "folding.conditions", "ir.effects", "analysis.readers",
+    "folding.precision", "folding.premise", "folding.conditions", "ir.effects", "ir.readers",
 )  # fmt: skip
 """Where the rules and the table decide, and what they all ask of a graph."""
 _REFUSALS = ("block(", "_mixed(", "_reduces(", "_per_row(", "unknown(", "Refusal")

@@ -30,7 +30,7 @@ class Read(nn.Module):
         super().__init__()
         self.table, self.linear = nn.Embedding(20, D), nn.Linear(D, D)
         self.to(narrow)
-        self.p = nn.Parameter(torch.randn(5, D).to(narrow) + 1)
+        self.p, self.wide = nn.Parameter(torch.randn(5, D).to(narrow) + 1), nn.Linear(D, D)
         self.first, self.second, self.run = Wide(), Wide(), run
 
     def forward(self, *args):
@@ -38,15 +38,40 @@ class Read(nn.Module):
         return self.first(h), self.second(h * 2)
 
 
+class Cast(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self.dtype)
+
+
 GENERATOR = torch.Generator().manual_seed(1)
 X = torch.randn(3, 5, D, generator=GENERATOR).to(torch.bfloat16) + 2
 IDS = torch.randint(0, 20, (3, 5), generator=GENERATOR)
 IMAGE = torch.randn(2, 8, 9, 9, generator=GENERATOR)
+
+
+def widely(ids: torch.Tensor) -> torch.Tensor:
+    return torch.linspace(-1, 1, D) * ids[..., None]
+
+
 EXACT = {
     "from outside": (lambda s, x: x, X),
     "a view of what came from outside": (lambda s, x: x.mT.contiguous().mT, X),
     "rows of a table": (lambda s, ids: s.table(ids), IDS),
     "rows and a parameter, added widely": (lambda s, ids: s.table(ids).float() + s.p.float(), IDS),
+    "rows, added to what is wide": (lambda s, ids: s.table(ids) + s.wide(widely(ids)), IDS),
+    "rows, from which what is wide is taken": (lambda s, ids: s.table(ids) - s.wide(widely(ids)), IDS),
+    "rows, joined with what is wide": (
+        lambda s, ids: torch.cat([s.table(ids), s.wide(widely(ids))], 1),
+        IDS,
+    ),
+    "rows, or what is wide": (
+        lambda s, ids: torch.where(ids[..., None] > 9, s.table(ids), s.wide(widely(ids))),
+        IDS,
+    ),
     "beside what was computed": (lambda s, x: torch.cat([s.p.expand(3, 5, D), s.linear(x)], 1), X),
 }
 
@@ -60,6 +85,18 @@ def test_no_precision_is_lost(name: str) -> None:
     verdict = normfuse.verify(model, made, (x,))
     assert verdict.ok, str(verdict)
     assert verdict.error_ratio <= 1.5
+
+
+def test_float16_has_more_digits_than_bfloat16() -> None:
+    """Both take two bytes, and the second one's values are exact in the first."""
+    torch.manual_seed(0)
+    table, norm = nn.Embedding(20, D).to(torch.bfloat16), nn.LayerNorm(D).half()
+    model = nn.Sequential(table, Cast(torch.float16), norm).eval()
+    with torch.no_grad():
+        table.weight += 3
+    made = normfuse.rewrite(model, (IDS,), verify="off")
+    assert made.report.after == {"layer_norm": 1}
+    assert normfuse.verify(model, made, (IDS,)).ok
 
 
 def test_what_was_computed_in_the_narrow_dtype_is_converted() -> None:

@@ -198,12 +198,55 @@ def test_float16_keeps_what_keeps_values_in_range(norm, by: float, word: str) ->
         assert torch.equal(made.module()(given).isfinite(), Net()(given).isfinite())
 
 
-def test_what_a_cast_to_float16_needs_is_kept() -> None:
+class Mixed(nn.Module):
+    """An RMSNorm whose weight, bias and eps are those given, where they are."""
+
+    def __init__(self, run, **held: torch.Tensor) -> None:
+        super().__init__()
+        self.run = run
+        for name, value in held.items():
+            self.register_buffer(name, value)
+
+    def norm(self, x: torch.Tensor, eps: float | torch.Tensor = 0.1) -> torch.Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.run(self, x)
+
+
+W, NARROW = torch.linspace(0.3, 1.7, 6), torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("run", "held", "word"),
+    [
+        (lambda s, x: s.norm(x) * s.w / 3.0, {"w": W.to(NARROW)}, "narrow_values"),
+        (lambda s, x: (s.norm(x) * s.w + s.b) / 3.0, {"w": W, "b": W.to(NARROW)}, "narrow_values"),
+        (lambda s, x: s.norm(x * -3.0) * s.w, {"w": W.to(NARROW)}, "took"),
+        (lambda s, x: s.norm(1e5 * x, s.e) * s.w, {"w": W, "e": torch.tensor(1e-5).half()}, "eps_operand"),
+        (lambda s, x: s.norm(x * 3.0 + s.t), {"t": W.to(NARROW)}, "narrow_values"),
+        (lambda s, x: s.norm(x * 3.0 + s.t), {"t": torch.arange(6)}, "weight_dtype"),
+        (lambda s, x: s.norm(x * 3.0 + s.t), {"t": torch.arange(6) > 2}, "weight_dtype"),
+    ],
+    ids=["weight", "bias", "sign", "eps", "term", "whole term", "mask"],
+)
+def test_no_number_is_rounded_to_a_narrower_dtype(run, held, word: str) -> None:
+    """Values in float32 beside weights in fewer bits, which hold what they hold exactly."""
+    model, x = Mixed(run, **held).eval(), torch.randn(256, 6, generator=torch.Generator().manual_seed(0))
+    wide = {name: value.double() for name, value in held.items()}
+    exact = Mixed(run, **wide)(x.double())
+    made = normfuse.rewrite(copy.deepcopy(model), (x,), verify="off", only=["fold_factor"])
+    assert words(made.report) == [word]
+    assert error(made.module()(x), exact) <= BUDGET * error(model(x), exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_cast_to_float16_needs_is_kept(dtype: torch.dtype) -> None:
     class Net(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return F.rms_norm((x * 1e-3).half(), (6,)).sin()
 
-    x = torch.full((2, 6), 1e6)
+    x = torch.full((2, 6), 1e6, dtype=dtype)
     made = normfuse.rewrite(Net().eval(), (x,), verify="off")
     assert words(made.report) == ["narrow_values"]
     assert made.module()(x).isfinite().all()

@@ -77,6 +77,14 @@ def a_layer_norm_that_stays_reads_it_too(s, x):
     return s.ln(h), s.norm(h)
 
 
+@cases(2, extras=lambda: {"norm": nn.RMSNorm(D)}, args=lambda: (normal(2, D, 3, 5),))
+def a_view_behind_channels_in_front(s, x):
+    """No weight writes the values, which are turned where they lie."""
+    h = x.relu()
+    front = h * torch.rsqrt(h.pow(2).mean(1, keepdim=True) + 0.1)
+    return front, s.norm(h.view(2, D, 15).transpose(1, 2))
+
+
 @cases(0, extras=lambda: {"norm": nn.RMSNorm(D)})
 def a_channel_is_read(s, x):
     h = s.lin(x)
