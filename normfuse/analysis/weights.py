@@ -40,6 +40,7 @@ class WeightValues:
         self._known: set[Node] = set()
         self._folded: set[Node] = set()
         self._spanned: dict[Node, set[Span]] = {}
+        self._by_memory: dict[int | None, list[Node]] = {}
         for node in program.gm.graph.nodes:
             if self._is_weight(node):
                 self._known.add(node)
@@ -52,6 +53,7 @@ class WeightValues:
         folded = set(nodes)
         self._known |= folded
         self._folded |= folded
+        self._by_memory = {}
 
     def is_folded(self, node: Node) -> bool:
         return node in self._folded
@@ -172,10 +174,10 @@ class WeightValues:
         so are folded weights, which are copies.
         """
         own = self._spans(node)
-        memories = {span.memory for span in own}
-        stack = [i.node for i in self._inputs.values() if _memory(i) in memories]
-        stack += [n for n in self._folded if not memories.isdisjoint(s.memory for s in self._spans(n))]
-        seen, found = set(stack), set[Node]()
+        if not self._by_memory:
+            self._sort_by_memory()
+        seen = {node for span in own for node in self._by_memory.get(span.memory, ())}
+        stack, found = list(seen), set[Node]()
         while stack:
             value = stack.pop()
             overlaps = not own or any(a.overlaps(b) for a in self._spans(value) for b in own)
@@ -186,6 +188,14 @@ class WeightValues:
                 elif overlaps:
                     found.add(user)
         return sorted(found)
+
+    def _sort_by_memory(self) -> None:
+        """Note which inputs and folded weights lie in which memory."""
+        for found in self._inputs.values():
+            self._by_memory.setdefault(_memory(found), []).append(found.node)
+        for node in self._folded:
+            for memory in {span.memory for span in self._spans(node)}:
+                self._by_memory.setdefault(memory, []).append(node)
 
     def _spans(self, node: Node) -> set[Span]:
         """The memory that a weight value is made of."""

@@ -23,6 +23,7 @@ from normfuse.folding import is_refilled
 from normfuse.ir.grad_mode import switches_gradients_on
 from normfuse.ir.location import attribute_path
 from normfuse.ir.program import Input, Program, Role
+from normfuse.passes.collector import collector_at_rest
 from normfuse.torch_compat import FakeTensorMode
 
 __all__ = ["capture", "compiled_again", "graph_break", "hand_on_marks", "visible"]
@@ -36,6 +37,7 @@ _SHARDED = (
 )
 
 
+@collector_at_rest()
 def capture(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[Program, FakeTensorMode]:
     """The pre-dispatch program of a Dynamo graph, with the real tensors behind its weights."""
     fake_mode = detect_fake_mode(list(example_inputs))
@@ -120,10 +122,11 @@ def hand_on_marks(original: GraphModule, rewritten: GraphModule, added: Sequence
     for attribute in ("_param_name_to_source", "_source_to_user_stacks"):
         if hasattr(original, attribute):
             setattr(rewritten, attribute, getattr(original, attribute))
-    kept = [n for n in _inputs_of(rewritten) if n not in set(added)]
-    for old, new in zip(_inputs_of(original), kept, strict=True):
-        new._dynamo_source = getattr(old, "_dynamo_source", None)
-        new.meta.update(
+    new = set(added)
+    kept = [n for n in _inputs_of(rewritten) if n not in new]
+    for old, one in zip(_inputs_of(original), kept, strict=True):
+        one._dynamo_source = getattr(old, "_dynamo_source", None)
+        one.meta.update(
             {k: v for k, v in old.meta.items() if k in ("tensor_dict", "grapharg", "example_value")}
         )
     for node in added:

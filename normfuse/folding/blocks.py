@@ -19,10 +19,12 @@ from normfuse.folding.recipe import FOLD, Recipe, run_exactly
 from normfuse.ir.calls import CASTS, aten, bind, is_call
 from normfuse.torch_compat import outside_tracing
 
-__all__ = ["BLOCK", "fold_blocks"]
+__all__ = ["BLOCK", "PART", "fold_blocks"]
 
-#: Entries of the largest source that are held at once; a few MiB in float64.
+#: Entries of what may be needed as a whole; a few MiB in float64.
 BLOCK = 1 << 20
+#: Entries of the largest source that are held at once: in float64 they stay in the caches.
+PART = 1 << 18
 
 _ELEMENTWISE = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 _MOVES = (aten.reshape.default, aten.permute.default)
@@ -152,13 +154,14 @@ def fold_blocks(
     placeholders = [n for n in recipe.body.nodes if n.op == "placeholder"]
     held = dict(zip(placeholders, sources, strict=True))
     largest = max((s.numel() for s in sources), default=0)
-    cut = _cut_axis(recipe, {n: s.numel() for n, s in held.items()}, shape) if largest > BLOCK else None
+    is_large = largest > min(PART, BLOCK)
+    cut = _cut_axis(recipe, {n: s.numel() for n, s in held.items()}, shape) if is_large else None
     with outside_tracing(), torch.no_grad():
         if cut is None:
             yield 0, 0, recipe.compute(sources) if not shape else _Blocks(recipe, held, {}).at(0, shape[0])
             return
         axis, ranges = cut
-        step = max(1, shape[axis] * BLOCK // largest)
+        step = max(1, shape[axis] * min(PART, BLOCK) // largest)
         parts = [(start, min(step, shape[axis] - start)) for start in range(0, shape[axis], step)]
         blocks = _Blocks(recipe, held, ranges.axes)
         for mean, along in ranges.means.items():

@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from normfuse.folding.precision import Moments, divides, fits, is_mild, may_cancel
 from normfuse.folding.recipe import Recipe
+from normfuse.folding.whole import can_hold
 from normfuse.torch_compat import outside_tracing
 
 __all__ = ["Asked", "BrokenPremiseError", "Fact", "Premise", "Question"]
@@ -87,10 +88,12 @@ class Asked:
 
     def is_met(self, inputs: Sequence[Any]) -> bool:
         """Whether it holds for these graph inputs."""
-        pairs = zip(self.premise.recipes, self.positions, strict=True)
-        return self.premise.question.is_met(
-            [recipe.compute([inputs[p] for p in places]) for recipe, places in pairs]
-        )
+        question = self.premise.question
+        sources = [[inputs[p] for p in places] for places in self.positions]
+        pairs = zip(self.premise.recipes, sources, strict=True)
+        if question.reason == "overflow":
+            return all(can_hold(recipe, given, question.dtype) for recipe, given in pairs)
+        return question.is_met([recipe.value(given) for recipe, given in pairs])
 
 
 class BrokenPremiseError(Exception):

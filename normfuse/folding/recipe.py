@@ -6,12 +6,14 @@ on top run in float64 without casts, so they round once, at the end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
-from torch.fx import Graph, Interpreter, Node
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 from torch.nn import Module
 from torch.utils._pytree import tree_map_only
 
@@ -44,8 +46,31 @@ class Recipe:
     def compute(self, sources: Sequence[torch.Tensor]) -> torch.Tensor:
         """The folded weight: mapped in float64, cast once."""
         with outside_tracing():
-            result: torch.Tensor = _Exact(self.root, graph=self.body).run(*(s.detach() for s in sources))
-            return self._laid_out(result)
+            return self._laid_out(self._mapped(sources))
+
+    def value(self, sources: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What :meth:`compute` gives, to be read alone: it may lie in the memory of a source."""
+        with outside_tracing():
+            return self._mapped(sources).to(self.dtype)
+
+    def _mapped(self, sources: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The result of the last step; what no further step reads is let go."""
+        given = iter(sources)
+        values: dict[Node, Any] = {}
+        waiting = {node: len(node.users) for node in self.body.nodes}
+        for node in self.body.nodes:
+            if node.op == "placeholder":
+                values[node] = next(given).detach()
+            elif node.op == "get_attr":
+                values[node] = attrgetter(str(node.target))(self.root)
+            elif node.op == "call_function":
+                values[node] = _run(node, values)
+            for operand in node.all_input_nodes if node.op == "call_function" else ():
+                waiting[operand] -= 1
+                if not waiting[operand]:
+                    del values[operand]
+        result: torch.Tensor = values[self.body.output_node().args[0]]  # type: ignore[index]
+        return result
 
     def _laid_out(self, result: torch.Tensor) -> torch.Tensor:
         """In memory of its own, since a later fold writes there, and as the graph says that it lies."""
@@ -71,13 +96,13 @@ class Folded:
         return int(value.numel() * value.element_size())
 
 
-class _Exact(Interpreter):
-    """Runs marked nodes in float64 and leaves out their casts."""
-
-    def run_node(self, n: Node) -> Any:
-        if FOLD not in n.meta:
-            return super().run_node(n)
-        return run_exactly(n, *self.fetch_args_kwargs_from_env(n))
+def _run(node: Node, values: Mapping[Node, Any]) -> Any:
+    """One step: in float64 and without casts where it is marked."""
+    given: Any = map_arg((node.args, node.kwargs), values.__getitem__)
+    args, kwargs = given
+    if FOLD in node.meta:
+        return run_exactly(node, args, kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def run_exactly(node: Node, args: Any, kwargs: Any) -> Any:

@@ -20,6 +20,7 @@ import torch
 from normfuse.errors import InputError
 from normfuse.folding.recipe import Recipe
 from normfuse.folding.watch import Watch
+from normfuse.folding.whole import folded
 from normfuse.torch_compat import outside_tracing, storage_id, storage_is_abandoned
 
 __all__ = [
@@ -185,17 +186,17 @@ class FoldedWeight(Reader):
         self.refolds = 0
         self.is_lent = False
         super().__init__(sources, owners, watched)
-        self.tensor = recipe.compute(sources)
+        self.tensor = folded(recipe, sources)
 
     def agrees(self, sources: Sequence[torch.Tensor]) -> bool:
         """Whether the sources, read once more, give the tensor bit by bit."""
-        return torch.equal(self.recipe.compute(sources), self.tensor)
+        return torch.equal(folded(self.recipe, sources), self.tensor)
 
     def refold(self, sources: Sequence[torch.Tensor]) -> None:
         """Compute the tensor again, into the same memory where autograd cannot have saved it."""
         self._note(sources)
         try:
-            fresh = self.recipe.compute(sources)
+            fresh = folded(self.recipe, sources)
             with outside_tracing():
                 self.tensor = fresh if self.is_lent else self.tensor.copy_(fresh)
             self.is_lent = False

@@ -20,6 +20,7 @@ from normfuse.ir.effects import aliased_by, is_effectful
 from normfuse.ir.emit import call
 from normfuse.ir.program import Program
 from normfuse.ir.sizes import repeats, tensor_of
+from normfuse.torch_compat import outside_tracing
 
 __all__ = ["hoist", "recipe_of", "value_of"]
 
@@ -30,10 +31,13 @@ def recipe_of(program: Program, node: Node) -> tuple[Recipe, tuple[Node, ...]]:
 
 
 def value_of(program: Program, node: Node) -> torch.Tensor:
-    """What a value of weights holds now."""
-    recipe, sources = recipe_of(program, node)
+    """What a value of weights holds now, to be read alone."""
     weights = program.weights
-    return recipe.compute([weights[source].value for source in sources])
+    if node in weights:
+        with outside_tracing():
+            return weights[node].value.detach()
+    recipe, sources = recipe_of(program, node)
+    return recipe.value([weights[source].value for source in sources])
 
 
 def hoist(program: Program) -> list[Folded]:

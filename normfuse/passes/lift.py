@@ -23,7 +23,6 @@ from normfuse.ir.location import described, module_path, source_line
 from normfuse.ir.region import UNLIFTED, NormRegion
 from normfuse.ir.sizes import same_shape
 from normfuse.passes.bodies import Bodies
-from normfuse.passes.collector import collector_at_rest
 from normfuse.passes.inside import sites_inside
 from normfuse.passes.work import Work
 from normfuse.patterns import (
@@ -43,7 +42,6 @@ from normfuse.report import Refusal, Site
 __all__ = ["lift"]
 
 
-@collector_at_rest()
 def lift(work: Work) -> None:
     """Lift all norms of the program and record a site for each."""
     gm = work.program.gm

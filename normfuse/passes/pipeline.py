@@ -26,6 +26,7 @@ from normfuse.lowering.choose import lower
 from normfuse.options import Options, unknown_name
 from normfuse.passes.canonicalize import canonicalize
 from normfuse.passes.catalogue import RULES
+from normfuse.passes.collector import collector_at_rest
 from normfuse.passes.functionalize import functionalize
 from normfuse.passes.hoist import hoist
 from normfuse.passes.legal_form import LegalForm
@@ -41,6 +42,7 @@ from normfuse.report import Cost, Refusal, Report
 __all__ = ["STAGES", "check_expectation", "run_pipeline"]
 
 
+@collector_at_rest()
 def run_pipeline(
     program: Program, options: Options, observer: Observer | None = None, *, precise: bool = False
 ) -> tuple[Report, list[Folded]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 from torch.fx import Node
 
 from normfuse.folding import Recipe, can_watch
-from normfuse.folding.precision import Moments, fits, may_cancel
+from normfuse.folding.precision import Moments, may_cancel
+from normfuse.folding.whole import can_hold
 from normfuse.ir.location import described
 from normfuse.ir.program import Program
 from normfuse.ir.region import Operands, norm_of
@@ -133,8 +133,7 @@ def refusal_of_overflow(node: Node, folded: Iterable[Node], program: Program) ->
         values = [program.weights[s].value for s in sources]
         if program.values_later and any(value.is_meta for value in values):
             continue  # a premise says so, for whoever has the values
-        wide = replace(recipe, dtype=torch.float64).compute(values)
-        if not fits(wide, held_in(node, recipe)):
+        if not can_hold(recipe, values, held_in(node, recipe)):
             return Refusal(
                 "overflow",
                 f"with {described(node)} folded into it, a weight would overflow {held_in(node, recipe)} or "

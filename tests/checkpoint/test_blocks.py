@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.fx import Graph
 
-from normfuse.folding import Recipe
+from normfuse.folding import Recipe, whole
 from normfuse.folding import blocks as module
 from normfuse.folding.blocks import fold_blocks
+from normfuse.folding.precision import fits
 from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import aten
 from normfuse.ir.emit import call, cast
@@ -109,3 +112,42 @@ def test_what_cannot_be_cut_is_computed_as_a_whole(monkeypatch):
     made, shape = recipe(build, WEIGHT)
     ((_, _, block),) = fold_blocks(made, [WEIGHT], shape)
     assert torch.equal(block.float(), made.compute([WEIGHT]))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_weight_of_a_model_in_memory_is_made_in_blocks(case, monkeypatch):
+    """Each lies as it is to lie, and is what is made of the whole."""
+    build, sources, _ = CASES[case]
+    made, shape = recipe(build, *sources)
+    made = replace(made, stride=torch.empty(shape).t().contiguous().t().stride())
+    computed = made.compute(sources)
+    monkeypatch.setattr(module, "PART", 500)
+    monkeypatch.setattr(whole, "PART", 500)
+    monkeypatch.setattr(Recipe, "compute", lambda *_: pytest.fail("computed as a whole"))
+    found = whole.folded(made, sources)
+    assert (found.dtype, found.stride()) == (computed.dtype, computed.stride())
+    assert torch.allclose(found.double(), computed.double(), rtol=torch.finfo(found.dtype).eps, atol=1e-12)
+
+
+@pytest.mark.parametrize("part", [500, 1 << 18])
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan, 1e39, -1e39, 70000.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_one_entry_that_a_dtype_cannot_hold_is_found_in_any_block(dtype, bad, part, monkeypatch):
+    monkeypatch.setattr(module, "PART", part)
+    monkeypatch.setattr(whole, "PART", part)
+    made, _ = recipe(scale(1), WEIGHT.double(), torch.ones(40).double())
+    for place in ((0, 0), (59, 39), (31, 7)):
+        weight = WEIGHT.double() + 1
+        weight[place] = bad
+        expected = bool(weight.to(dtype).isfinite().all())
+        assert whole.can_hold(made, [weight, torch.ones(40).double()], dtype) == expected
+    assert fits(torch.empty(0, 3), dtype)
+
+
+def test_what_a_model_computes_itself_is_not_cut(monkeypatch):
+    made, _ = recipe(scale(1), WEIGHT, torch.randn(40))
+    made = replace(made, stride=(40, 1))
+    next(n for n in made.body.nodes if n.op == "call_function").meta.clear()
+    monkeypatch.setattr(whole, "PART", 500)
+    monkeypatch.setattr(whole, "fold_blocks", lambda *_: pytest.fail("cut"))
+    whole.folded(made, [WEIGHT, torch.ones(40)])

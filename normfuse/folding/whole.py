@@ -1,0 +1,55 @@
+"""A folded weight of a model in memory: made, and asked about, in blocks that stay in the caches.
+
+A large weight in float64 is memory that the system has to find, which takes several times as long as the
+arithmetic. What the model itself computes from its weights runs as the model runs it, as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch.fx import Node
+
+from normfuse.folding.blocks import PART, fold_blocks
+from normfuse.folding.precision import fits
+from normfuse.folding.recipe import FOLD, Recipe
+from normfuse.torch_compat import outside_tracing
+
+__all__ = ["can_hold", "folded"]
+
+
+def folded(recipe: Recipe, sources: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What ``recipe`` computes: mapped in float64, cast once, in memory of its own."""
+    shape = _shape(recipe, sources)
+    if shape is None or recipe.stride is None:
+        return recipe.compute(sources)
+    with outside_tracing():
+        made = torch.empty_strided(shape, recipe.stride, dtype=recipe.dtype)
+    for axis, start, block in fold_blocks(recipe, sources, shape):
+        made.narrow(axis, start, block.shape[axis]).copy_(block)
+    return made
+
+
+def can_hold(recipe: Recipe, sources: Sequence[torch.Tensor], dtype: torch.dtype) -> bool:
+    """Whether this dtype holds what ``recipe`` computes; see :func:`normfuse.folding.precision.fits`."""
+    wide = replace(recipe, dtype=torch.float64)
+    shape = _shape(recipe, sources)
+    if shape is None or dtype == torch.float16:  # of which whole rows and columns are looked at
+        return fits(wide.value(sources), dtype)
+    return all(fits(block, dtype) for _, _, block in fold_blocks(wide, sources, shape))
+
+
+def _shape(recipe: Recipe, sources: Sequence[torch.Tensor]) -> tuple[int, ...] | None:
+    """The shape of what is computed; None where it is small, or not made of maps alone on the host."""
+    steps = [node for node in recipe.body.nodes if node.op == "call_function"]
+    is_large = max((source.numel() for source in sources), default=0) > PART
+    if not is_large or not steps or not all(FOLD in node.meta for node in steps):
+        return None
+    result = recipe.body.output_node().args[0]
+    known = result.meta.get("val") if isinstance(result, Node) else None
+    if known is None or any(source.device.type != "cpu" for source in sources):
+        return None
+    shape = tuple(known.shape)
+    return shape if shape and all(isinstance(size, int) for size in shape) else None
