@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from normfuse.backends.explain import explain
     from normfuse.backends.session import last_report
     from normfuse.benchmark import BenchResult, bench
-    from normfuse.checkpoint import RewrittenFolder, load_checkpoint, rewrite_folder
+    from normfuse.checkpoint import RewrittenFolder, explain_folder, load_checkpoint, rewrite_folder
     from normfuse.convert import Calibration, Conversion, calibrate, convert
     from normfuse.folding import invalidate
     from normfuse.report import Refusal, Report, Site
@@ -54,6 +54,7 @@ __all__ = [
     "calibrate",
     "convert",
     "explain",
+    "explain_folder",
     "invalidate",
     "last_report",
     "load_checkpoint",
@@ -77,6 +78,7 @@ _HOMES = {
     "calibrate": "normfuse.convert",
     "convert": "normfuse.convert",
     "explain": "normfuse.backends.explain",
+    "explain_folder": "normfuse.checkpoint",
     "invalidate": "normfuse.folding",
     "last_report": "normfuse.backends.session",
     "load_checkpoint": "normfuse.checkpoint",

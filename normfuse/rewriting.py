@@ -252,7 +252,10 @@ def as_program(
         CaptureError: when the model cannot be exported.
     """
     if isinstance(model, (str, Path)) and Path(model).is_dir():
-        raise InputError(f"{model} is a folder; normfuse.rewrite_folder(folder, output) is for checkpoints")
+        raise InputError(
+            f"{model} is a folder; for checkpoints there are normfuse.rewrite_folder(folder, output) and "
+            "normfuse.explain_folder(folder)"
+        )
     if is_program_file(model):
         return load_program(model)
     if isinstance(model, ExportedProgram):

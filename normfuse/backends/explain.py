@@ -19,7 +19,6 @@ from normfuse.backends.compile import rewrite_graph
 from normfuse.backends.dynamo import graph_break
 from normfuse.backends.freeze import note_freezing
 from normfuse.errors import CaptureError, NormfuseError, cause
-from normfuse.files import is_program_file
 from normfuse.options import Options
 from normfuse.passes.listings import Listings
 from normfuse.passes.observer import Observer
@@ -57,7 +56,7 @@ def explain_with(
     observer: Observer | None = None,
 ) -> Report:
     """:func:`explain` under other options than the default ones, and watched."""
-    if isinstance(model, ExportedProgram) or is_program_file(model):
+    if isinstance(model, (ExportedProgram, str, Path)):
         return explain_program(as_program(model), options, observer)
     if isinstance(model, torch.nn.Module):
         check_module(model)

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from normfuse.checkpoint.loading import load_checkpoint
-from normfuse.checkpoint.rewriting import RewrittenFolder, rewrite_folder
+from normfuse.checkpoint.rewriting import RewrittenFolder, explain_folder, rewrite_folder
 
-__all__ = ["RewrittenFolder", "load_checkpoint", "rewrite_folder"]
+__all__ = ["RewrittenFolder", "explain_folder", "load_checkpoint", "rewrite_folder"]

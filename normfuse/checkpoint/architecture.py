@@ -13,7 +13,7 @@ import torch
 
 from normfuse.errors import InputError, cause
 
-__all__ = ["class_of", "config_of", "empty_model", "quietly"]
+__all__ = ["class_named", "class_of", "config_of", "empty_model", "quietly"]
 
 
 def _transformers() -> Any:
@@ -48,7 +48,6 @@ def class_of(config: Mapping[str, Any], folder: Path) -> Any:
     Raises:
         InputError: for code of the folder's own, quantized weights, and classes that are not installed.
     """
-    library = _transformers()
     if config.get("auto_map") or config.get("trust_remote_code"):
         raise InputError(
             f"{folder} brings Python code of its own (auto_map in config.json), which is not run; load the "
@@ -61,12 +60,23 @@ def class_of(config: Mapping[str, Any], folder: Path) -> Any:
         raise InputError(
             f"{folder / 'config.json'} names no architecture; save the model with save_pretrained"
         )
-    found = getattr(library, named[0], None) if named[0].isidentifier() else None
+    return _found(named[0], f"{folder} is a model of the class {named[0][:60]!r}")
+
+
+def class_named(name: str) -> Any:
+    """A model class by its name.
+
+    Raises:
+        InputError: when the installed ``transformers`` has none of that name.
+    """
+    return _found(name, f"architecture names the class {name[:60]!r}")
+
+
+def _found(name: str, what: str) -> Any:
+    library = _transformers()
+    found = getattr(library, name, None) if name.isidentifier() else None
     if not (isinstance(found, type) and issubclass(found, library.PreTrainedModel)):
-        raise InputError(
-            f"{folder} is a model of the class {named[0][:60]!r}, which transformers {library.__version__} "
-            "does not have"
-        )
+        raise InputError(f"{what}, which transformers {library.__version__} does not have")
     return found
 
 

@@ -40,13 +40,14 @@ class NormModule:
 
 @dataclass(frozen=True)
 class Changes:
-    """Modules by path: ``norms`` are replaced, ``centred`` are lookups whose results lose their mean, and
-    ``biased`` are layers that get a bias.
+    """Modules by path: ``norms`` are replaced, ``centred`` are lookups whose results lose their mean,
+    ``biased`` are layers that get a bias, and ``removed`` are norms that do nothing any more.
     """
 
     norms: Mapping[str, NormModule] = field(default_factory=dict)
     centred: tuple[str, ...] = ()
     biased: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
 
     @property
     def added(self) -> tuple[str, ...]:

@@ -11,14 +11,14 @@ from torch import nn
 from torch.fx import Node
 
 from normfuse.checkpoint.changes import Changes, NormModule
-from normfuse.checkpoint.outlines import Outlined
+from normfuse.checkpoint.outlines import BIASED, Outlined
+from normfuse.checkpoint.stored import removed_of
 from normfuse.ir.calls import CASTS, aten, bind, is_call
 from normfuse.ir.location import module_path
 from normfuse.ir.spec import NormSpec
 
 __all__ = ["changes_of", "neutral_entries", "norms_of_biases"]
 
-_BIASED = (aten.linear.default, aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -37,17 +37,17 @@ def changes_of(found: Outlined, model: nn.Module) -> tuple[Changes, dict[str, st
         if reason or norms.setdefault(site.module, made or norms[site.module]) != made:
             refused[site.module] = reason or "it is called several times, and becomes different norms"
     nodes = list(found.program.gm.graph.nodes)
-    return Changes(norms, _centred(nodes, model), _biased(nodes, model)), refused
+    removed, stay = removed_of(found, model)
+    return Changes(norms, _centred(nodes, model), _biased(nodes, model), removed), refused | stay
 
 
 def norms_of_biases(found: Outlined, paths: Iterable[str]) -> set[str]:
-    """The norms whose biases went into new biases of these layers."""
-    sources = {one.node: [found.names[s.name] for s in one.sources] for one in found.folded}
-    layers = (
-        n for n in found.program.gm.graph.nodes if is_call(n, *_BIASED) and module_path(n) in set(paths)
-    )
-    names = {name for layer in layers for name in sources.get(bind(layer)["bias"], ())}
-    return {site.module for site, _, _ in found.norms if site.rewrites and f"{site.module}.bias" in names}
+    """The norms whose biases or means went into new biases of these layers."""
+    folded = found.biases(paths).values()
+    names = {found.names[source.name] for one in folded for source in one.sources}
+    ends = ("bias", "running_mean")
+    changed = (site.module for site in found.report.sites if site.rewrites)
+    return {path for path in changed if any(f"{path}.{end}" in names for end in ends)}
 
 
 def _module(spec: NormSpec, width: int) -> NormModule:
@@ -89,7 +89,7 @@ def _loses_mean(node: Node) -> bool:
 
 def _biased(nodes: Iterable[Node], model: nn.Module) -> tuple[str, ...]:
     """The layers that have a bias in the graph only."""
-    given = (n for n in nodes if is_call(n, *_BIASED) and isinstance(bind(n)["bias"], Node))
+    given = (n for n in nodes if is_call(n, *BIASED) and isinstance(bind(n)["bias"], Node))
     found = ((path, _find(model, path)) for path in dict.fromkeys(map(module_path, given)))
     return tuple(path for path, layer in found if isinstance(layer, _LAYERS) and layer.bias is None)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from normfuse.errors import InputError
@@ -26,8 +28,8 @@ class Fit:
         Raises:
             InputError: when an entry is not finite.
         """
-        is_inside = float(torch.linalg.vector_norm(wide)) < torch.finfo(self._dtype).max
-        if not is_inside and not bool(torch.isfinite(narrow).all()):
+        is_finite = math.isfinite(float(torch.linalg.vector_norm(narrow)))  # faster, and may overflow
+        if not is_finite and not bool(torch.isfinite(narrow).all()):
             raise self._error("would not be finite")
         if self._dtype != torch.float16:
             return

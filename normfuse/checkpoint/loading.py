@@ -43,7 +43,7 @@ def load_checkpoint(folder: str | Path) -> torch.nn.Module:
             f"{path}: config.json names {model_class.__name__}, and the weights are of another class"
         )
     tensors = {name: files.tensor(name) for name in files}
-    biases = {layer: _taken(tensors, name, path) for layer, name in record.biases.items()}
+    biases = {layer: _held(tensors, name, path) for layer, name in record.biases.items()}
     model = _built(model_class, path, tensors, files.dtype)
     _install(model, record, path)
     with torch.no_grad():
@@ -55,10 +55,10 @@ def load_checkpoint(folder: str | Path) -> torch.nn.Module:
     return made
 
 
-def _taken(tensors: dict[str, torch.Tensor], name: str, path: Path) -> torch.Tensor:
+def _held(tensors: dict[str, torch.Tensor], name: str, path: Path) -> torch.Tensor:
     if name not in tensors:
         raise InputError(f"{path} holds no tensor {name}, which normfuse.json names as a bias")
-    return tensors.pop(name)
+    return tensors[name]
 
 
 def _built(model_class: Any, path: Path, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> Any:

@@ -19,9 +19,9 @@ class Mapped:
 
     def __init__(self, file: Path, *, to_write: bool = False) -> None:
         access = mmap.ACCESS_WRITE if to_write else mmap.ACCESS_COPY
-        self._file = os.open(file, os.O_RDWR if to_write else os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file)
-        self._map = mmap.mmap(self._file, 0, access=access)
+        self.file = os.open(file, os.O_RDWR if to_write else os.O_RDONLY)
+        weakref.finalize(self, os.close, self.file)
+        self._map = mmap.mmap(self.file, 0, access=access)
 
     def tensor(self, stored: Stored) -> torch.Tensor:
         """The tensor whose bytes lie where ``stored`` says; memory of its own where they are not aligned."""
@@ -46,7 +46,7 @@ class Mapped:
         data = part.reshape(-1).view(torch.uint8).numpy().data
         place = stored.start + start * (stored.size // max(stored.shape[0], 1))
         while len(data):
-            done = os.pwrite(self._file, data, place)
+            done = os.pwrite(self.file, data, place)
             data, place = data[done:], place + done
 
     def flush(self) -> None:

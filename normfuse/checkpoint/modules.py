@@ -69,7 +69,8 @@ def centred(value: torch.Tensor) -> torch.Tensor:
 
 
 def install(model: nn.Module, changes: Changes) -> None:
-    """Put the norms in, the hooks behind lookups, and biases where there were none.
+    """Put the norms in, the hooks behind lookups, biases where there were none, and identities for norms that
+    are gone.
 
     Parameters keep their objects, so what is tied stays tied. New biases are zero, where the weight is.
     """
@@ -81,6 +82,9 @@ def install(model: nn.Module, changes: Changes) -> None:
         )
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, Norm(norm.kind, norm.width, norm.eps, weight, bias))
+    for path in changes.removed:
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, nn.Identity())
     for path in changes.centred:
         model.get_submodule(path).register_forward_hook(centre)
     for path in changes.biased:

@@ -20,11 +20,11 @@ from normfuse.ir.region import norm_of
 from normfuse.ir.sizes import rank_of, tensor_of
 from normfuse.ir.spec import NormSpec
 
-__all__ = ["Outline", "Step", "outline_of", "paired"]
+__all__ = ["Outline", "Ref", "Step", "outline_of", "paired"]
 
 
 @dataclass(frozen=True)
-class _Ref:
+class Ref:
     """An operand: the number of a step, or the name of an input."""
 
     to: int | str
@@ -49,7 +49,7 @@ class Outline:
 
 def outline_of(nodes: Iterator[Node] | list[Node]) -> Outline:
     """The steps of a graph whose norms are lifted."""
-    known: dict[Node, _Ref] = {}
+    known: dict[Node, Ref] = {}
     steps: list[Step] = []
     results: Any = None
 
@@ -58,13 +58,13 @@ def outline_of(nodes: Iterator[Node] | list[Node]) -> Outline:
 
     for node in nodes:
         if node.op == "placeholder":
-            known[node] = _Ref(node.name)
+            known[node] = Ref(node.name)
         elif node.op == "output":
             results = _mapped(node.args[0], refer)
         elif not is_call(node, aten._assert_tensor_metadata.default):
             what, operands = _read(node)
             steps.append(Step(what, tuple(_mapped(operand, refer) for operand in operands), described(node)))
-            known[node] = _Ref(len(steps) - 1)
+            known[node] = Ref(len(steps) - 1)
     return Outline(tuple(steps), results)
 
 
@@ -75,8 +75,9 @@ def _mapped(value: Any, change: Any) -> Any:
 def _read(node: Node) -> tuple[Any, list[Any]]:
     region = norm_of(node)
     if region is not None:
-        operands = replace(region.operands(node), sizes=())
-        return _plain(region.spec), list(operands.as_args())
+        held = region.operands(node)
+        named = (held.source, held.eps, held.scale, held.shift, held.mean, held.variance, held.skip)
+        return _plain(region.spec), list(named)
     if node.op == "get_attr":
         return str(node.target), []
     fake = tensor_of(node)
@@ -118,7 +119,7 @@ def _without_module(step: Step) -> str:
 
 
 def _agree(ours: Any, theirs: Any, names: dict[str, str]) -> bool:
-    if isinstance(ours, _Ref) and isinstance(theirs, _Ref):
+    if isinstance(ours, Ref) and isinstance(theirs, Ref):
         if isinstance(ours.to, str) and isinstance(theirs.to, str):
             return names.setdefault(theirs.to, ours.to) == ours.to
         return ours.to == theirs.to

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from normfuse.checkpoint.case import Case
 from normfuse.checkpoint.expressible import neutral_entries
 from normfuse.checkpoint.names import Names
 from normfuse.checkpoint.outlines import Outlined
-from normfuse.checkpoint.planned import Case, Made, MismatchError, Plan
+from normfuse.checkpoint.planned import Made, MismatchError, Plan
+from normfuse.checkpoint.stored import homes_of, neutral_statistics
 from normfuse.folding import Folded
 
 __all__ = ["fill_dropped", "place_weights"]
@@ -16,6 +18,8 @@ __all__ = ["fill_dropped", "place_weights"]
 def place_weights(plan: Plan, case: Case, found: Outlined, after: Outlined, pairs: Mapping[str, str]) -> None:
     """What every parameter of the changed class holds: a folded weight, or what it held before."""
     folded = {one.node.name: one for one in found.folded}
+    homes = homes_of(found, plan.changes.biased, plan.changes.removed, case.small)
+    plan.homes = {f"{layer}.bias": f"{norm}.bias" for layer, norm in homes.items()}
     for theirs, ours in pairs.items():
         if ours in folded:
             _place(plan, case, found, folded[ours], after.names.get(theirs, ""))
@@ -53,6 +57,10 @@ def _stored(names: Names, name: str) -> str:
 
 def _targets(plan: Plan, case: Case, target: str) -> tuple[str, ...]:
     """The tensors of the files that hold a parameter of the changed class."""
+    if target in plan.homes:
+        names = case.names.of(plan.homes[target])
+        plan.biases[target.removesuffix(".bias")] = names[0]
+        return names
     if target in plan.changes.added:
         path = target.removesuffix(".bias")
         layer = _stored(case.names, f"{path}.weight")
@@ -65,7 +73,7 @@ def _targets(plan: Plan, case: Case, target: str) -> tuple[str, ...]:
     return case.names.of(target)
 
 
-def fill_dropped(plan: Plan, case: Case) -> None:
+def fill_dropped(plan: Plan, case: Case, found: Outlined) -> None:
     """Parameters that the new norms do not have stay in the files and do nothing, for the class as it is."""
     for path, norm in plan.changes.norms.items():
         module = case.model.get_submodule(path)
@@ -77,3 +85,17 @@ def fill_dropped(plan: Plan, case: Case) -> None:
             if len(case.names.same[full]) > 1 or entry is None:
                 raise MismatchError(f"{full} cannot be left out of the files")
             plan.filled |= dict.fromkeys(case.names.of(full), entry)
+    for path in plan.changes.removed:
+        _fill_removed(plan, case, found, path)
+
+
+def _fill_removed(plan: Plan, case: Case, found: Outlined, path: str) -> None:
+    eps = next(site.spec["eps"] for site in found.report.sites if site.module == path)
+    entries = neutral_statistics(case.model.get_submodule(path), eps)
+    if entries is None:
+        raise MismatchError(f"{path} does something whatever it holds")
+    for name, entry in entries.items():
+        full = f"{path}.{name}"
+        if len(case.names.same[full]) > 1:
+            raise MismatchError(f"{full} cannot be left out of the files")
+        plan.filled |= {one: entry for one in case.names.of(full) if one not in plan.made}

@@ -13,25 +13,24 @@ from typing import Any
 
 import torch
 
-from normfuse.checkpoint.architecture import class_of, config_of, empty_model
+from normfuse.checkpoint.case import Case, case_of
 from normfuse.checkpoint.changes import Changes
-from normfuse.checkpoint.example import example_inputs
 from normfuse.checkpoint.expressible import changes_of, norms_of_biases
 from normfuse.checkpoint.modules import install
-from normfuse.checkpoint.names import Names, check_complete, names_of
 from normfuse.checkpoint.outline import paired
-from normfuse.checkpoint.outlines import LeftOut, Outlined, Small, outlined
+from normfuse.checkpoint.outlines import LeftOut, Outlined, outlined
 from normfuse.checkpoint.placing import fill_dropped, place_weights
-from normfuse.checkpoint.planned import Case, MismatchError, Plan
+from normfuse.checkpoint.planned import MismatchError, Plan
 from normfuse.checkpoint.source import Folder
+from normfuse.checkpoint.stored import homes_of
 from normfuse.errors import InputError
 from normfuse.options import Options
 from normfuse.report import Refusal, Report
 
-__all__ = ["RULES", "plan_of"]
+__all__ = ["RULES", "allowed", "plan_of"]
 
 #: The rules whose results modules of the same class can hold.
-RULES = ("recentre", "fold_scale")
+RULES = ("fold_affine", "recentre", "fold_scale")
 
 
 def plan_of(
@@ -46,7 +45,7 @@ def plan_of(
         InputError: for a folder that cannot be read or whose model is not known.
         CaptureError: for a model that cannot be captured.
     """
-    case = _case(folder)
+    case = case_of(folder)
     reasons: dict[str, None] = {}
     refused, failed = _Refused(), list[Changes]()
     for tried in _attempts(options):
@@ -74,7 +73,7 @@ class _Refused:
 
     @property
     def left_out(self) -> LeftOut:
-        return dict.fromkeys(self.biases, ("fold_scale",)) | dict.fromkeys(self.whole, RULES)
+        return dict.fromkeys(self.biases, ("fold_scale", "fold_affine")) | dict.fromkeys(self.whole, RULES)
 
 
 def _expressed(case: Case, options: Options, refused: _Refused, new_biases: bool) -> tuple[Outlined, Changes]:
@@ -82,49 +81,31 @@ def _expressed(case: Case, options: Options, refused: _Refused, new_biases: bool
     while True:
         found = outlined(case.model, case.inputs, options, case.small, refused.left_out)
         changes, whole = changes_of(found, case.model)
-        biases = set() if new_biases else norms_of_biases(found, changes.biased)
+        homes = homes_of(found, changes.biased, changes.removed, case.small)
+        homeless = [] if new_biases else [path for path in changes.biased if path not in homes]
+        biases = norms_of_biases(found, homeless)
         if set(whole) <= set(refused.whole) and biases <= refused.biases:
             return found, changes
         refused.whole |= whole
         refused.biases |= biases
 
 
-def _case(folder: Folder) -> Case:
-    model_class = class_of(folder.config, folder.path)
-    config, dtype = config_of(model_class, folder.path), folder.dtype
-
-    def make() -> torch.nn.Module:
-        return empty_model(model_class, config, dtype, folder.path)
-
-    model = make()
-    names = names_of(model, folder)
-    check_complete(model, names, folder.stored)
-    return Case(folder, make, model, names, example_inputs(model, dtype), _small(folder, names))
-
-
-def _small(folder: Folder, names: Names) -> Small:
-    """The vectors of the model: the values of norms and biases, on which decisions rest."""
-    held: dict[str, torch.Tensor] = {}
-
-    def small(name: str) -> torch.Tensor | None:
-        found = names.of(name) if name in names.same else ()
-        if not found or len(folder.stored[found[0]].shape) > 1:
-            return None
-        return held.setdefault(found[0], folder.tensor(found[0]))
-
-    return small
-
-
 def _attempts(options: Options) -> Iterator[Options]:
     """What was asked for, then less and less of it."""
-    allowed = tuple(rule for rule in RULES if options.runs(rule))
-    yield replace(options, only=allowed, skip=())
-    if "recentre" in allowed:
-        yield replace(options, only=allowed, skip=(), policy="pays")
-    for rule in allowed:
-        yield replace(options, only=tuple(r for r in allowed if r != rule), skip=())
-    if len(allowed) > 1:
-        yield replace(options, only=(), skip=())
+    first = allowed(options)
+    rules = first.only or ()
+    yield first
+    if "recentre" in rules:
+        yield replace(first, policy="pays")
+    for rule in rules:
+        yield replace(first, only=tuple(r for r in rules if r != rule))
+    if len(rules) > 1:
+        yield replace(first, only=())
+
+
+def allowed(options: Options) -> Options:
+    """The same for those rules alone that have a form in a folder."""
+    return replace(options, only=tuple(rule for rule in RULES if options.runs(rule)), skip=())
 
 
 def _checked(case: Case, found: Outlined, changes: Changes) -> Plan:
@@ -138,7 +119,7 @@ def _checked(case: Case, found: Outlined, changes: Changes) -> Plan:
         raise MismatchError(pairs)
     plan = Plan(type(case.model).__name__, changes, found.report)
     place_weights(plan, case, found, after, pairs)
-    fill_dropped(plan, case)
+    fill_dropped(plan, case, found)
     plan.centres_input = _centres_input(plan, case.model)
     return plan
 
@@ -163,4 +144,5 @@ def _explain(report: Report, refused: _Refused, reasons: list[str]) -> None:
             site.refuse(Refusal("no_module", message, remedy="rewrite the model as a program (.pt2)"))
         elif site.module in refused.biases:
             message = f"the bias of {site.module} would need a bias in a layer that has none in its class"
-            site.refuse(Refusal("new_bias", message, remedy="allow new biases (--new-biases)"), "fold_scale")
+            rule = "fold_affine" if site.spec["statistics"] == "stored" else "fold_scale"
+            site.refuse(Refusal("new_bias", message, remedy="allow new biases (--new-biases)"), rule)

@@ -1,21 +1,17 @@
-"""What is planned for a folder, and what is known of it when plans are made."""
+"""What is planned for a folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from normfuse.checkpoint.changes import Changes
-from normfuse.checkpoint.names import Names
-from normfuse.checkpoint.outlines import Small
-from normfuse.checkpoint.source import Folder
 from normfuse.folding import Recipe
 from normfuse.report import Report
 
-__all__ = ["Case", "Made", "MismatchError", "Plan"]
+__all__ = ["Made", "MismatchError", "Plan"]
 
 
 @dataclass(frozen=True)
@@ -33,9 +29,13 @@ class Plan:
     """``made`` and ``filled`` are tensors of the files by name, those that are new among them.
 
     ``beside`` gives for each new one a tensor whose file it goes to, and ``biases`` its name by the path of
-    its layer. ``filled`` have one entry everywhere, which does nothing. ``is_plain`` says that the class
-    itself computes the same with these files, ``centres_input`` that what the input embedding returns has no
-    mean.
+    its layer; ``homes`` says which biases stand in the place of that of a norm that is gone. ``filled`` have
+    one entry everywhere, which does nothing. ``is_plain`` says that the class itself computes the same with
+    these files, ``centres_input`` that what the input embedding returns has no mean.
+
+    Of a model that becomes one of another class, ``config`` is its configuration, ``taken`` are the tensors
+    that stay as they are, each with its name in the files that are read, and ``shapes`` those of all tensors,
+    with their dtypes. In the same class what is neither made nor filled stays under its name.
     """
 
     model_class: str
@@ -45,21 +45,13 @@ class Plan:
     filled: dict[str, float] = field(default_factory=dict)
     beside: dict[str, str] = field(default_factory=dict)
     biases: dict[str, str] = field(default_factory=dict)
+    homes: dict[str, str] = field(default_factory=dict)
     is_plain: bool = True
     centres_input: bool = False
+    config: Any = None
+    taken: dict[str, str] | None = None
+    shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = field(default_factory=dict)
 
 
 class MismatchError(Exception):
     """The modules do not do what the rewritten graph does."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """What all attempts share."""
-
-    folder: Folder
-    make: Callable[[], torch.nn.Module]
-    model: Any
-    names: Names
-    inputs: Mapping[str, Any]
-    small: Small

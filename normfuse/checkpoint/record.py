@@ -56,12 +56,13 @@ class Record:
     @classmethod
     def _of(cls, held: Mapping[str, Any]) -> Record:
         norms = {str(path): NormModule.decoded(one) for path, one in held["norms"].items()}
-        centred, biases = held["centred_lookups"], held["new_biases"]
-        if not (isinstance(centred, list) and all(isinstance(path, str) for path in centred)):
-            raise TypeError("centred_lookups is not a list of paths")
+        centred, biases, removed = (held[n] for n in ("centred_lookups", "new_biases", "removed_norms"))
+        for name, paths in (("centred_lookups", centred), ("removed_norms", removed)):
+            if not (isinstance(paths, list) and all(isinstance(path, str) for path in paths)):
+                raise TypeError(f"{name} is not a list of paths")
         if not all(isinstance(text, str) for text in biases.values()):
             raise TypeError("new_biases does not give tensors by paths")
-        changes = Changes(norms, tuple(centred), tuple(biases))
+        changes = Changes(norms, tuple(centred), tuple(biases), tuple(removed))
         return cls(str(held["architecture"]), changes, dict(biases), held["centres_input"] is True)
 
 
@@ -80,7 +81,9 @@ def record_of_plan(plan: Plan) -> dict[str, Any]:
         "centred_lookups": list(plan.changes.centred),
         "centres_input": plan.centres_input,
         "new_biases": dict(plan.biases),
+        "removed_norms": list(plan.changes.removed),
         "without_effect": sorted(plan.filled),
+        "taken_from": {name: old for name, old in (plan.taken or {}).items() if name != old},
         "changed": {name: _how(made) for name, made in sorted(plan.made.items())},
         "sites": [
             {name: getattr(site, name) for name in sites}

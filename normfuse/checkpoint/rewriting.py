@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from normfuse.checkpoint.other_class import plan_as
 from normfuse.checkpoint.plan import RULES, plan_of
 from normfuse.checkpoint.planned import Plan
 from normfuse.checkpoint.record import record_of_plan
@@ -32,7 +33,7 @@ from normfuse.passes.catalogue import check_rules
 from normfuse.passes.pipeline import check_expectation
 from normfuse.report import Report
 
-__all__ = ["RewrittenFolder", "rewrite_folder"]
+__all__ = ["RewrittenFolder", "explain_folder", "rewrite_folder"]
 
 Say = Callable[[str], None]
 
@@ -46,6 +47,8 @@ class RewrittenFolder:
         report: what was found and what became of it.
         is_plain: whether the class of ``transformers`` itself computes the same with these files.
         left_out: files of the input that were not copied: other weights, and code.
+        architecture: the class of the model that was written.
+        new_biases: layers with a bias that their class does not have.
         reused: files that an interrupted run had finished.
     """
 
@@ -54,12 +57,15 @@ class RewrittenFolder:
     is_plain: bool
     left_out: tuple[str, ...] = ()
     reused: int = 0
+    architecture: str = ""
+    new_biases: tuple[str, ...] = ()
 
 
 def rewrite_folder(
     source: str | Path,
     destination: str | Path,
     *,
+    architecture: str | None = None,
     new_biases: bool = False,
     force: bool = False,
     progress: Say = lambda text: None,
@@ -78,6 +84,9 @@ def rewrite_folder(
     Args:
         source: a folder with ``config.json`` and weights: safetensors, or files of ``torch.save``.
         destination: the folder to make. It appears when it is complete; interrupted work is gone on with.
+        architecture: the class of ``transformers`` that the rewritten model is to be one of, e.g.
+            ``"LlamaForCausalLM"`` for an OLMo. Its ``config.json`` and its tensors are written, and nothing
+            of normfuse is needed to load them. None for the class that it is of.
         new_biases: whether layers may get biases that their class does not have. ``transformers`` alone
             does not load such a folder then, and does not find its weights.
         force: whether a checkpoint folder at ``destination`` is replaced.
@@ -87,7 +96,8 @@ def rewrite_folder(
 
     Raises:
         InputError: for a folder that is damaged, of an unknown class, with code of its own, in several dtypes
-            or rewritten already, for an output that cannot be, and for a full disk.
+            or rewritten already, for an output that cannot be, for a full disk, and where the rewritten model
+            is none of the class that ``architecture`` names.
         CaptureError: when the model cannot be captured.
         OptionError: for an option that folders do not have.
         ExpectationError: when ``expect`` is not met; nothing is written.
@@ -95,11 +105,7 @@ def rewrite_folder(
     given, made = Path(source), Path(destination)
     asked = _options(options)
     check_target(given, made, force)
-    if (given / RECORD).exists():
-        raise InputError(f"{given} was rewritten already (it has a {RECORD}); rewrite the original")
-    progress(f"reading {given}")
-    folder = Folder(given)
-    plan = plan_of(folder, asked, new_biases, progress)
+    folder, plan = _planned(given, asked, architecture, new_biases, progress)
     check_expectation(plan.report, asked)
     check_sources(folder, plan)
     copied, left_out = folder.others()
@@ -108,11 +114,38 @@ def rewrite_folder(
         _write_shards(folder, plan, shards, work, progress)
         for name in copied:
             copy_file(given / name, work.path / name)
+        if plan.config is not None:
+            _write_text(work, "config.json", plan.config.to_json_string())
         _write_text(work, RECORD, json_text(record_of_plan(plan)))
         if folder.index is not None:
             _write_text(work, target_name(INDEX, plan.is_plain), json_text(_index(folder.index, shards)))
     plan.report.folded = len(plan.made)
-    return RewrittenFolder(made, plan.report, plan.is_plain, tuple(left_out), work.reused)
+    done = made, plan.report, plan.is_plain, tuple(left_out), work.reused
+    return RewrittenFolder(*done, plan.model_class, plan.changes.biased)
+
+
+def explain_folder(
+    source: str | Path, *, new_biases: bool = False, progress: Say = lambda text: None, **options: Any
+) -> Report:
+    """What :func:`rewrite_folder` would do to a folder: nothing is written, and no large tensor is read.
+
+    The raised errors are those of :func:`rewrite_folder`.
+    """
+    return _planned(Path(source), _options(options), None, new_biases, progress)[1].report
+
+
+def _planned(
+    given: Path, asked: Options, architecture: str | None, new_biases: bool, progress: Say
+) -> tuple[Folder, Plan]:
+    if architecture is not None and new_biases:
+        raise OptionError("new_biases is for the class of the folder; architecture names one with its own")
+    if (given / RECORD).exists():
+        raise InputError(f"{given} was rewritten already (it has a {RECORD}); rewrite the original")
+    progress(f"reading {given}")
+    folder = Folder(given)
+    if architecture is not None:
+        return folder, plan_as(folder, asked, architecture, progress)
+    return folder, plan_of(folder, asked, new_biases, progress)
 
 
 def _options(given: dict[str, Any]) -> Options:
@@ -172,6 +205,9 @@ def _state(folder: Folder, plan: Plan) -> str:
         "files": [(name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in stats],
         "config": folder.config,
         "record": record_of_plan(plan),
+        "taken": plan.taken,
+        "shapes": plan.shapes,
+        "written config": None if plan.config is None else plan.config.to_dict(),
         "recipes": [(name, made.recipe.key, made.sources) for name, made in sorted(plan.made.items())],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

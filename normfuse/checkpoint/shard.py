@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,25 +26,48 @@ __all__ = ["Shard", "copy_file", "shards_of", "write_shard"]
 _CHUNK = 1 << 28
 
 
+#: A tensor of a file to be written: its name, dtype and shape.
+Entry = tuple[str, torch.dtype, tuple[int, ...]]
+
+
 @dataclass(frozen=True)
 class Shard:
     """One file: what it is called, from which one it is made, and the tensors in their order."""
 
     source: str
     target: str
-    tensors: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
+    tensors: tuple[Entry, ...]
 
 
 def shards_of(folder: Folder, plan: Plan) -> list[Shard]:
-    """The files to write: those of the input, with what is new behind its neighbour's file."""
+    """The files to write: those of the input, with what is new in its neighbour's file."""
     made = []
-    for source, head in folder.heads.items():
-        tensors = [(t.name, t.dtype, t.shape) for t in head.tensors]
-        new = [name for name, beside in plan.beside.items() if folder.places[beside] == source]
-        tensors += [(name, plan.made[name].recipe.dtype, plan.made[name].shape) for name in new]
+    for source, tensors in (_same_class if plan.taken is None else _other_class)(folder, plan):
         tensors.sort(key=lambda tensor: -tensor[1].itemsize)  # keeps all of them aligned
         made.append(Shard(source, target_name(source, plan.is_plain), tuple(tensors)))
     return made
+
+
+def _same_class(folder: Folder, plan: Plan) -> Iterator[tuple[str, list[Entry]]]:
+    for source, head in folder.heads.items():
+        tensors = [(t.name, t.dtype, t.shape) for t in head.tensors]
+        new = [name for name, beside in plan.beside.items() if folder.places[beside] == source]
+        yield (
+            source,
+            [*tensors, *((name, plan.made[name].recipe.dtype, plan.made[name].shape) for name in new)],
+        )
+
+
+def _other_class(folder: Folder, plan: Plan) -> Iterator[tuple[str, list[Entry]]]:
+    """Each tensor goes where it comes from; what is made of none, to the one before it."""
+    files: dict[str, list[Entry]] = {source: [] for source in folder.heads}
+    assert plan.taken is not None
+    place = next(iter(files))
+    for name, (dtype, shape) in plan.shapes.items():
+        sources = plan.made[name].sources if name in plan.made else (plan.taken.get(name),)
+        place = folder.places.get(sources[0] or "", place)
+        files[place].append((name, dtype, shape))
+    yield from ((source, tensors) for source, tensors in files.items() if tensors)
 
 
 def target_name(source: str, is_plain: bool) -> str:
@@ -61,7 +84,8 @@ def write_shard(folder: Folder, plan: Plan, shard: Shard, target: Path) -> Calla
         InputError: when a dtype cannot hold a folded weight.
     """
     names = {name for name, _, _ in shard.tensors}
-    if not folder.is_pickled and names.isdisjoint((*plan.made, *plan.filled)):
+    is_same = plan.taken is None and names.isdisjoint((*plan.made, *plan.filled))
+    if is_same and not folder.is_pickled:
         _copy_whole(folder.path / shard.source, target)
         return partial(_to_disk, target)
     metadata = folder.heads[shard.source].metadata
@@ -70,9 +94,11 @@ def write_shard(folder: Folder, plan: Plan, shard: Shard, target: Path) -> Calla
     with target.open("w+b") as file:
         _reserve(file.fileno(), size)
         os.pwrite(file.fileno(), head, 0)
-        _copy_runs(folder, plan, shard, placed, file.fileno())
     mapped = Mapped(target, to_write=True)
-    side_by_side(partial(_fill, folder, plan, mapped), placed)
+    with (folder.path / shard.source).open("rb") as given:
+        copied = [partial(_copy, given.fileno(), *run) for run in _runs(folder, plan, placed, mapped.file)]
+        filled = [partial(_fill, folder, plan, mapped, one) for one in placed]
+        side_by_side(lambda work: work(), [*copied, *filled])
     return partial(_to_disk, target, mapped)
 
 
@@ -112,22 +138,23 @@ def _write_zeros(file: int, size: int) -> None:
         os.pwrite(file, zeros[: size - start], start)
 
 
-def _copy_runs(folder: Folder, plan: Plan, shard: Shard, placed: list[Stored], file: int) -> None:
-    """What does not change, in as few pieces as there are."""
-    if folder.is_pickled:
-        return
+def _runs(folder: Folder, plan: Plan, placed: list[Stored], file: int) -> Iterator[tuple[int, int, int, int]]:
+    """What does not change, in as few pieces as there are: where each begins, and where it goes."""
     runs: list[list[int]] = []
     for one in placed:
-        if one.name in plan.made or one.name in plan.filled:
+        if folder.is_pickled or one.name in plan.made or one.name in plan.filled:
             continue
-        start = folder.stored[one.name].start
+        start = folder.stored[_taken(plan, one.name)].start
         if runs and (runs[-1][0] + runs[-1][2], runs[-1][1] + runs[-1][2]) == (start, one.start):
             runs[-1][2] += one.size
         else:
             runs.append([start, one.start, one.size])
-    with (folder.path / shard.source).open("rb") as given:
-        for start, to, size in runs:
-            _copy(given.fileno(), start, file, to, size)
+    yield from ((start, file, to, size) for start, to, size in runs)
+
+
+def _taken(plan: Plan, name: str) -> str:
+    """What a tensor that stays as it is is called in the input."""
+    return name if plan.taken is None else plan.taken[name]
 
 
 def _copy(given: int, start: int, file: int, to: int, size: int) -> None:
@@ -156,7 +183,7 @@ def _fill(folder: Folder, plan: Plan, mapped: Mapped, one: Stored) -> None:
     elif one.name in plan.filled:
         mapped.tensor(one).fill_(plan.filled[one.name])
     elif folder.is_pickled:
-        mapped.tensor(one).copy_(folder.tensor(one.name))
+        mapped.tensor(one).copy_(folder.tensor(_taken(plan, one.name)))
 
 
 def _fold(folder: Folder, made: Made, one: Stored, mapped: Mapped) -> None:
@@ -164,9 +191,9 @@ def _fold(folder: Folder, made: Made, one: Stored, mapped: Mapped) -> None:
     fit = Fit(made.name, one.dtype, made.shape)
     room = torch.empty(0, dtype=one.dtype)
     for axis, start, block in fold_blocks(made.recipe, sources, made.shape):
-        if room.numel() < block.numel():
+        if room.numel() < block.numel() and block.dtype != one.dtype:
             room = torch.empty(block.numel(), dtype=one.dtype)
-        part = room[: block.numel()].view(block.shape).copy_(block)
+        part = block if block.dtype == one.dtype else room[: block.numel()].view(block.shape).copy_(block)
         fit.add(block, part, axis, start)
         mapped.write(one, part, axis, start)
     fit.check()
@@ -179,6 +206,6 @@ def check_sources(folder: Folder, plan: Plan) -> None:
         InputError: naming one that has not.
     """
     for name, made in plan.made.items():
-        stored = folder.stored.get(name)
+        stored = folder.stored.get(name) if plan.taken is None else None
         if stored is not None and (stored.shape, stored.dtype) != (made.shape, made.recipe.dtype):
             raise InputError(f"{name} would change its shape or dtype, which a folder cannot hold")

@@ -1,8 +1,9 @@
-"""``normfuse rewrite`` from a checkpoint folder to a checkpoint folder."""
+"""Checkpoint folders: ``normfuse rewrite`` from one to another, and ``normfuse explain``."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ from normfuse.progress import steps
 
 if TYPE_CHECKING:
     from normfuse.checkpoint import RewrittenFolder
+    from normfuse.report import Report
 
-__all__ = ["FolderJob", "is_folder_job"]
+__all__ = ["FolderJob", "explain_job", "is_folder_job"]
 
 _HUB = re.compile(r"[\w.-]+/[\w.-]+|[A-Za-z][\w-]*")
 
@@ -33,6 +35,7 @@ class FolderJob:
     source: str
     destination: Path
     options: dict[str, Any]
+    architecture: str | None
     new_biases: bool
     force: bool
     json_file: Path | None
@@ -52,6 +55,7 @@ class FolderJob:
             done = rewrite_folder(
                 self.source,
                 self.destination,
+                architecture=self.architecture,
                 new_biases=self.new_biases,
                 force=self.force,
                 progress=say,
@@ -59,10 +63,10 @@ class FolderJob:
             )
         self._write_report(done)
         if not quiet:
-            _show(done)
+            self._show(done)
 
     def _check(self) -> None:
-        from normfuse.errors import InputError, OptionError
+        from normfuse.errors import InputError
         from normfuse.files import check_outputs
 
         if not Path(self.source).is_dir():
@@ -75,26 +79,66 @@ class FolderJob:
                 f"{self.source} is a folder, so the output has to be a folder too; for a program name Python "
                 "code that loads the model, as module.path:factory"
             )
-        if self.unused:
-            raise OptionError(f"{self.unused[0]} is not for checkpoint folders; leave it out")
+        _refuse(self.unused)
         check_outputs([self.json_file], [])
 
     def _write_report(self, done: RewrittenFolder) -> None:
         if self.json_file is not None:
             from normfuse.files import json_text, write_text
 
-            loads = {"loads_in_transformers": done.is_plain, "left_out": list(done.left_out)}
-            write_text(self.json_file, json_text({**done.report.to_dict(), **loads}))
+            said = {
+                "architecture": done.architecture,
+                "loads_in_transformers": done.is_plain,
+                "left_out": list(done.left_out),
+            }
+            write_text(self.json_file, json_text({**done.report.to_dict(), **said}))
+
+    def _show(self, done: RewrittenFolder) -> None:
+        typer.echo(str(done.report))
+        if done.left_out:
+            typer.echo(f"not copied (other weights, code, folders): {', '.join(done.left_out)}")
+        if done.reused:
+            typer.echo(f"{done.reused} files of an interrupted run were used again")
+        if self.architecture is not None:
+            typer.echo(
+                f"wrote {done.path}: a {done.architecture} that computes the same, for transformers alone"
+            )
+            return
+        typer.echo(
+            f"wrote {done.path}: normfuse.load_checkpoint({str(done.path)!r}) loads it with its new norms"
+        )
+        if done.is_plain:
+            typer.echo(
+                f"transformers alone loads it too, as the original class, {done.architecture}, "
+                "and computes the same"
+            )
+        else:
+            typer.echo(
+                f"transformers alone does not load it: {_listed(done.new_biases)} would need biases that "
+                f"{done.architecture} does not have"
+            )
 
 
-def _show(done: RewrittenFolder) -> None:
-    typer.echo(str(done.report))
-    if done.left_out:
-        typer.echo(f"not copied (other weights, code, folders): {', '.join(done.left_out)}")
-    if done.reused:
-        typer.echo(f"{done.reused} files of an interrupted run were used again")
-    typer.echo(f"wrote {done.path}: normfuse.load_checkpoint({str(done.path)!r}) loads it with its new norms")
-    if done.is_plain:
-        typer.echo("transformers alone loads it too, as the original class, and computes the same")
-    else:
-        typer.echo("transformers alone does not load it: layers have biases that their class does not have")
+def _listed(layers: Sequence[str]) -> str:
+    shown = ", ".join(layers[:3])
+    return shown if len(layers) <= 3 else f"{shown} and {len(layers) - 3} other layers"
+
+
+def explain_job(source: str, options: dict[str, Any], unused: Sequence[str], quiet: bool) -> Report:
+    """What ``normfuse rewrite`` would do to a folder.
+
+    Raises:
+        InputError, OptionError: for a folder that cannot be rewritten, and options that folders do not have.
+    """
+    from normfuse.checkpoint import explain_folder
+
+    _refuse(unused)
+    with steps(quiet) as say:
+        return explain_folder(source, progress=say, **options)
+
+
+def _refuse(unused: Sequence[str]) -> None:
+    from normfuse.errors import OptionError
+
+    if unused:
+        raise OptionError(f"{unused[0]} is not for checkpoint folders; leave it out")

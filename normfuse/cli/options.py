@@ -20,7 +20,8 @@ SOURCE = Annotated[
     typer.Argument(
         metavar="SRC",
         help="A .pt2 program, or module.path:factory for Python code; "
-        "the factory returns a model and its example inputs. `rewrite` takes a checkpoint folder as well.",
+        "the factory returns a model and its example inputs. `rewrite` and `explain` take checkpoint "
+        "folders as well.",
         show_default=False,
     ),
 ]

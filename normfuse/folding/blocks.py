@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,12 +20,13 @@ from normfuse.folding.recipe import FOLD, Recipe, run_exactly
 from normfuse.ir.calls import CASTS, aten, bind, is_call
 from normfuse.torch_compat import outside_tracing
 
-__all__ = ["BLOCK", "PART", "fold_blocks"]
+__all__ = ["BLOCK", "fold_blocks"]
 
-#: Entries of what may be needed as a whole; a few MiB in float64.
-BLOCK = 1 << 20
-#: Entries of the largest source that are held at once: in float64 they stay in the caches.
-PART = 1 << 18
+#: Entries of the largest source that are held at once: few enough for the caches, and enough that the calls
+#: for a block cost little beside its arithmetic.
+BLOCK = 1 << 18
+#: Sources of so many entries may be needed as a whole.
+_SMALL = 1 << 20
 
 _ELEMENTWISE = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 _MOVES = (aten.reshape.default, aten.permute.default)
@@ -49,7 +51,7 @@ class _Ranges:
         self._cut(result, axis)
 
     def _cut(self, node: Node, axis: int | None) -> None:
-        if axis is None and self._sizes.get(node, 0) > BLOCK:
+        if axis is None and self._sizes.get(node, 0) > _SMALL:
             raise _WholeError
         if self.axes.setdefault(node, axis) != axis:
             raise _WholeError
@@ -154,14 +156,14 @@ def fold_blocks(
     placeholders = [n for n in recipe.body.nodes if n.op == "placeholder"]
     held = dict(zip(placeholders, sources, strict=True))
     largest = max((s.numel() for s in sources), default=0)
-    is_large = largest > min(PART, BLOCK)
+    is_large = largest > BLOCK
     cut = _cut_axis(recipe, {n: s.numel() for n, s in held.items()}, shape) if is_large else None
     with outside_tracing(), torch.no_grad():
         if cut is None:
             yield 0, 0, recipe.compute(sources) if not shape else _Blocks(recipe, held, {}).at(0, shape[0])
             return
         axis, ranges = cut
-        step = max(1, shape[axis] * min(PART, BLOCK) // largest)
+        step = max(1, shape[axis] * BLOCK // largest)
         parts = [(start, min(step, shape[axis] - start)) for start in range(0, shape[axis], step)]
         blocks = _Blocks(recipe, held, ranges.axes)
         for mean, along in ranges.means.items():
@@ -182,17 +184,23 @@ def _cut_axis(recipe: Recipe, sizes: Mapping[Node, int], shape: Sequence[int]) -
 class _Blocks:
     """The steps of a recipe, on ranges of its sources where there is an axis.
 
-    Each step has memory of its own for all blocks: to ask the system for it takes longer than the step. The
-    product of two entries of half precision is exact in float32, which is as good as float64 then and faster.
+    Each step has memory of its own for all blocks, or works in that of its operand: to ask the system for it
+    takes longer than the step. One product of two entries is what the dtype itself gives, rounded once; in
+    float16, whose small results are looked at in a wider dtype, it is exact in float32.
     """
 
     def __init__(
         self, recipe: Recipe, held: Mapping[Node, torch.Tensor], axes: Mapping[Node, int | None]
     ) -> None:
-        self._recipe, self._held, self._axes = recipe, held, axes
+        self._recipe, self._axes = recipe, axes
+        self._held = {node: value.detach() for node, value in held.items()}
         self._memory: dict[Node, torch.Tensor] = {}
         self._values: dict[Node, Any] = {}
-        self._wide = torch.float32 if _is_product(recipe, held.values()) else torch.float64
+        self._wide = _wide_dtype(recipe, held.values())
+        self._steps: dict[Node, list[tuple[Node, Callable[[int, int], Any]]]] = {}
+        self._pairs = {node for node in recipe.body.nodes if _is_exact_pair(node)}
+        self._widened = {node for node in held if _is_exact(node)}
+        self._over = {node: root for node in self._pairs if (root := _last_read(node)) is not None}
 
     def add_up(self, mean: Node, along: int, parts: Sequence[tuple[int, int]]) -> None:
         """A mean over all blocks, which the steps behind it read as a whole."""
@@ -212,44 +220,66 @@ class _Blocks:
         return self._up_to(result, start, length)
 
     def _up_to(self, last: Node, start: int, length: int) -> torch.Tensor:
-        for node in self._recipe.body.nodes:
-            axis = self._axes.get(node)
-            if axis is not None or node not in self._values:
-                self._values[node] = self._value(node, axis, start, length)
-            if node is last:
-                break
+        steps = self._steps.get(last)
+        if steps is None:
+            steps = self._steps[last] = [(n, self._step(n)) for n in self._cut_before(last)]
+        for node, step in steps:
+            self._values[node] = step(start, length)
         found: torch.Tensor = self._values[last]
         return found
 
-    def _value(self, node: Node, axis: int | None, start: int, length: int) -> Any:
-        if node.op == "call_function":
-            return self._run(node, axis)
-        if node.op == "get_attr":
-            return getattr(self._recipe.root, str(node.target))
-        value = self._held[node].detach()
-        return self._read(node, value if axis is None else value.narrow(axis, start, length))
+    def _cut_before(self, last: Node) -> list[Node]:
+        """What has to be computed for each block; what is needed as a whole is computed here, once."""
+        found = []
+        for node in self._recipe.body.nodes:
+            if self._axes.get(node) is not None:
+                found.append(node)
+            elif node not in self._values and node.op != "output":
+                self._values[node] = self._step(node)(0, 0)
+            if node is last:
+                break
+        return found
 
-    def _read(self, node: Node, value: torch.Tensor) -> torch.Tensor:
-        """A source, or a range of it; in float64 where nothing else reads it."""
-        is_exact = all(FOLD in user.meta for user in node.users)
-        if not (is_exact and value.is_floating_point()) or _lends_shape_alone(node):
+    def _step(self, node: Node) -> Callable[[int, int], Any]:
+        """How a step is computed, on a block where it is cut; all that can be is decided beforehand."""
+        if node.op == "placeholder":
+            return partial(self._read, node, self._axes.get(node))
+        if node.op == "get_attr":
+            return lambda start, length: getattr(self._recipe.root, str(node.target))
+        if FOLD in node.meta and is_call(node, *CASTS):
+            (operand,) = node.all_input_nodes
+            return lambda start, length: self._values[operand]
+        return partial(self._pair if node in self._pairs else self._call, node)
+
+    def _read(self, node: Node, axis: int | None, start: int, length: int) -> Any:
+        """A source, or a range of it; in the dtype that is computed in where nothing else reads it."""
+        value = self._held[node] if axis is None else self._held[node].narrow(axis, start, length)
+        if value.dtype == self._wide or node not in self._widened or not value.is_floating_point():
             return value
         return self._room(node, value.shape).copy_(value)
 
-    def _run(self, node: Node, axis: int | None) -> Any:
+    def _pair(self, node: Node, start: int, length: int) -> Any:
+        one, other = (self._values[operand] for operand in node.args)  # type: ignore[index]
+        if one.dtype == other.dtype == self._wide:
+            return _OUT[node.target](one, other, out=self._result(node, one, other))
+        return self._call(node, start, length)
+
+    def _call(self, node: Node, start: int, length: int) -> Any:
         given: Any = map_arg((node.args, node.kwargs), self._values.__getitem__)
         args, kwargs = given
+        axis = self._axes.get(node)
         if axis is not None and is_call(node, aten.reshape.default):
             args = (args[0], [-1 if i == axis else n for i, n in enumerate(_shape(node))])
         if FOLD not in node.meta or is_call(node, *_MOVES):
             return node.target(*args, **kwargs)  # type: ignore[operator]
-        if is_call(node, *_ELEMENTWISE) and not kwargs and self._are_wide(args):
-            shape = torch.broadcast_shapes(*(a.shape for a in args))
-            return _into(node, args, self._room(node, shape))
         return run_exactly(node, args, kwargs)
 
-    def _are_wide(self, args: Any) -> bool:
-        return len(args) == 2 and all(isinstance(a, torch.Tensor) and a.dtype == self._wide for a in args)
+    def _result(self, node: Node, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Where the result goes: over an operand that was read for this step last of all."""
+        shape = torch.broadcast_shapes(one.shape, other.shape)
+        if self._over.get(node) in self._memory and one.shape == shape:
+            return one
+        return self._room(node, shape)
 
     def _room(self, node: Node, shape: Sequence[int]) -> torch.Tensor:
         """Memory for a wide value; that of the last block where it is large enough."""
@@ -260,18 +290,46 @@ class _Blocks:
         return held[:size].view(shape)
 
 
-def _into(node: Node, args: Any, room: torch.Tensor) -> torch.Tensor:
-    """An elementwise step whose result is written to memory that is there."""
-    target: Any = node.target
-    made: torch.Tensor = target.overloadpacket.out(*args, out=room)
-    return made
+_OUT: Mapping[Any, Any] = {
+    aten.add.Tensor: aten.add.out, aten.sub.Tensor: aten.sub.out,
+    aten.mul.Tensor: aten.mul.out, aten.div.Tensor: aten.div.out,
+}  # fmt: skip
 
 
-def _is_product(recipe: Recipe, sources: Iterable[torch.Tensor]) -> bool:
-    """Whether nothing is done but to multiply two entries of half precision, once."""
+def _is_exact_pair(node: Node) -> bool:
+    """Whether a step of a map takes two tensors, entry by entry."""
+    is_pair = len(node.args) == 2 and not node.kwargs and all(isinstance(a, Node) for a in node.args)
+    return is_pair and node.target in _OUT and FOLD in node.meta
+
+
+def _is_exact(source: Node) -> bool:
+    """Whether only steps of the map read a source."""
+    return all(FOLD in user.meta for user in source.users) and not _lends_shape_alone(source)
+
+
+def _last_read(node: Node) -> Node | None:
+    """The source that is the first operand of a step, as it is, where no other step reads it afterwards."""
+    operand: Any = node.args[0]
+    while is_call(operand, *CASTS) and FOLD in operand.meta:
+        operand = operand.args[0]
+    if operand.op != "placeholder":
+        return None
+    readers, stack = set[Node](), list(operand.users)
+    while stack:
+        reader = stack.pop()
+        is_same = is_call(reader, *CASTS, *_MOVES)
+        stack += reader.users if is_same else ()
+        readers |= set() if is_same and reader.users else {reader}
+    return operand if all(reader is node or reader < node for reader in readers) else None
+
+
+def _wide_dtype(recipe: Recipe, sources: Iterable[torch.Tensor]) -> torch.dtype:
+    dtypes = {recipe.dtype, *(s.dtype for s in sources)}
     steps = [n for n in recipe.body.nodes if n.op == "call_function" and not is_call(n, *_MOVES, *CASTS)]
-    is_half = all(s.dtype in (torch.bfloat16, torch.float16) for s in sources)
-    return is_half and len(steps) == 1 and is_call(steps[0], aten.mul.Tensor) and FOLD in steps[0].meta
+    is_product = len(steps) == 1 and is_call(steps[0], aten.mul.Tensor) and FOLD in steps[0].meta
+    if not is_product or len(dtypes) > 1:
+        return torch.float64
+    return torch.float32 if recipe.dtype == torch.float16 else recipe.dtype
 
 
 def _lends_shape_alone(node: Node) -> bool:

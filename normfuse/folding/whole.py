@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch.fx import Node
 
-from normfuse.folding.blocks import PART, fold_blocks
+from normfuse.folding.blocks import BLOCK, fold_blocks
 from normfuse.folding.precision import fits
 from normfuse.folding.recipe import FOLD, Recipe
 from normfuse.torch_compat import outside_tracing
@@ -44,7 +44,7 @@ def can_hold(recipe: Recipe, sources: Sequence[torch.Tensor], dtype: torch.dtype
 def _shape(recipe: Recipe, sources: Sequence[torch.Tensor]) -> tuple[int, ...] | None:
     """The shape of what is computed; None where it is small, or not made of maps alone on the host."""
     steps = [node for node in recipe.body.nodes if node.op == "call_function"]
-    is_large = max((source.numel() for source in sources), default=0) > PART
+    is_large = max((source.numel() for source in sources), default=0) > BLOCK
     if not is_large or not steps or not all(FOLD in node.meta for node in steps):
         return None
     result = recipe.body.output_node().args[0]

@@ -55,6 +55,9 @@ def refusal_of_large_tap(norm: Node, leaf: Leaf, placement: Placement, program: 
     values = [value_of(program, node) for node in (made, leaf.node)]
     placement.discard([made])
     question = Question("large_tap", torch.float32)
+    if any(value.is_meta for value in values):
+        message = f"whether {described(leaf.node)} can take what stands beside it, its entries alone can tell"
+        return Refusal("large_tap", message, norm.name, "rewrite the model as a program (.pt2)")
     if (norm.name, "large_tap") in program.doubted or not question.is_met(values):
         return Refusal(
             "large_tap",

@@ -9,8 +9,9 @@ import torch
 
 import normfuse
 from normfuse.checkpoint import expressible, plan
+from normfuse.checkpoint.case import case_of
 from normfuse.checkpoint.expressible import changes_of
-from normfuse.checkpoint.outline import Outline, Step, _Ref, paired
+from normfuse.checkpoint.outline import Outline, Ref, Step, paired
 from normfuse.checkpoint.outlines import outlined
 from normfuse.checkpoint.planned import MismatchError
 from normfuse.checkpoint.source import Folder
@@ -43,7 +44,7 @@ FAULTS = {
 def found(tmp_path_factory):
     """A folder, its rewritten graph, and the modules that do what the graph does."""
     given = saved(tmp_path_factory.mktemp("given") / "in", "gpt2", torch.float64)
-    case = plan._case(Folder(given))
+    case = case_of(Folder(given))
     options = Options.checked({"only": ["recentre"], "verify": "off", "policy": "convert"}, prefix="")
     rewritten = outlined(case.model, case.inputs, options, case.small)
     return case, rewritten, changes_of(rewritten, case.model)[0]
@@ -92,31 +93,31 @@ def test_a_norm_that_no_module_can_be_is_left_out_alone(tmp_path, monkeypatch):
     assert torch.allclose(found, outputs(model("gpt2", torch.float64), "gpt2"), rtol=1e-11, atol=1e-11)
 
 
-FIRST = (_Ref(0),)
+FIRST = (Ref(0),)
 
 
 def graph(*steps, results=FIRST):
     return Outline(tuple(Step(what, operands, f"the {what}") for what, operands in steps), results)
 
 
-SUM = ("add", (_Ref("a"), _Ref("b"), 1))
+SUM = ("add", (Ref("a"), Ref("b"), 1))
 
 
 def test_inputs_are_paired_by_where_they_are_read():
-    assert paired(graph(SUM), graph(("add", (_Ref("x"), _Ref("y"), 1)))) == {"x": "a", "y": "b"}
+    assert paired(graph(SUM), graph(("add", (Ref("x"), Ref("y"), 1)))) == {"x": "a", "y": "b"}
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        graph(("sub", (_Ref("x"), _Ref("y"), 1))),
-        graph(("add", (_Ref("x"), _Ref("y"), 2))),
-        graph(("add", (_Ref("x"), _Ref("y"), 1.0))),
-        graph(("add", (_Ref("x"), _Ref("x"), 1))),
-        graph(("add", (_Ref("x"), _Ref(0), 1))),
+        graph(("sub", (Ref("x"), Ref("y"), 1))),
+        graph(("add", (Ref("x"), Ref("y"), 2))),
+        graph(("add", (Ref("x"), Ref("y"), 1.0))),
+        graph(("add", (Ref("x"), Ref("x"), 1))),
+        graph(("add", (Ref("x"), Ref(0), 1))),
         graph(SUM, SUM),
-        graph(SUM, results=(_Ref("a"),)),
-        graph(SUM, results=(_Ref(0), _Ref(0))),
+        graph(SUM, results=(Ref("a"),)),
+        graph(SUM, results=(Ref(0), Ref(0))),
         graph(),
     ],
 )

@@ -186,6 +186,14 @@ def test_it_is_one_sentence_and_nothing_is_written(kind, given, tmp_path):
         (("rewrite", "{in}", "-o", "{in}/out"), "one of the two contains the other"),
         (("rewrite", "{in}", "-o", "none/out"), "the folder none does not exist"),
         (("rewrite", "a.b:c", "-o", "out.pt2", "--force"), "--force is for checkpoint folders"),
+        (("rewrite", "a.b:c", "-o", "out.pt2", "--architecture", "A"), "--architecture is for checkpoint"),
+        (
+            ("rewrite", "{in}", "-o", "out", "--architecture", "A", "--new-biases"),
+            "new_biases is for the class of the folder",
+        ),
+        (("explain", "{in}", "--stages"), "--stages is not for checkpoint folders"),
+        (("explain", "{in}", "--dtype", "float64"), "--dtype is not for checkpoint folders"),
+        (("explain", "{in}", "--only", "rotate"), "only names rotate, which has no form"),
     ],
 )
 def test_bad_use(words, message, template, tmp_path, monkeypatch):
@@ -272,7 +280,7 @@ def test_code_and_other_weights_are_not_copied_and_the_output_says_what_was_done
         "not copied (other weights, code, folders): model.onnx, modeling.py, pytorch_model.bin, onnx/"
         in result.output
     )
-    assert "transformers alone loads it too" in result.output
+    assert "transformers alone loads it too, as the original class, GPT2LMHeadModel" in result.output
     assert "found 5 layer_norm; now 5 rms_norm" in result.output
     assert "writing model-00001-of-" in result.stderr
     left = {f.name for f in (tmp_path / "out").iterdir()}
@@ -299,5 +307,6 @@ def test_a_dtype_that_cannot_hold_a_folded_weight(tmp_path):
 
 @pytest.mark.parametrize("kind", [str, Path])
 def test_the_function_for_folders_is_named(kind: type, tmp_path: Path) -> None:
-    with pytest.raises(normfuse.InputError, match="rewrite_folder"):
-        normfuse.rewrite(kind(tmp_path))
+    for function in (normfuse.rewrite, normfuse.explain):
+        with pytest.raises(normfuse.InputError, match=r"rewrite_folder.* and normfuse\.explain_folder"):
+            function(kind(tmp_path))

@@ -9,9 +9,12 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import nn
+from typer.testing import CliRunner
 
 import normfuse
 from normfuse.checkpoint.modules import Norm
+from normfuse.checkpoint.source import Folder
+from normfuse.cli.app import app
 from tests.checkpoint.folders import SIZES, contents, inputs, model, outputs, plain, saved
 
 pytestmark = pytest.mark.models
@@ -132,6 +135,24 @@ def test_files_keep_their_layout_and_the_input_its_bytes(name, rewritten):
     assert record["loads_in_transformers"] is done.is_plain is True
     for copied in ("config.json", "tokenizer.json"):
         assert (made / copied).read_bytes() == (given / copied).read_bytes()
+
+
+def test_a_folder_is_explained_and_only_its_vectors_are_read(rewritten, tmp_path, monkeypatch):
+    folder, done = rewritten("gpt2", torch.float64)
+    read, original = set(), Folder.tensor
+
+    def tensor(self, name):
+        read.add(len(self.stored[name].shape))
+        return original(self, name)
+
+    monkeypatch.setattr(Folder, "tensor", tensor)
+    report = tmp_path / "report.json"
+    shown = CliRunner().invoke(app, ["explain", str(folder / "in"), "--json", str(report)])
+    assert shown.exit_code == 0, shown.output
+    assert "found 5 layer_norm; now 5 rms_norm" in shown.output
+    assert json.loads(report.read_text())["after"] == done.report.after
+    assert read == {1}
+    assert contents(folder / "in") == rewritten.before[folder]
 
 
 def test_the_input_is_not_touched(rewritten):

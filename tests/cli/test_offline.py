@@ -272,7 +272,7 @@ BAD_USE = [
     (["explain", "openai-community/gpt2"], "if it is the name of a model on a hub, write a function"),
     (["explain", "gpt2"], "if it is the name of a model on a hub, write a function"),
     (["explain", "{dir}/gone.onnx"], "gone.onnx does not exist"),
-    (["explain", "{dir}"], "is a folder, not a program"),
+    (["explain", "{dir}"], "is no checkpoint folder: it has no config.json"),
     (["bench", "{in}", "--contender", "tensorrt"], "'tensorrt' is not one of 'eager', 'inductor'"),
     (["verify", "{in}", "{junk}"], "is not a .pt2 program, or is truncated"),
     (["fold", "{map}", "{junk}", "-o", "{out}"], "is not a checkpoint that can be read"),

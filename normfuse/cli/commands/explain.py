@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from normfuse.cli.folders import explain_job
 from normfuse.cli.options import (
     CRMS_BASIS,
     DEBUG,
@@ -45,20 +46,28 @@ def explain(
     quiet: QUIET = False,
     debug: DEBUG = False,
 ) -> None:
-    """List every norm of SRC, what it would become, and why not where it stays. Nothing is changed."""
+    """List every norm of SRC, what it would become, and why not where it stays. Nothing is changed.
+
+    A checkpoint folder of transformers is explained as `rewrite` would rewrite it, without its weights.
+    """
     with one_line_errors(debug):
         from normfuse.files import check_outputs, write_text
 
         check_outputs((json_file, html), [source])
-        with steps(quiet) as say:
-            say(f"loading {source}")
-            options: dict[str, object] = {
-                "target": target.value,
-                "crms_basis": None if crms_basis is None else crms_basis.value,
-                "only": as_list(only),
-                "skip": as_list(skip) or [],
-            }
-            report, graphs = _report(source, chosen(dtype), options, stages)
+        options: dict[str, object] = {
+            "target": target.value,
+            "only": as_list(only),
+            "skip": as_list(skip) or [],
+        }
+        if source and Path(source).is_dir():
+            given = {"--dtype": dtype, "--crms-basis": crms_basis, "--stages": stages}
+            unused = [name for name, value in given.items() if value]
+            report, graphs = explain_job(source, options, unused, quiet), ""
+        else:
+            options["crms_basis"] = None if crms_basis is None else crms_basis.value
+            with steps(quiet) as say:
+                say(f"loading {source}")
+                report, graphs = _report(source, chosen(dtype), options, stages)
         if not quiet:
             typer.echo(f"{graphs}{report}")
         if json_file is not None:

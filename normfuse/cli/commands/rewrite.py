@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +43,15 @@ DESTINATION = Annotated[
         "-o",
         metavar="DST",
         help="The .pt2 or .onnx file to write; for a checkpoint folder the folder to make.",
+        show_default=False,
+    ),
+]
+ARCHITECTURE = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CLASS",
+        help="Of a checkpoint folder: write it as a model of this class of transformers, where the rewritten "
+        "model is one, e.g. LlamaForCausalLM for an OLMo.",
         show_default=False,
     ),
 ]
@@ -87,6 +97,7 @@ def rewrite(
         bool,
         typer.Option("--dynamic", help="Keep every size of a Python model's inputs open where possible."),
     ] = False,
+    architecture: ARCHITECTURE = None,
     new_biases: NEW_BIASES = False,
     force: FORCE = False,
     json_file: JSON = None,
@@ -111,10 +122,11 @@ def rewrite(
             }  # fmt: skip
             unused = tuple(name for name, value in given.items() if value)
             asked_of_folder = {"target": target.value, "expect": _counts(expect), **rules}
-            job = FolderJob(source, destination, asked_of_folder, new_biases, force, json_file, unused)
-            job.run(quiet)
+            FolderJob(
+                source, destination, asked_of_folder, architecture, new_biases, force, json_file, unused
+            ).run(quiet)
             return
-        _refuse_folder_options(new_biases, force)
+        _refuse_folder_options({"--architecture": architecture, "--new-biases": new_biases, "--force": force})
         _check_outputs(source, destination, json_file)
         asked = None if verify is None else verify.value
         level = asked or "sites"
@@ -158,10 +170,10 @@ def _check_outputs(source: str, destination: Path, json_file: Path | None) -> No
     check_outputs((destination, changes, json_file), [source])
 
 
-def _refuse_folder_options(new_biases: bool, force: bool) -> None:
+def _refuse_folder_options(options: Mapping[str, object]) -> None:
     from normfuse.errors import OptionError
 
-    for name, given in (("--new-biases", new_biases), ("--force", force)):
+    for name, given in options.items():
         if given:
             raise OptionError(f"{name} is for checkpoint folders; leave it out")
 
