@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from normfuse.analysis.absorb import Leaf, Plan, Rebuilt
 from normfuse.analysis.centring import Decision
+from normfuse.analysis.plan import Leaf, Plan, Rebuilt, Redirected
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.sizes import tensor_of
 from normfuse.torch_compat import size_hint
@@ -55,6 +55,8 @@ def _leaves(plan: Plan) -> Iterator[Leaf]:
     elif isinstance(plan, Rebuilt):
         for _, deeper in plan.operands:
             yield from _leaves(deeper)
+    elif isinstance(plan, Redirected):
+        yield from _leaves(plan.plan)
 
 
 def _bytes(node: Node) -> float:

@@ -15,11 +15,11 @@ import torch
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from normfuse.analysis.absorb import Leaf, Maps, transposed
 from normfuse.analysis.channel_map import Diagonal, Trait, dtype_of
 from normfuse.analysis.contraction import Reading, reading
 from normfuse.analysis.flow import Carries, Shift
 from normfuse.analysis.operator_table import carried_axis, flow
+from normfuse.analysis.plan import Leaf, Maps, transposed
 from normfuse.analysis.ranges import SPLITS, narrowed, pieces_of, widened
 from normfuse.analysis.readers import value_readers
 from normfuse.analysis.spread_map import Spread, joined_axis

@@ -365,6 +365,9 @@ REDUCE = [
     case(aten.where.self, mask(N, N, N), CUBE, CUBE * 2),
     case(aten.where.self, mask(N, N, 1), CUBE, real(N, N, 1)),
     case(aten.where.self, mask(N, 1, 1), CUBE, real(N, N, 1), axes=(1,)),
+    case(aten.index_add.default, CUBE, 0, index(3), UNEVEN.new_ones(3, N, N) * 2, axes=(1, 2)),
+    case(aten.index_add.default, CUBE, -1, index(N), real(N, N, N) * 2, axes=(0, 1), alpha=-3),
+    case(aten.index_add.default, ROW, 0, index(N), ROW),
 ]
 
 CASES = [*ELEMENTWISE, *LAYOUT, *LISTS, *LINEAR, *REDUCE]
