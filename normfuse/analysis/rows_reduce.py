@@ -92,14 +92,3 @@ def _where(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     if not _per_token(bound["condition"], node, axis):
         return _reduces(node)
     return Carries(tuple(operands), shift=Shift.EVERYWHERE)
-
-
-@row(aten.index_add.default)
-def _index_add(node: Node, bound: dict[str, Any], axis: int) -> Flow:
-    """Rows of one value are added to rows of another, as experts return the tokens that they were given."""
-    dim = bound["dim"] % rank_of(node)
-    if dim == axis or rank_of(bound["source"]) != rank_of(node):
-        return _reduces(node)
-    return Carries(
-        ((bound["self"], axis), (bound["source"], axis)), shift=Shift.ONCE, adders=(bound["self"],)
-    )

@@ -9,7 +9,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from normfuse.analysis import rows_elementwise, rows_layout, rows_linear, rows_reduce
+from normfuse.analysis import rows_elementwise, rows_indexed, rows_layout, rows_linear, rows_reduce
 from normfuse.analysis.flow import Flow
 from normfuse.analysis.operator_table import ROWS
 
@@ -90,7 +90,10 @@ _NOTES: dict[Callable[..., Flow], _Note] = {
     rows_reduce._resample: _Note("zeros that are counted, or a divisor, pass no shift"),
     rows_reduce._masked_fill: _Note("whole tokens set to zero", shift=BLOCKS, reads="passes a scale"),
     rows_reduce._where: _Note("a choice between whole tokens", reads=BLOCKS),
-    rows_reduce._index_add: _Note("of whole tokens", shift=ABSORBS, reads=BLOCKS),
+    rows_indexed._index_add: _Note("of whole tokens", shift=ABSORBS, reads=BLOCKS),
+    rows_indexed._index_copy: _Note("of whole tokens", reads=BLOCKS),
+    rows_indexed._index_put: _Note("of whole tokens, with channels in the last axis", reads=BLOCKS),
+    rows_indexed._masked_scatter: _Note("the same by a mask with one entry for all channels", reads=BLOCKS),
 }  # fmt: skip
 
 
