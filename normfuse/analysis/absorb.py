@@ -8,15 +8,17 @@ anew with other operands. Nothing is changed here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch.fx import Node
 
 from normfuse.analysis.beside import Beside, own_input
-from normfuse.analysis.channel_map import ChannelMap, Diagonal, Trait
+from normfuse.analysis.channel_map import Diagonal, Trait
 from normfuse.analysis.flow import Blocks, Carries, Scales, Shift, Vanishes
 from normfuse.analysis.operator_table import flow
 from normfuse.analysis.own_tap import OwnTap
+from normfuse.analysis.parts import Part, part_of
+from normfuse.analysis.plan import Constant, Kept, Leaf, Maps, Plan, Rebuilt, Redirected, linear_parts
 from normfuse.analysis.ranges import Piece, narrowed, pieces_of, read_apart, widened
 from normfuse.analysis.weights import WeightValues, divided_refusal
 from normfuse.ir.calls import aten
@@ -25,96 +27,7 @@ from normfuse.ir.readers import value_readers
 from normfuse.ir.sizes import digits_added, lies_alike, rank_of, shape_of, static_size, tensor_of
 from normfuse.report import Refusal
 
-__all__ = [
-    "Constant",
-    "Kept",
-    "Leaf",
-    "Maps",
-    "Plan",
-    "Rebuilt",
-    "Redirected",
-    "absorb",
-    "linear_parts",
-    "redirected",
-    "refuse_widened",
-    "transposed",
-]
-
-Maps = tuple[ChannelMap, ...]
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """Apply ``maps``, innermost first, to a weight value along ``axis``.
-
-    With ``groups``, axis 0 is that many runs, and the channels of each continue those of the one before.
-    """
-
-    node: Node
-    axis: int
-    maps: Maps
-    groups: int = 1
-
-
-@dataclass(frozen=True)
-class Constant:
-    """What ``maps`` make of zero: a vector with one entry per channel of ``like`` along ``axis``."""
-
-    like: Node
-    axis: int
-    maps: Maps
-    groups: int = 1
-
-
-@dataclass(frozen=True)
-class Rebuilt:
-    """The same operator with some operands replaced, and with a bias where it had none.
-
-    ``resized`` is the axis and the size that the maps give it, where they change the number of channels.
-    """
-
-    node: Node
-    operands: tuple[tuple[Node, Plan], ...]
-    bias: tuple[str, Constant] | None = None
-    resized: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Kept:
-    """The value needs no change but that of its size: it is zero along the axis."""
-
-    node: Node
-    resized: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Redirected:
-    """``node`` stays, and everything that reads ``operand`` reads the planned value instead."""
-
-    node: Node
-    operand: Node
-    plan: Plan
-
-
-Plan = Leaf | Constant | Rebuilt | Kept | Redirected
-
-
-def redirected(plan: Plan) -> list[Node]:
-    """The values of which a plan changes a part for all readers, one entry for each such part."""
-    if isinstance(plan, Redirected):
-        return [plan.operand, *redirected(plan.plan)]
-    operands = plan.operands if isinstance(plan, Rebuilt) else ()
-    return [node for _, operand in operands for node in redirected(operand)]
-
-
-def linear_parts(maps: Maps) -> Maps:
-    """The maps without their shifts."""
-    return tuple(m.linear_part() for m in maps)
-
-
-def transposed(maps: Maps) -> Maps:
-    """What the columns of a weight take that reads the maps of a value."""
-    return tuple(m.transposed() for m in reversed(maps))
+__all__ = ["absorb", "refuse_widened"]
 
 
 def _is_linear(maps: Maps) -> bool:
@@ -155,6 +68,9 @@ def _absorb_operands(node: Node, axis: int, maps: Maps, weights: WeightValues) -
     joined = own_input(node, axis, weights) if all(m.admitted_by(Trait.DIAGONAL) for m in maps) else None
     if joined is not None:
         return _absorb_joined(joined, axis, maps, weights)
+    part = _part_read_apart(node, axis, maps, weights)
+    if part is not None:
+        return _absorb_apart(node, part, maps, weights)
     found = flow(node, axis)
     if node.target is aten.detach.default and weights.train(maps):
         return Refusal(
@@ -169,6 +85,12 @@ def _absorb_operands(node: Node, axis: int, maps: Maps, weights: WeightValues) -
         return Kept(node, _resized(node, axis, maps)) if _is_linear(maps) else _no_shift(node)
     if isinstance(found, Scales):
         return _absorb_scale(node, found, maps, weights)
+    return _absorb_carried(node, axis, found, maps, weights)
+
+
+def _absorb_carried(
+    node: Node, axis: int, found: Carries, maps: Maps, weights: WeightValues
+) -> Plan | Refusal:
     if not all(m.admitted_by(found.needs) for m in maps):
         return Refusal(
             "grouped_weight", f"{described(node)} is grouped, and its groups do not share weights", node.name
@@ -211,6 +133,22 @@ def _absorb_pieces(
             return plan
         plans[piece.operand] = plan
     return Rebuilt(node, tuple(plans.items()))
+
+
+def _part_read_apart(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Part | None:
+    """What the channels are a part of, where nothing else reads them and the maps leave their number."""
+    if node in weights or all(m.admitted_by(Trait.DIAGONAL) for m in maps) or _resized(node, axis, maps):
+        return None
+    part = part_of(node, axis)
+    if part is None or weights.is_written(part.whole) or not part.is_read_apart(node):
+        return None
+    return part
+
+
+def _absorb_apart(node: Node, part: Part, maps: Maps, weights: WeightValues) -> Plan | Refusal:
+    """Into what writes the whole, for these channels alone."""
+    plan = absorb(part.whole, part.axis, tuple(map(part.lifted, maps)), weights)
+    return plan if isinstance(plan, Refusal) else Redirected(node, part.whole, plan)
 
 
 def _absorb_part(node: Node, piece: Piece, axis: int, maps: Maps, weights: WeightValues) -> Plan | Refusal:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from normfuse.analysis.absorb import Maps, Plan, absorb, refuse_widened
+from normfuse.analysis.absorb import absorb, refuse_widened
 from normfuse.analysis.channel_map import Centre
 from normfuse.analysis.exactness import exact_operand, keep_exact
 from normfuse.analysis.flow import Blocks, Scales, Vanishes
 from normfuse.analysis.operator_table import flow
+from normfuse.analysis.plan import Maps, Plan
 from normfuse.analysis.stream import Stream, Value
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten, is_call
@@ -128,7 +129,7 @@ def _judge(
 ) -> None:
     """Clean, dirty by its own operator, or dirty by its operands."""
     if value not in stream.carries:
-        _judge_origin(value, weights, decision, dirt, maps)
+        _judge_origin(value, stream, weights, decision, dirt, maps)
         return
     refusal = exact_operand(value, stream) or _absorb_into_weights(value, stream, weights, decision, maps)
     if refusal is not None:
@@ -184,14 +185,17 @@ def absorb_value(
     return plans
 
 
-def _judge_origin(value: Value, weights: WeightValues, decision: Decision, dirt: _Dirt, maps: Maps) -> None:
+def _judge_origin(
+    value: Value, stream: Stream, weights: WeightValues, decision: Decision, dirt: _Dirt, maps: Maps
+) -> None:
     found = flow(*value)
-    if isinstance(found, Vanishes):
-        return
-    if isinstance(found, Blocks):
-        dirt.source(value, weights.varies(value[0]) or found.refusal)
-        return
-    assert isinstance(found, Scales)
+    if value not in stream.parts:
+        if isinstance(found, Vanishes):
+            return
+        if isinstance(found, Blocks):
+            dirt.source(value, weights.varies(value[0]) or found.refusal)
+            return
+        assert isinstance(found, Scales)
     plan = absorb(value[0], value[1], maps, weights)
     if isinstance(plan, Refusal):
         dirt.source(value, plan)

@@ -18,7 +18,7 @@ from torch.fx import Node
 from normfuse.analysis.channel_map import Trait
 from normfuse.analysis.flow import Carries, Flow, Shift
 from normfuse.analysis.operator_table import Row, block, row
-from normfuse.ir.calls import bind
+from normfuse.ir.calls import bind, known_as
 from normfuse.ir.location import described
 from normfuse.ir.sizes import same, shape_of
 from normfuse.report import Refusal
@@ -131,7 +131,7 @@ def _with_addend(node: Node, made: Carries, addend: Factor, found: Contraction, 
 
 def reading(node: Node, value: Node, axis: int) -> Reading | None:
     """How an operator contracts the channels of a value; None where it does something else with them."""
-    relation = CONTRACTIONS.get(node.target)
+    relation = CONTRACTIONS.get(known_as(node))
     found = None if relation is None else relation(node, bind(node))
     own = [] if found is None else [f for f in found.factors if f.node is value]
     if found is None or len(own) != 1:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from normfuse.analysis.absorb import Leaf, Plan, Rebuilt
 from normfuse.analysis.centring import Decision
+from normfuse.analysis.plan import Leaf, Plan, Rebuilt, Redirected
 from normfuse.analysis.step_costs import step_costs
 from normfuse.analysis.time_share import bytes_of
 from normfuse.analysis.weights import WeightValues
@@ -53,6 +53,8 @@ def _leaves(plan: Plan) -> Iterator[Leaf]:
     elif isinstance(plan, Rebuilt):
         for _, deeper in plan.operands:
             yield from _leaves(deeper)
+    elif isinstance(plan, Redirected):
+        yield from _leaves(plan.plan)
 
 
 def _device_of(node: Node) -> torch.device:

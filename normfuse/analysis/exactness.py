@@ -12,7 +12,7 @@ from normfuse.analysis.contraction import CONTRACTIONS
 from normfuse.analysis.flow import Blocks
 from normfuse.analysis.operator_table import flow
 from normfuse.analysis.stream import Stream, Value, spread_rawness
-from normfuse.ir.calls import aten, is_call
+from normfuse.ir.calls import aten, is_call, known_as
 from normfuse.ir.location import described
 from normfuse.ir.sizes import digits_added, widened_by
 from normfuse.report import Refusal
@@ -61,12 +61,13 @@ def _is_exact(value: Value, stream: Stream) -> bool:
     seen, stack = {value}, [value]
     while stack:
         current = stack.pop()
-        if current[0].target in CONTRACTIONS or is_call(current[0], *_ROUND) or widened_by(current[0]) < 0:
+        if known_as(current[0]) in CONTRACTIONS or is_call(current[0], *_ROUND) or widened_by(current[0]) < 0:
             continue
-        carried = stream.carries.get(current)
-        if carried is None:
+        carried, part = stream.carries.get(current), stream.parts.get(current)
+        if carried is None and part is None:
             return True
-        fresh = [operand for operand in carried.operands if operand not in seen]
+        operands = carried.operands if part is None else ((part.whole, part.axis),)  # type: ignore[union-attr]
+        fresh = [operand for operand in operands if operand not in seen]
         seen.update(fresh)
         stack.extend(fresh)
     return False

@@ -15,12 +15,12 @@ import torch
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from normfuse.analysis.absorb import Leaf, Maps, transposed
 from normfuse.analysis.channel_map import Diagonal, Trait, dtype_of
 from normfuse.analysis.contraction import Reading, reading
 from normfuse.analysis.flow import Carries, Shift
 from normfuse.analysis.operator_table import carried_axis, flow
 from normfuse.analysis.over_sums import Crossed, crossed, takes_maps
+from normfuse.analysis.plan import Leaf, Maps, transposed
 from normfuse.analysis.ranges import SPLITS, narrowed, pieces_of, widened
 from normfuse.analysis.spread_map import Spread, joined_axis
 from normfuse.analysis.weights import WeightValues

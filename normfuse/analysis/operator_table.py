@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from normfuse.analysis.channel_map import ChannelMap
 from normfuse.analysis.flow import Blocks, Carries, Flow, Scales, Vanishes
-from normfuse.ir.calls import aten, bind, is_call
+from normfuse.ir.calls import aten, bind, is_call, known_as
 from normfuse.ir.dtypes import FLOATS
 from normfuse.ir.location import described
 from normfuse.ir.region import norm_of
@@ -33,7 +33,7 @@ ROWS: dict[object, Row] = {}
 
 
 def row(*targets: object) -> Callable[[Row], Row]:
-    """Register the row of some operators; ``axis`` is never negative."""
+    """Register the row of some operators, those of other libraries by name; ``axis`` is never negative."""
 
     def register(function: Row) -> Row:
         ROWS.update(dict.fromkeys(targets, function))
@@ -61,9 +61,9 @@ def flow(node: Node, axis: int) -> Flow:
             f"{described(node)} writes its output into the values that would be centred, and its weight "
             "brings back a mean that depends on the data",
         )  # fmt: skip
-    if node.op != "call_function" or not tensors_of(node) or node.target not in ROWS:
+    if node.op != "call_function" or not tensors_of(node) or known_as(node) not in ROWS:
         return unknown(node)
-    found = ROWS[node.target](node, bind(node) if is_call(node) else {}, axis)
+    found = ROWS[known_as(node)](node, bind(node) if is_call(node) else {}, axis)
     return _checked(node, found)
 
 
@@ -101,7 +101,7 @@ def _checked(node: Node, found: Flow) -> Flow:
 
 def carried_axis(user: Node, operand: Node, axis: int, maps: Sequence[ChannelMap]) -> int | None:
     """The axis of ``user``'s output on which maps along ``axis`` of an operand come out as they are."""
-    if user.target not in ROWS:
+    if known_as(user) not in ROWS:
         return None
     for out in range(rank_of(user)):
         found = flow(user, out)

@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 
 from torch.fx import Graph, Node
 
-from normfuse.analysis.absorb import Maps, Plan, Rebuilt, Redirected, absorb, linear_parts
+from normfuse.analysis.absorb import absorb
 from normfuse.analysis.beside import summands
 from normfuse.analysis.channel_map import ChannelMap, Trait, along, dtype_of
+from normfuse.analysis.plan import Maps, Plan, Rebuilt, Redirected, linear_parts
 from normfuse.analysis.ranges import narrowed
-from normfuse.analysis.readers import value_readers
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten
 from normfuse.ir.dtypes import opmath
 from normfuse.ir.emit import call, cast
+from normfuse.ir.readers import value_readers
 from normfuse.ir.region import norm_of
 from normfuse.ir.sizes import rank_of, shape_of
 from normfuse.report import Refusal

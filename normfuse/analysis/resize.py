@@ -14,8 +14,8 @@ from torch._ops import OpOverload
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_map_only
 
-from normfuse.analysis.absorb import Constant, Kept, Leaf, Plan, Rebuilt
 from normfuse.analysis.channel_map import ChannelMap
+from normfuse.analysis.plan import Constant, Kept, Leaf, Plan, Rebuilt
 from normfuse.errors import InvariantError
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.emit import fake_value

@@ -21,14 +21,14 @@ from normfuse.ir.location import described
 from normfuse.ir.moves import RESHAPES
 from normfuse.ir.sizes import rank_of, same, same_product, shape_of, tensor_of
 
-__all__ = ["LAYOUT", "SPLITS"]
+__all__ = ["LAYOUT", "MASKS", "SPLITS"]
 
 #: Operators that return a list of parts of their input.
 SPLITS = (
     aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes, aten.chunk.default, aten.unbind.int,
 )  # fmt: skip
 #: Indices of these types choose by mask.
-_MASKS = (torch.bool, torch.uint8)
+MASKS = (torch.bool, torch.uint8)
 
 
 def _mixed(node: Node) -> Blocks:
@@ -182,7 +182,7 @@ def _index_ranks(index: torch.Tensor | None) -> list[int | None]:
     """For each axis that an index stands for how many axes it makes; None where it keeps the axis."""
     if index is None:
         return [None]
-    return [1] * index.dim() if index.dtype in _MASKS else [index.dim()]
+    return [1] * index.dim() if index.dtype in MASKS else [index.dim()]
 
 
 @row(*SPLITS)

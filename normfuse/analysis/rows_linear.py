@@ -83,6 +83,14 @@ def _grouped(node: Node, bound: dict[str, Any]) -> Contraction | None:
     return Contraction((Factor("self", rows, data), Factor("mat2", experts, own)), out)
 
 
+@contracts("transformers::grouped_mm_fallback")
+def _grouped_by_name(node: Node, bound: dict[str, Any]) -> Contraction | None:
+    """The same by the operator of ``transformers`` for dtypes and devices without PyTorch's own."""
+    return Contraction(
+        (Factor("input", bound["input"], "ni"), Factor("weight", bound["weight"], "nio")), "no"
+    )
+
+
 @contracts(aten.einsum.default)
 def _einsum(node: Node, bound: dict[str, Any]) -> Contraction | None:
     operands = list(bound["tensors"])

@@ -18,6 +18,7 @@ from torch.fx import Node
 from normfuse.analysis.channel_map import Centre
 from normfuse.analysis.flow import Blocks, Carries, Scales
 from normfuse.analysis.operator_table import carried_axis, flow
+from normfuse.analysis.parts import Part, part_of
 from normfuse.analysis.rows_layout import LAYOUT
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten, is_call
@@ -44,6 +45,7 @@ class Stream:
         norms: norms that read a value along its channel axis, and do not mind the change.
         raw: values whose mean is wanted by somebody, with the reason.
         mutated: values in memory that the graph writes to, which are raw as well.
+        parts: values whose channels are some of those of another value, which nothing else reads.
     """
 
     carries: dict[Value, Carries] = field(default_factory=dict)
@@ -52,6 +54,7 @@ class Stream:
     raw: dict[Value, Refusal] = field(default_factory=dict)
     mutated: set[Value] = field(default_factory=set)
     operands: dict[Value, tuple[Value, ...]] = field(default_factory=dict)
+    parts: dict[Value, Part] = field(default_factory=dict)
 
 
 def norm_axis(node: Node) -> Value | None:
@@ -101,6 +104,10 @@ def explore(
 
 
 def _backward(value: Value, stream: Stream, weights: WeightValues) -> tuple[Value, ...]:
+    part = part_of(*value)
+    if part is not None and part.is_read_apart(value[0]):
+        stream.parts[value] = part
+        return ()
     found = flow(*value)
     if not isinstance(found, Carries):
         return ()

@@ -9,7 +9,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from normfuse.analysis import rows_elementwise, rows_layout, rows_linear, rows_reduce
+from normfuse.analysis import rows_elementwise, rows_indexed, rows_layout, rows_linear, rows_reduce
 from normfuse.analysis.flow import Flow
 from normfuse.analysis.operator_table import ROWS
 
@@ -51,7 +51,7 @@ _NOTES: dict[Callable[..., Flow], _Note] = {
     rows_elementwise._same_axes: _Note("the value as it is"),
     rows_elementwise._cast: _Note("between floating types"),
     rows_elementwise._dropout: _Note("in evaluation; in training it blocks"),
-    rows_layout._reshape: _Note("where the channels stay one axis"),
+    rows_layout._reshape: _Note("where the channels stay one axis, or become one, as those of a head do"),
     rows_layout._permute: _Note("the axis moves"),
     rows_layout._transpose: _Note("the axis moves"),
     rows_layout._flip: _Note("the axis moves"),
@@ -59,16 +59,19 @@ _NOTES: dict[Callable[..., Flow], _Note] = {
     rows_layout._expand: _Note("along other axes than the channels"),
     rows_layout._repeat: _Note("along other axes than the channels"),
     rows_layout._select: _Note("along other axes than the channels"),
-    rows_layout._along: _Note("along other axes than the channels; a slice of channels passes no centring"),
+    rows_layout._along: _Note("along other axes than the channels; a range of them that is read apart"),
     rows_layout._cat: _Note("along other axes than the channels; joined channels pass no centring"),
     rows_layout._pad: _Note("along other axes than the channels; padded zeros pass no shift"),
     rows_layout._index: _Note("other axes"),
-    rows_layout._split: _Note("along other axes than the channels; parts of the channels pass no centring"),
+    rows_layout._split: _Note("along other axes than the channels; a range of them that is read apart"),
     rows_layout._part: _Note("one part of a split"),
     rows_linear._linear: _Note("weight and bias, which may be new", *(ABSORBS,) * 4),
     rows_linear._addmm: _Note("weight and bias", ABSORBS, ABSORBS, ABSORBS, ABSORBS),
     rows_linear._matmul: _Note("either operand; it has no bias", ABSORBS, ABSORBS, BLOCKS, "absorbs a scale"),
     rows_linear._grouped: _Note("the matrices of all experts", ABSORBS, ABSORBS, BLOCKS, "absorbs a scale"),
+    rows_linear._grouped_by_name: _Note(
+        "the same in models of transformers", ABSORBS, ABSORBS, BLOCKS, "absorbs a scale"
+    ),
     rows_linear._einsum: _Note(
         "the one operand with the channels' letter", ABSORBS, ABSORBS, BLOCKS, "absorbs a scale"
     ),
@@ -87,6 +90,10 @@ _NOTES: dict[Callable[..., Flow], _Note] = {
     rows_reduce._resample: _Note("zeros that are counted, or a divisor, pass no shift"),
     rows_reduce._masked_fill: _Note("whole tokens set to zero", shift=BLOCKS, reads="passes a scale"),
     rows_reduce._where: _Note("a choice between whole tokens", reads=BLOCKS),
+    rows_indexed._index_add: _Note("of whole tokens", shift=ABSORBS, reads=BLOCKS),
+    rows_indexed._index_copy: _Note("of whole tokens", reads=BLOCKS),
+    rows_indexed._index_put: _Note("of whole tokens, with channels in the last axis", reads=BLOCKS),
+    rows_indexed._masked_scatter: _Note("the same by a mask with one entry for all channels", reads=BLOCKS),
 }  # fmt: skip
 
 

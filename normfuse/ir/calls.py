@@ -14,6 +14,7 @@ __all__ = [
     "aten",
     "bind",
     "is_call",
+    "known_as",
     "mutated_arguments",
     "mutates",
     "node_inputs",
@@ -35,6 +36,13 @@ def is_call(node: object, *targets: OpOverload) -> bool:
     if not (isinstance(node, Node) and node.op == "call_function"):
         return False
     return node.target in targets if targets else isinstance(node.target, OpOverload)
+
+
+def known_as(node: Node) -> object:
+    """What tables know an operator by: itself, or its name where another library brought it."""
+    target = node.target
+    foreign = isinstance(target, OpOverload) and target.namespace not in ("aten", "normfuse")
+    return target.name() if foreign else target  # type: ignore[union-attr]
 
 
 def bind(node: Node) -> dict[str, Any]:

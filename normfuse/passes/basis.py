@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from normfuse.analysis.absorb import Maps
 from normfuse.analysis.centring import Decision
 from normfuse.analysis.channel_map import ChannelMap
 from normfuse.analysis.forward import Pushed, push
+from normfuse.analysis.plan import Maps
 from normfuse.analysis.resize import Preview, channels_of, fixed_by_type
 from normfuse.analysis.stream import Stream, Value
 from normfuse.analysis.together import keep_together

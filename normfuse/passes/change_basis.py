@@ -11,9 +11,9 @@ from dataclasses import replace
 import torch
 from torch.fx import Node
 
-from normfuse.analysis.absorb import Maps
 from normfuse.analysis.centring import decide
 from normfuse.analysis.forward import Pushed, push
+from normfuse.analysis.plan import Maps
 from normfuse.analysis.resize import channels_of, resize
 from normfuse.analysis.stream import Value, explore
 from normfuse.analysis.weights import WeightValues

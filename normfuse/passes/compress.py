@@ -16,9 +16,9 @@ from math import sqrt
 
 from torch.fx import Node
 
-from normfuse.analysis.absorb import Maps
 from normfuse.analysis.bases import AppendSum, DropLast, FromZeroMean, ToZeroMean
 from normfuse.analysis.channel_map import Diagonal
+from normfuse.analysis.plan import Maps
 from normfuse.analysis.stream import Value, rms_axis
 from normfuse.ir.location import described
 from normfuse.ir.region import norm_of

@@ -18,11 +18,12 @@ from collections.abc import Iterable
 
 from torch.fx import Node
 
-from normfuse.analysis.absorb import Leaf, Plan, absorb, linear_parts, redirected
+from normfuse.analysis.absorb import absorb
 from normfuse.analysis.affine_map import Standardise
 from normfuse.analysis.beside import Beside, beside
 from normfuse.analysis.forward import Pushed, push
 from normfuse.analysis.own_tap import OwnTap
+from normfuse.analysis.plan import Leaf, Plan, linear_parts, redirected
 from normfuse.analysis.weights import WeightValues, divided_refusal
 from normfuse.folding import Premise
 from normfuse.folding.recipe import FOLD
@@ -282,7 +283,7 @@ class _Fold:
             message = f"{described(source)} is also read elsewhere, unchanged"
             return Refusal("raw_reader", message, source.name)
         plan = absorb(source, axis, maps, self._weights)
-        changed = [] if isinstance(plan, Refusal) else redirected(plan)
+        changed = [] if isinstance(plan, Refusal) else [part.operand for part in redirected(plan)]
         if len(set(changed)) < len(changed):
             message = f"{described(source)} is made of several parts of one value"
             return Refusal("raw_reader", message, source.name)

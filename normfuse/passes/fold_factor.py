@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from normfuse.analysis.absorb import Plan, absorb, redirected, refuse_widened
+from normfuse.analysis.absorb import absorb, refuse_widened
 from normfuse.analysis.channel_map import Diagonal
 from normfuse.analysis.factors import Factor, factor_of, norms_behind, refusal_of_place
+from normfuse.analysis.plan import Plan, redirected
 from normfuse.analysis.weights import WeightValues, divided_refusal
 from normfuse.folding.recipe import FOLD
 from normfuse.ir.effects import Effects
@@ -166,7 +167,7 @@ class _Folding:
         return plan if isinstance(plan, Refusal) else self._refuse_weights(norm, factor, plan) or plan
 
     def _refuse_weights(self, norm: Node, factor: Factor, plan: Plan) -> Refusal | None:
-        changed = redirected(plan)
+        changed = [part.operand for part in redirected(plan)]
         if len(set(changed)) < len(changed):
             message = f"{described(factor.value)} is made of several parts of one value"
             return Refusal("raw_reader", message, factor.value.name)

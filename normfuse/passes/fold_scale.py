@@ -14,10 +14,10 @@ from dataclasses import replace
 import torch
 from torch.fx import Node
 
-from normfuse.analysis.absorb import Maps
 from normfuse.analysis.affine_map import Standardise
 from normfuse.analysis.channel_map import Diagonal
 from normfuse.analysis.forward import Pushed, push
+from normfuse.analysis.plan import Maps
 from normfuse.analysis.ranges import SPLITS
 from normfuse.analysis.rows_layout import LAYOUT
 from normfuse.analysis.weights import WeightValues

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 import torch
 from torch.fx import Node
 
-from normfuse.analysis.absorb import Leaf, Plan, Rebuilt, Redirected
 from normfuse.analysis.channel_map import dtype_of
 from normfuse.analysis.own_tap import OwnTap
+from normfuse.analysis.plan import Leaf, Plan, Rebuilt, Redirected
 from normfuse.folding import Premise, Question
 from normfuse.ir.location import described
 from normfuse.ir.program import Program

@@ -11,11 +11,22 @@ from contextlib import contextmanager
 import torch
 from torch.fx import Graph, Node
 
-from normfuse.analysis.absorb import Constant, Kept, Leaf, Maps, Plan, Rebuilt, Redirected, linear_parts
 from normfuse.analysis.beside import Beside
 from normfuse.analysis.channel_map import ChannelMap, Diagonal, dtype_of
 from normfuse.analysis.forward import Read, before_rounding
 from normfuse.analysis.own_tap import OwnTap
+from normfuse.analysis.plan import (
+    Constant,
+    Kept,
+    Leaf,
+    Maps,
+    Plan,
+    Rebuilt,
+    Redirected,
+    linear_parts,
+    merged,
+    redirected,
+)
 from normfuse.analysis.resize import resize
 from normfuse.errors import InvariantError
 from normfuse.folding.recipe import FOLD
@@ -40,14 +51,20 @@ class Placement:
         self._graph = graph
         self._folded: dict[Hashable, Node] = {}
         self._erased: set[Node] = set()
+        self._whole: dict[Node, Plan] = {}
         self.made: list[Node] = []
 
     def substitute(self, planned: Sequence[Substitution]) -> None:
         """Let each user read the planned value in place of an operand; a user may be the operand itself.
 
         Every plan speaks of the graph as it was when the plans were made, so all values are made before
-        any reader is changed, and nothing is erased before all readers are.
+        any reader is changed, and nothing is erased before all readers are. Parts of one value are changed
+        together.
         """
+        apart: dict[Node, list[Plan]] = {}
+        for part in (part for _, _, plan in planned for part in redirected(plan)):
+            apart.setdefault(part.operand, []).append(part.plan)
+        self._whole = {whole: merged(plans) for whole, plans in apart.items()}
         made = [(user, operand, self._made_for(user, operand, plan)) for user, operand, plan in planned]
         for user, operand, value in made:
             if user is not operand:
@@ -104,7 +121,9 @@ class Placement:
         if isinstance(plan, Constant):
             return self._constant(plan, before)
         if isinstance(plan, Redirected):
-            made = self.make(plan.plan, plan.operand)
+            if self.is_erased(plan.operand):
+                return plan.node  # changed together with another part
+            made = self.make(self._whole.get(plan.operand, plan.plan), plan.operand)
             plan.operand.replace_all_uses_with(made)
             self.erase(plan.operand)
             return plan.node

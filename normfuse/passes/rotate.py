@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.fx import Node
 
-from normfuse.analysis.absorb import Maps
+from normfuse.analysis.plan import Maps
 from normfuse.analysis.rotation import Rotate
 from normfuse.analysis.stream import Value, rms_axis
 from normfuse.errors import OptionError

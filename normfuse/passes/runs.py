@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch.fx import Graph, Node
 
-from normfuse.analysis.absorb import Leaf
 from normfuse.analysis.contraction import Reading
+from normfuse.analysis.plan import Leaf
 from normfuse.ir.calls import aten
 from normfuse.ir.emit import call
 from normfuse.ir.sizes import is_row_major, shape_of, tensor_of

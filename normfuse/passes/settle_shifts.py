@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Graph, Node
 
-from normfuse.analysis.absorb import Plan, Rebuilt, Redirected
+from normfuse.analysis.plan import Plan, Rebuilt, Redirected
 from normfuse.folding import Premise
 from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import CASTS, aten, bind, is_call, readers, set_arguments

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
-from normfuse.analysis.absorb import Maps, linear_parts
 from normfuse.analysis.affine_map import Standardise
 from normfuse.analysis.channel_map import dtype_of, vector
 from normfuse.analysis.over_sums import image
+from normfuse.analysis.plan import Maps, linear_parts
 from normfuse.folding import Premise, Question
 from normfuse.ir.calls import aten
 from normfuse.ir.dtypes import opmath

@@ -367,7 +367,25 @@ REDUCE = [
     case(aten.where.self, mask(N, 1, 1), CUBE, real(N, N, 1), axes=(1,)),
 ]
 
-CASES = [*ELEMENTWISE, *LAYOUT, *LISTS, *LINEAR, *REDUCE]
+INDEXED = [
+    case(aten.index_add.default, CUBE, 0, index(3), real(3, N, N) * 2, axes=(1, 2)),
+    case(aten.index_add.default, CUBE, -1, index(N), real(N, N, N) * 2, axes=(0, 1), alpha=-3),
+    case(aten.index_add.default, ROW, 0, index(N), real(N) * 2),
+    case(aten.index_copy.default, CUBE, 1, torch.tensor([2, 0]), real(N, 2, N), axes=(0, 2)),
+    case(aten.index_put.default, CUBE, [index(3)], real(3, N, N), axes=(2,)),
+    case(aten.index_put.default, CUBE, [index(3), index(3)], ROW, True, axes=(2,)),
+    case(aten.index_put.default, CUBE, [mask(N, N)], ROW, axes=(2,)),
+    case(aten.index_put.default, CUBE, [mask(N, N, N)], real()),
+    case(aten.index_put.default, CUBE, [mask(N)], real(N, 1)),
+    case(aten.index_put.default, SQUARE, [index(N), index(N)], ROW),
+    case(aten.masked_scatter.default, CUBE, mask(N, N, 1), real(20, N), axes=(2,)),
+    case(aten.masked_scatter.default, CUBE, mask(N, 1), real(2, N, N) * 2, axes=(2,)),
+    case(aten.masked_scatter.default, CUBE, mask(N, N, N), real(20, N)),
+    case(aten.masked_scatter.default, CUBE, mask(N, N, 1), real(20 * N)),
+    case(aten.masked_scatter.default, ROW, mask(N, N, 1), real(20, N)),
+]
+
+CASES = [*ELEMENTWISE, *LAYOUT, *LISTS, *LINEAR, *REDUCE, *INDEXED]
 
 #: Operators that are not linear in the channels, or mix them, and must have no row.
 NEVER = (
@@ -381,8 +399,8 @@ NEVER = (
     aten.div.Tensor_mode, aten.remainder.Tensor, aten.fmod.Tensor, aten.pixel_shuffle.default,
     aten.pixel_unshuffle.default, aten.channel_shuffle.default, aten.max_pool2d.default,
     aten.max_pool1d.default, aten.scatter.src, aten.scatter_add.default, aten.gather.default,
-    aten.index_put.default, aten.masked_fill.Tensor, aten.where.ScalarSelf, aten.where.ScalarOther,
-    aten.where.Scalar, aten.masked_scatter.default, aten.tril.default, aten.triu.default,
+    aten.masked_fill.Tensor, aten.where.ScalarSelf, aten.where.ScalarOther,
+    aten.where.Scalar, aten.tril.default, aten.triu.default,
     aten.diagonal.default, aten.batch_norm.default, aten.group_norm.default, aten.instance_norm.default,
     aten.layer_norm.default, aten.rms_norm.default, aten.scaled_dot_product_attention.default,
     aten.bernoulli.p, aten.rand_like.default, aten.ones_like.default, aten.full_like.default,

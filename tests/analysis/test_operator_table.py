@@ -155,9 +155,10 @@ def test_maps_pass_exactly_where_the_table_says(call):
 
 
 def test_every_row_has_a_case_and_every_row_lets_something_pass():
-    assert set(ROWS) == ALL_TARGETS
+    rows = {target for target in ROWS if not isinstance(target, str)}  # names: tests/models/test_experts.py
+    assert rows == ALL_TARGETS
     positive = {c.target for c in CASES if c.axes}
-    assert set(ROWS) - positive == {operator.getitem}
+    assert rows - positive == {operator.getitem}
 
 
 @pytest.mark.parametrize("target", NEVER, ids=str)

@@ -14,7 +14,7 @@ EPS = 1e-5
 NEAR_MISSES = {
     "unbiased", "eps_outside", "centred_only", "wrong_statistics", "scaled_mean", "over_two_axes",
     "over_tokens", "half_the_channels", "rms_norm", "rms_by_hand", "l2",
-    "behind_a_trained_factor", "two_of_one_product",
+    "behind_a_trained_factor", "two_of_one_product", "of_ranges_that_overlap",
 }  # fmt: skip
 RAW_TAPS = {"mean_of_channels", "largest", "softmaxed", "compared", "read_by_linear", "squared"}
 
@@ -106,6 +106,40 @@ def twice(net, h, d):
 @norm()
 def then_linear(net, h, d):
     return F.linear(F.layer_norm(h, (d,), net.weight(d), net.weight(d), EPS), net.weight(d, d))
+
+
+@norm()
+def of_heads(net, h, d):
+    heads = F.linear(h, net.weight(3 * d, d), net.weight(3 * d)).unflatten(-1, (3, d)).transpose(1, 2)
+    return F.layer_norm(heads, (d,), net.weight(d), net.weight(d), EPS).sum(1)
+
+
+@norm()
+def of_queries_and_keys(net, h, d):
+    packed = F.linear(h, net.weight(6 * d, d)).unflatten(-1, (2, 3, d))
+    q, k, v = packed.unbind(-2)
+    q, k = (F.layer_norm(x, (d,), net.weight(d), None, EPS) for x in (q, k))
+    return (q + k * v).sum(-2)
+
+
+@norm()
+def of_keys_in_front(net, h, d):
+    q, k = F.linear(h, net.weight(4 * d, d)).reshape(*h.shape[:-1], 2, 2, d).permute(2, 0, 1, 3, 4).unbind(0)
+    return q.sum(2) + F.layer_norm(k.float(), (d,), net.weight(d).float(), None, EPS).to(h.dtype)[:, :, 1]
+
+
+@norm()
+def of_ranges(net, h, d):
+    wide = F.linear(h, net.weight(3 * d, d))
+    first, second = (F.layer_norm(wide[..., i : i + d], (d,), net.weight(d), None, EPS) for i in (0, d))
+    return first + second + wide[..., 2 * d :]
+
+
+@norm()
+def of_ranges_that_overlap(net, h, d):
+    wide = F.linear(h, net.weight(3 * d, d))
+    first, second = (F.layer_norm(wide[..., i : i + d], (d,), net.weight(d), None, EPS) for i in (0, d - 1))
+    return first + second
 
 
 @norm()

@@ -69,10 +69,16 @@ def joined_channels(s, x):
     return s.ln(torch.cat([s.left(x), s.rest(x)], -1))
 
 
-@attack(0, "channel_mix", extras=lambda: {"wide": nn.Linear(5, 2 * D)})
+@attack(2, extras=lambda: {"wide": nn.Linear(5, 2 * D)})
 def split_channels(s, x):
     a, b = s.wide(x).chunk(2, -1)
     return s.ln(a), s.ln2(b)
+
+
+@attack(1, "raw_reader", extras=lambda: {"wide": nn.Linear(5, 3 * D)})
+def split_channels_of_which_some_are_read(s, x):
+    a, b, c = s.wide(x).chunk(3, -1)
+    return s.ln(a), s.ln2(b) + b.relu() + c
 
 
 @attack(0, "channel_mix", extras=lambda: {"left": nn.Linear(5, 3), "rest": nn.Linear(5, 3)})
@@ -101,7 +107,7 @@ def pixel_shuffle(s, x):
     return s.ln(F.pixel_shuffle(s.conv(x), 2).permute(0, 2, 3, 1))
 
 
-@attack(0, "channel_mix", extras=lambda: {"wide": nn.Linear(5, D * D)})
+@attack(1, extras=lambda: {"wide": nn.Linear(5, D * D)})
 def reshape_that_splits_channels(s, x):
     return s.ln(s.wide(x).reshape(D, D, D, D))
 

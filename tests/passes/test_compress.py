@@ -17,6 +17,9 @@ BASES = ("drop_last", "orthonormal")
 #: Norms that lose their mean and keep all coordinates, by attack: in both bases, or in one.
 KEPT = {
     "layout-one_channel": {"fixed_width"},
+    "layout-split_channels": {"channel_mix"},
+    "layout-split_channels_of_which_some_are_read": {"channel_mix"},
+    "layout-reshape_that_splits_channels": {"channel_mix"},
     "norms-output_viewed_in_the_order_of_its_input": {"layout"},
     "readers-shape_only": {"fixed_width"},
     "norms-eps_from_a_buffer orthonormal": {"unusual_form"},
