@@ -18,6 +18,7 @@ from torch.fx import Node
 from normfuse.analysis.channel_map import Centre
 from normfuse.analysis.flow import Blocks, Carries, Scales
 from normfuse.analysis.operator_table import carried_axis, flow
+from normfuse.analysis.own_centring import centred_by_hand, is_own_mean
 from normfuse.analysis.readers import reads_only_type
 from normfuse.analysis.rows_layout import LAYOUT
 from normfuse.analysis.weights import WeightValues
@@ -44,6 +45,7 @@ class Stream:
         norms: norms that read a value along its channel axis, and do not mind the change.
         raw: values whose mean is wanted by somebody, with the reason.
         mutated: values in memory that the graph writes to, which are raw as well.
+        centrings: values that the model centres itself, which carry the map like any other operator.
     """
 
     carries: dict[Value, Carries] = field(default_factory=dict)
@@ -52,6 +54,7 @@ class Stream:
     raw: dict[Value, Refusal] = field(default_factory=dict)
     mutated: set[Value] = field(default_factory=set)
     operands: dict[Value, tuple[Value, ...]] = field(default_factory=dict)
+    centrings: set[Value] = field(default_factory=set)
 
 
 def norm_axis(node: Node) -> Value | None:
@@ -79,11 +82,16 @@ def _read_along(node: Node, region: NormRegion) -> Value | None:
 
 
 def explore(
-    start: Value, weights: WeightValues, effects: Effects, reads: Callable[[Node], Value | None] = norm_axis
+    start: Value,
+    weights: WeightValues,
+    effects: Effects,
+    reads: Callable[[Node], Value | None] = norm_axis,
+    centres: bool = False,
 ) -> Stream:
     """The whole stream that contains ``start``.
 
     ``reads`` says of a norm which value it reads, where it does not mind the change; None for all else.
+    ``centres`` says that the change is centring, which passes through a centring that the model wrote.
     """
     stream, queue, seen = Stream(), [start], {start}
     while queue:
@@ -92,7 +100,8 @@ def explore(
         if effects.is_written(value[0]):
             stream.raw[value] = _mutated(value[0])
             stream.mutated.add(value)
-        for neighbour in (*_backward(value, stream, weights), *_forward(value, stream, reads)):
+        neighbours = (*_backward(value, stream, weights, centres), *_forward(value, stream, reads, centres))
+        for neighbour in neighbours:
             if neighbour not in seen:
                 seen.add(neighbour)
                 queue.append(neighbour)
@@ -100,8 +109,12 @@ def explore(
     return stream
 
 
-def _backward(value: Value, stream: Stream, weights: WeightValues) -> tuple[Value, ...]:
+def _backward(value: Value, stream: Stream, weights: WeightValues, centres: bool) -> tuple[Value, ...]:
     found = flow(*value)
+    own = centred_by_hand(value[0]) if centres else None
+    if own is not None and own[1] == value[1]:
+        found = Carries((own,))
+        stream.centrings.add(value)
     if not isinstance(found, Carries):
         return ()
     stream.carries[value] = found
@@ -110,14 +123,17 @@ def _backward(value: Value, stream: Stream, weights: WeightValues) -> tuple[Valu
     return inside
 
 
-def _forward(value: Value, stream: Stream, reads: Callable[[Node], Value | None]) -> list[Value]:
+def _forward(
+    value: Value, stream: Stream, reads: Callable[[Node], Value | None], centres: bool
+) -> list[Value]:
     node, axis = value
     reached: list[Value] = []
     for user in node.users:
         if reads(user) == value:
             stream.norms.setdefault(value, []).append(user)
-        elif not reads_only_type(user, node):
-            out = carried_axis(user, node, axis, (Centre(),))
+        elif not reads_only_type(user, node) and not (centres and is_own_mean(user, *value)):
+            by_hand = centres and centred_by_hand(user) == value
+            out = axis if by_hand else carried_axis(user, node, axis, (Centre(),))
             if out is None:
                 stream.raw.setdefault(value, _raw_reader(user, node))
             else:
