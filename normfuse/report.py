@@ -67,7 +67,9 @@ class Site:
     inputs it was run on. ``rewrites`` are the rules that changed it, in their order, each with its
     certificate; ``refusals`` says, by the names of rules, why they did not, or why that was undone.
     ``modulation`` says what the model does to the result as a function of its input: ``"gate"``,
-    ``"scale"``, ``"shift"`` or ``"scale and shift"``. ``lowering`` says what runs the norm that is left,
+    ``"scale"``, ``"shift"`` or ``"scale and shift"``. ``merged_into`` names the norm of the same value,
+    by its module or its node, that is computed in the place of this one. ``lowering`` says what runs the norm
+    that is left,
     ``"inductor"`` or ``"triton"``, and why. ``time`` is what it took before the rewrite, estimated
     in the unit of the report's, and ``saved`` what each call saves by the rewrite, estimated from sizes.
     """
@@ -85,6 +87,7 @@ class Site:
     rewrites: list[Rewrite] = field(default_factory=list)
     refusals: dict[str, Refusal] = field(default_factory=dict)
     modulation: str = ""
+    merged_into: str = ""
     lowering: str = "inductor"
     time: float = 0.0
     saved: Cost = Cost()
@@ -113,6 +116,7 @@ class Site:
     def revert(self, refusal: Refusal) -> None:
         """Record that the norm stays because its rewritten form was measured and found wanting."""
         self.action, self.becomes, self.refusal = "reverted", self.kind, refusal
+        self.merged_into = ""
         self.rewrites.clear()
 
     def convert(self, spec: NormSpec, rule: str, certificate: dict[str, Any]) -> None:
@@ -122,6 +126,11 @@ class Site:
     def fold(self, rule: str, certificate: dict[str, Any], left: NormSpec | None = None) -> None:
         """Record that weights do what the norm did, and why they may; ``left`` is what they leave of it."""
         self._change("folded", "" if left is None else left.kind, rule, certificate)
+
+    def merge(self, rule: str, certificate: dict[str, Any], other: str) -> None:
+        """Record that another norm, named by its module or node, does the work of this one, and why."""
+        self.merged_into = other
+        self._change("merged", self.becomes, rule, certificate)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -185,7 +194,7 @@ class Report:
 
     @property
     def after(self) -> dict[str, int]:
-        """How many norms of each kind remain."""
+        """How many norms of each kind remain, those that are one function of one value each counted."""
         return dict(Counter(site.becomes for site in self.sites if site.becomes))
 
     @property

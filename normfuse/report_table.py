@@ -107,6 +107,8 @@ def headline(report: Report) -> str:
     weights = "weight" if report.folded == 1 else "weights"
     centrings = "centring" if report.centrings == 1 else "centrings"
     extra = f"; {report.folded} {weights} folded, {report.centrings} explicit {centrings}"
+    merged = sum(1 for site in report.sites if site.merged_into)
+    extra += f", {merged} merged" if merged else ""
     graphs = f" in {report.graphs} graphs" if report.graphs > 1 else ""
     return f"normfuse: found {counts(report.found)}{graphs}; now {counts(report.after)}{extra}"
 

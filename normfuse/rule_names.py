@@ -13,7 +13,9 @@ RULE_NAMES = (
     "fold_affine",
     "recentre",
     "fold_factor",
+    "fold_nested",
     "fold_scale",
     "compress",
     "rotate",
+    "merge_norms",
 )

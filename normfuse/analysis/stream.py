@@ -18,6 +18,7 @@ from torch.fx import Node
 from normfuse.analysis.channel_map import Centre
 from normfuse.analysis.flow import Blocks, Carries, Scales
 from normfuse.analysis.operator_table import carried_axis, flow
+from normfuse.analysis.own_centring import centred_by_hand, is_own_mean
 from normfuse.analysis.parts import Part, part_of
 from normfuse.analysis.rows_layout import LAYOUT
 from normfuse.analysis.weights import WeightValues
@@ -46,6 +47,7 @@ class Stream:
         raw: values whose mean is wanted by somebody, with the reason.
         mutated: values in memory that the graph writes to, which are raw as well.
         parts: values whose channels are some of those of another value, which nothing else reads.
+        centrings: values that the model centres itself, which carry the map like any other operator.
     """
 
     carries: dict[Value, Carries] = field(default_factory=dict)
@@ -55,6 +57,7 @@ class Stream:
     mutated: set[Value] = field(default_factory=set)
     operands: dict[Value, tuple[Value, ...]] = field(default_factory=dict)
     parts: dict[Value, Part] = field(default_factory=dict)
+    centrings: set[Value] = field(default_factory=set)
 
 
 def norm_axis(node: Node) -> Value | None:
@@ -82,11 +85,16 @@ def _read_along(node: Node, region: NormRegion) -> Value | None:
 
 
 def explore(
-    start: Value, weights: WeightValues, effects: Effects, reads: Callable[[Node], Value | None] = norm_axis
+    start: Value,
+    weights: WeightValues,
+    effects: Effects,
+    reads: Callable[[Node], Value | None] = norm_axis,
+    centres: bool = False,
 ) -> Stream:
     """The whole stream that contains ``start``.
 
     ``reads`` says of a norm which value it reads, where it does not mind the change; None for all else.
+    ``centres`` says that the change is centring, which passes through a centring that the model wrote.
     """
     stream, queue, seen = Stream(), [start], {start}
     while queue:
@@ -95,7 +103,8 @@ def explore(
         if effects.is_written(value[0]):
             stream.raw[value] = _mutated(value[0])
             stream.mutated.add(value)
-        for neighbour in (*_backward(value, stream, weights), *_forward(value, stream, reads)):
+        neighbours = (*_backward(value, stream, weights, centres), *_forward(value, stream, reads, centres))
+        for neighbour in neighbours:
             if neighbour not in seen:
                 seen.add(neighbour)
                 queue.append(neighbour)
@@ -103,12 +112,16 @@ def explore(
     return stream
 
 
-def _backward(value: Value, stream: Stream, weights: WeightValues) -> tuple[Value, ...]:
+def _backward(value: Value, stream: Stream, weights: WeightValues, centres: bool) -> tuple[Value, ...]:
     part = part_of(*value)
     if part is not None and part.is_read_apart(value[0]):
         stream.parts[value] = part
         return ()
     found = flow(*value)
+    own = centred_by_hand(value[0]) if centres else None
+    if own is not None and own[1] == value[1]:
+        found = Carries((own,))
+        stream.centrings.add(value)
     if not isinstance(found, Carries):
         return ()
     stream.carries[value] = found
@@ -117,14 +130,17 @@ def _backward(value: Value, stream: Stream, weights: WeightValues) -> tuple[Valu
     return inside
 
 
-def _forward(value: Value, stream: Stream, reads: Callable[[Node], Value | None]) -> list[Value]:
+def _forward(
+    value: Value, stream: Stream, reads: Callable[[Node], Value | None], centres: bool
+) -> list[Value]:
     node, axis = value
     reached: list[Value] = []
     for user in node.users:
         if reads(user) == value:
             stream.norms.setdefault(value, []).append(user)
-        elif not reads_only_type(user, node):
-            out = carried_axis(user, node, axis, (Centre(),))
+        elif not reads_only_type(user, node) and not (centres and is_own_mean(user, *value)):
+            by_hand = centres and centred_by_hand(user) == value
+            out = axis if by_hand else carried_axis(user, node, axis, (Centre(),))
             if out is None:
                 stream.raw.setdefault(value, _raw_reader(user, node))
             else:

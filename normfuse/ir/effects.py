@@ -15,7 +15,7 @@ from normfuse.ir.calls import aten, bind, is_call, mutated_arguments
 from normfuse.ir.undeclared import KEEPS_STATISTICS, may_return_input
 from normfuse.torch_compat import storage_id
 
-__all__ = ["Effects", "aliased_by", "is_effectful"]
+__all__ = ["Effects", "aliased_by", "is_effectful", "is_returned"]
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -105,6 +105,20 @@ def aliased_by(node: Node) -> list[Node]:
         return list(node.all_input_nodes)
     bound = bind(node) if declared else {}
     return [n for name in declared for n in _nodes(bound[name])]
+
+
+def is_returned(node: Node) -> bool:
+    """Whether anything that the graph returns may lie in the memory of a value."""
+    seen, stack = {node}, [node]
+    while stack:
+        current = stack.pop()
+        for user in current.users:
+            if user.op == "output":
+                return True
+            if user not in seen and current in aliased_by(user):
+                seen.add(user)
+                stack.append(user)
+    return False
 
 
 def _nodes(value: Any) -> list[Node]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-__all__ = ["Bodies"]
+__all__ = ["Bodies", "are_alike"]
 
 
 class Bodies:
@@ -31,12 +31,34 @@ class Bodies:
         return self._known[key]
 
 
+def are_alike(one: Graph, other: Graph) -> bool:
+    """Whether two bodies run the same operators on operands that are given in the same order."""
+    return one is other or ((key := _calls(*_parts(one))) == _calls(*_parts(other)) and key is not None)
+
+
+def _parts(body: Graph) -> tuple[list[Node], list[Node], Node]:
+    """The operands, the operators and the result."""
+    operands = list(body.find_nodes(op="placeholder"))
+    interior = [n for n in body.nodes if n.op not in ("placeholder", "output")]
+    (root,) = body.output_node().all_input_nodes
+    return operands, interior, root
+
+
 def _structure(operands: Sequence[Node], interior: Sequence[Node], root: Node) -> Hashable | None:
     """What two bodies must have in common to be the same graph; None where that is hard to say."""
+    calls = _calls(operands, interior, root)
+    try:
+        return None if calls is None else (tuple(map(_kind, operands)), calls)
+    except TypeError:
+        return None
+
+
+def _calls(operands: Sequence[Node], interior: Sequence[Node], root: Node) -> Hashable | None:
+    """The operators, and which of the operands and of the others each reads."""
     place = {node: ("node", i) for i, node in enumerate((*operands, *interior))}
     try:
         calls = tuple((n.target, _frozen(n.args, place), _frozen(n.kwargs, place)) for n in interior)
-        key = (len(operands), tuple(map(_kind, operands)), calls, place[root])
+        key = (len(operands), calls, place[root])
         hash(key)
     except (TypeError, KeyError):
         return None

@@ -2,6 +2,7 @@
 
     to(x, x.dtype) -> x        alias(x) -> x        dropout(x, p, train=False) -> x
     dropout(x, p=0) -> x, which draws no random numbers either
+    to(to(x, wider), x.dtype) -> x
     type_as(x, y) -> to(x, y.dtype)                multiply(x, y) -> mul(x, y)
 
 Bitwise neutral. Nothing is dropped where the graph writes to the memory concerned, nor what the
@@ -15,8 +16,10 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from normfuse.ir.calls import CASTS, aten, bind, is_call
-from normfuse.ir.effects import Effects
-from normfuse.ir.sizes import tensor_of
+from normfuse.ir.dtypes import WIDER
+from normfuse.ir.effects import Effects, is_returned
+from normfuse.ir.grad_mode import switches_gradients
+from normfuse.ir.sizes import lies_alike, same, same_shape, tensor_of
 
 __all__ = ["canonicalize"]
 
@@ -33,14 +36,18 @@ _ALIASES: dict[object, Any] = {
 
 def canonicalize(gm: GraphModule) -> int:
     """Remove no-op nodes; returns how many."""
-    effects = Effects(gm.graph)
+    effects, switches = Effects(gm.graph), switches_gradients(gm.graph)
     removed = 0
     for node in list(gm.graph.nodes):
         if node.target in _ALIASES:
             node.target = _ALIASES[node.target]
         if is_call(node, aten.type_as.default, aten.to.other) and not effects.is_written(node):
             _name_the_dtype(node)
-        if _hands_on(node) and not effects.is_written(node) and not _is_returned(node):
+        value = None if switches else _brought_back(node)
+        if value is not None and not (effects.is_written(node) or effects.is_written(value)):
+            _go_without(node, value)
+            removed += 1
+        elif _hands_on(node) and not effects.is_written(node) and not _is_returned(node):
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
             removed += 1
@@ -70,14 +77,54 @@ def _hands_on(node: Node) -> bool:
     return is_call(node, *CASTS) and _keeps_type(node)
 
 
+def _brought_back(node: Node) -> Node | None:
+    """What a cast gives back, where it undoes one that lost nothing; new memory, which nobody may notice."""
+    wide = node.args[0] if is_call(node, *CASTS) else None
+    if not (isinstance(wide, Node) and is_call(wide, *CASTS) and _converts(node) and _converts(wide)):
+        return None
+    value = wide.args[0]
+    before, between, after = map(tensor_of, (value, wide, node))
+    if not isinstance(value, Node) or before is None or between is None or after is None:
+        return None
+    loses_nothing = before.dtype == after.dtype and between.dtype in WIDER.get(before.dtype, ())
+    stays = before.device == between.device == after.device and _lies_in_the_same_places(value, node)
+    return value if loses_nothing and stays and _is_unseen(wide, node) else None
+
+
+def _lies_in_the_same_places(value: Node, node: Node) -> bool:
+    before, after = tensor_of(value), tensor_of(node)
+    if before is None or after is None or before.layout != after.layout:
+        return False
+    begins = same(before.storage_offset(), after.storage_offset())
+    return begins and same_shape(value, node) and lies_alike(value, node)
+
+
+def _converts(cast: Node) -> bool:
+    """Whether a cast does nothing but that."""
+    bound = bind(cast)
+    return not bound.get("copy") and bound.get("memory_format") is None
+
+
+def _is_unseen(wide: Node, node: Node) -> bool:
+    """Whether nobody sees the wide value, and no caller the result, which would not be new memory."""
+    others = (user for user in wide.users if user is not node)
+    return all(is_call(o, aten._assert_tensor_metadata.default) for o in others) and not is_returned(node)
+
+
+def _go_without(node: Node, value: Node) -> None:
+    (wide,) = node.all_input_nodes
+    node.replace_all_uses_with(value)
+    for unused in (node, *(user for user in wide.users if user is not node), wide):
+        node.graph.erase_node(unused)
+
+
 def _detaches_a_constant(node: Node) -> bool:
     """``torch.tensor(...)`` inside of a model: it has no gradients to be detached from."""
     return is_call(node, aten.detach_.default) and is_call(node.args[0], aten.lift_fresh_copy.default)
 
 
 def _keeps_type(node: Node) -> bool:
-    bound = bind(node)
     before, after = tensor_of(node.args[0]), tensor_of(node)
-    if before is None or after is None or bound.get("copy") or bound.get("memory_format") is not None:
+    if before is None or after is None or not _converts(node):
         return False
     return before.dtype == after.dtype and before.device == after.device and before.layout == after.layout

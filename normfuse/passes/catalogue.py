@@ -30,7 +30,11 @@ STAGES = (
         "Vaswani et al. 2017, arXiv 1706.03762, equation 1",
         ("a known mask: it hides positions for all heads, for all queries, or for each", "on a CPU"),
     ),
-    Claim("canonicalize", Numerics.BITWISE, "to(x, x.dtype) = x,  dropout(x, p, train=False) = x"),
+    Claim(
+        "canonicalize",
+        Numerics.BITWISE,
+        "to(x, x.dtype) = x,  to(to(x, wider), x.dtype) = x,  dropout(x, p, train=False) = x",
+    ),
     Claim("lift", Numerics.BITWISE, "a norm is the operators it was spelled with"),
 )
 

@@ -19,6 +19,7 @@ from normfuse.analysis.savings import cost_of_centring
 from normfuse.analysis.stream import Stream, Value, explore, norm_axis
 from normfuse.analysis.weights import WeightValues
 from normfuse.folding.recipe import FOLD
+from normfuse.ir.calls import bind
 from normfuse.ir.canonical import canonical_region, is_expressible
 from normfuse.ir.effects import Effects
 from normfuse.ir.region import norms_in
@@ -54,7 +55,7 @@ def recentre(work: Work) -> None:
         value = norm_axis(node)
         if value is None or value in seen or node in settled:
             continue
-        stream = explore(value, weights, effects)
+        stream = explore(value, weights, effects, centres=not weights.divided)
         seen.update(stream.members)
         work.streams |= {norm: len(found) for norms in stream.norms.values() for norm in norms}
         decision = decide(stream, weights, order, converts, settled)
@@ -71,6 +72,7 @@ def recentre(work: Work) -> None:
     placement = Placement(gm.graph)
     placement.substitute([p for _, decision in found for p in _substitutions(decision)])
     for stream, decision in found:
+        _drop_centrings(stream, decision, placement)
         _apply(work, stream, decision, placement)
     for node, proof in proofs.items():
         _convert(work, node, proof)
@@ -147,6 +149,15 @@ def _apply(work: Work, stream: Stream, decision: Decision, placement: Placement)
         _centre_explicitly(work, stream, decision, placement)
     for node, refusal in decision.refusals.items():
         work.sites[node].refuse(refusal, RECENTRE.name)
+
+
+def _drop_centrings(stream: Stream, decision: Decision, placement: Placement) -> None:
+    """Let what reads a centring that the model wrote read what it centred, which has no mean any more."""
+    for value in decision.centred:
+        if value in stream.centrings and value != decision.cut and value not in stream.raw:
+            node = value[0]
+            node.replace_all_uses_with(bind(node)["self"])
+            placement.erase(node)
 
 
 def _centre_explicitly(work: Work, stream: Stream, decision: Decision, placement: Placement) -> None:

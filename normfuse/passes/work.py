@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch.fx import Node
 
@@ -38,6 +38,7 @@ class Work:
     of several forms at any price; ``shifts_in_biases`` counts where that would make a difference.
     ``written`` maps nodes that have the value of a norm, since weights before them took it, to its record.
     ``restored`` says of a norm of which readers took a part how its value comes back.
+    ``same`` are the norms that are no longer there, with the node that has the value of each, or of its core.
     ``folded`` are the weights to fold, of which the program has further inputs once they are hoisted.
     ``costs`` says, by the ``id`` of a site, what its norm took before any rule ran.
     ``forbidden`` are pairs of the ``id`` of a site and the name of a rule that must leave it as it is.
@@ -52,6 +53,7 @@ class Work:
     shifts_in_biases: int = 0
     written: dict[Node, Site] = field(default_factory=dict)
     restored: dict[Node, Restored] = field(default_factory=dict)
+    same: list[tuple[Site, Node, Restored | None]] = field(default_factory=list)
     folded: list[Folded] = field(default_factory=list)
     costs: dict[int, Cost] = field(default_factory=dict)
     forbidden: set[tuple[int, str]] = field(default_factory=set)
@@ -67,6 +69,13 @@ class Work:
     def may(self, node: Node, rule: str) -> bool:
         """Whether a rule may change the norm at ``node``."""
         return (id(self.sites[node]), rule) not in self.forbidden
+
+    def merged(self, old: Node, new: Node) -> None:
+        """Tell that the norm at ``new`` is also the one that was at ``old``."""
+        how = self.restored.pop(old, None)
+        if how is not None and how.value is old:
+            how = replace(how, value=new)
+        self.same.append((self.sites.pop(old), new, how))
 
     def moved(self, old: Node, new: Node) -> None:
         """Tell that the norm at ``old`` is now at ``new``."""

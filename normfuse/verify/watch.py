@@ -61,12 +61,10 @@ class Watch:
         values = {node: i.value for node, i in work.program.weights.items()}
         self.folded = [one.recipe.compute([values[s] for s in one.sources]) for one in folded]
         numbers = {id(site): index for index, site in enumerate(self.sites)}
-        values_of = {**work.sites, **_written(work)}
-        hidden = {node for node, how in work.restored.items() if how.is_blurred or _is_gone(how, work)}
-        nodes = {numbers[id(site)]: node for node, site in values_of.items() if node not in hidden}
-        self.left = sorted(nodes)
-        with _whole(work) as values:
-            self.after = Probe.of(work.program, [values.get(n, n) for n in (nodes[i] for i in self.left)])
+        places = {numbers[id(site)]: (node, how) for site, node, how in _values_of(work)}
+        self.left = sorted(places)
+        with _whole(work, [places[i] for i in self.left]) as whole:
+            self.after = Probe.of(work.program, whole)
 
     @property
     def changed(self) -> list[int]:
@@ -112,13 +110,23 @@ class Watch:
         return {i for i in alike if self.sites[i].rewrites}
 
 
+def _values_of(work: Work) -> Iterator[tuple[Site, Node, Restored | None]]:
+    """The norms whose value the program has still, where it is, and how it comes back from there."""
+    left = ((site, node, work.restored.get(node)) for node, site in work.sites.items())
+    written = ((site, node, None) for node, site in _written(work).items())
+    for site, node, how in (*left, *written, *work.same):
+        if how is None or not (how.is_blurred or _is_gone(how, work)):
+            yield site, node, how
+
+
 @contextmanager
-def _whole(work: Work) -> Iterator[dict[Node, Node]]:
-    """For each norm of which readers took a part, a value for a while that is what the norm returned once."""
-    graph, made = work.program.gm.graph, dict[Node, Node]()
+def _whole(work: Work, places: Sequence[tuple[Node, Restored | None]]) -> Iterator[list[Node]]:
+    """For each norm its value; for a while there are such of norms of which readers took a part."""
+    graph, made = work.program.gm.graph, list[Node]()
     known = set(graph.nodes)
-    for node, how in work.restored.items():
-        if _is_gone(how, work):
+    for node, how in places:
+        if how is None:
+            made.append(node)
             continue
         # A weight may be computed after the value that it scales.
         last = max([how.value, *(source for one in how.maps for source in one.sources)])
@@ -126,7 +134,7 @@ def _whole(work: Work) -> Iterator[dict[Node, Node]]:
             value = how.value
             for one in how.maps:
                 value = one.emit(graph, value, how.axis)
-        made[node] = value
+        made.append(value)
     yield made
     for node in reversed([n for n in graph.nodes if n not in known]):
         graph.erase_node(node)

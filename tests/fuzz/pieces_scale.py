@@ -39,6 +39,28 @@ def read_by_two_layers(net, h, d):
 
 
 @scaled
+def read_beside_another(net, h, d):
+    first, second = _layer_norm(net, h, d), _layer_norm(net, h, d)
+    return F.linear(first, net.weight(d, d)) + F.linear(second, net.weight(d, d), net.weight(d)).cos()
+
+
+@scaled
+def read_twice_by_hand(net, h, d):
+    first, second = (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + EPS) for _ in range(2))
+    return first.sin() * second.cos()
+
+
+@scaled
+def of_a_norm(net, h, d):
+    return F.rms_norm(F.rms_norm(h, (d,), None, 0.1) * -0.5, (d,), net.weight(d), 0.3)
+
+
+@scaled
+def of_what_is_centred(net, h, d):
+    return F.rms_norm(F.layer_norm(h, (d,), None, None, 0.1), (d,), None, 0.3)
+
+
+@scaled
 def read_by_a_product(net, h, d):
     return _rms_norm(net, h, d).flip(1) @ net.weight(d, d)
 

@@ -237,9 +237,13 @@ def _idempotent(program: Program) -> None:
 
 
 def _lifted(kinds: dict[str, int], report: Report) -> Counter[str]:
-    """The kinds without norms of repeated values, which are recorded and not lifted: maps pass through."""
+    """The kinds without norms of repeated values, which are recorded and not lifted: maps pass through.
+
+    Nor are those counted that others are computed in the place of.
+    """
     repeated = (s for s in report.sites if s.refusal is not None and s.refusal.code == "broadcast_source")
-    return Counter(kinds) - Counter(site.kind for site in repeated)
+    merged = (site.becomes for site in report.sites if site.merged_into)
+    return Counter(kinds) - Counter(site.kind for site in repeated) - Counter(merged)
 
 
 def _same_gradients(program: Program, case: Case) -> None:

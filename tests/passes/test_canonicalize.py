@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from normfuse.ir.calls import aten
+from normfuse.ir.calls import CASTS, aten, is_call
 from normfuse.passes.canonicalize import canonicalize
 
 
@@ -84,3 +89,74 @@ def test_what_is_returned_stays() -> None:
     gm, node = graph_of(aten.alias.default, X, result=X)
     gm.graph.output_node().args = (node,)
     assert canonicalize(gm) == 0
+
+
+B = torch.linspace(-3, 5, 12).reshape(3, 4).bfloat16()
+
+
+def written_later(x: Tensor) -> Tensor:
+    y = x.float().bfloat16()
+    x.view(-1)[::2].add_(1)
+    return y.sin()
+
+
+def result_written(x: Tensor) -> tuple[Tensor, Tensor]:
+    y = x.float().bfloat16()
+    y.view(-1)[::2].add_(1)
+    return y.sin(), x.cos()
+
+
+def wide_read(x: Tensor) -> Tensor:
+    return x.float().bfloat16().sin() + x.float().sum()
+
+
+def wide_read_too(x: Tensor) -> Tensor:
+    wide = x.float()
+    return wide.bfloat16().sin() + wide.sum()
+
+
+def without_gradients(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = x.float().bfloat16()
+    return y.sin()
+
+
+#: Functions of a value in bfloat16, and how many of their casts are left.
+THERE_AND_BACK: dict[str, tuple[Callable[[Tensor], Any], int]] = {
+    "float32": (lambda x: x.float().bfloat16().sin(), 0),
+    "float64": (lambda x: x.double().to(torch.bfloat16).sin(), 0),
+    "of a transpose": (lambda x: x.t().float().bfloat16().sin(), 0),
+    "twice": (lambda x: x.float().bfloat16().float().bfloat16().sin(), 0),
+    "by way of float16": (lambda x: x.half().bfloat16().sin(), 2),
+    "narrower first": (lambda x: x.float().exp().bfloat16().float().sin(), 3),
+    "on to another dtype": (lambda x: x.float().half().sin(), 2),
+    "of a number": (lambda x: (x > 0).float().bool().sin(), 2),
+    "a copy": (lambda x: x.float().to(torch.bfloat16, copy=True).sin(), 2),
+    "in another order": (
+        lambda x: x[None, None].float().to(torch.bfloat16, memory_format=torch.channels_last).sin(), 2
+    ),
+    "of what is expanded": (lambda x: x[:1].expand(5, 4).float().bfloat16().sin(), 2),
+    "of a part": (lambda x: x[1:].float().bfloat16().sin(), 2),
+    "returned": (lambda x: x.float().bfloat16(), 2),
+    "a view returned": (lambda x: x.float().bfloat16().view(-1), 2),
+    "wide read": (wide_read, 1),
+    "wide read, too": (wide_read_too, 2),
+    "written later": (written_later, 2),
+    "result written": (result_written, 2),
+    "without gradients": (without_gradients, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", THERE_AND_BACK)
+def test_a_cast_that_undoes_one_that_lost_nothing_is_dropped(name: str) -> None:
+    run, left = THERE_AND_BACK[name]
+    gm = make_fx(run, pre_dispatch=True, tracing_mode="fake")(B.clone())
+    canonicalize(gm)
+    gm.recompile()
+    given, own = B.clone(), B.clone()
+    found, wanted = gm(given), run(own)
+    one = (found, wanted) if isinstance(wanted, Tensor) else (found[0], wanted[0])
+    assert torch.equal(*one)
+    assert torch.equal(given, own)
+    assert not torch._C._is_alias_of(one[0], given)
+    assert sum(is_call(node, *CASTS) for node in gm.graph.nodes if node.users) == left

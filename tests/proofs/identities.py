@@ -124,6 +124,16 @@ def a_centred_stream_stays_one(d: int) -> Pairs:
 
 
 @proof("recentre")
+def a_centring_that_the_model_wrote_has_nothing_left_to_do(d: int) -> Pairs:
+    """LN(h - mean(h)) = RMS(C h) and C (h - mean(h)) = C h,    h = W a + b"""
+    c, w, a, b = centre(d), symbols("W", d, 2), symbols("a", 2), symbols("b", d)
+    h = w * a + b
+    by_hand = h.applyfunc(lambda e: e - sum(h) / d)
+    found = pairs(layer_norm(by_hand), rms_norm((c * w) * a + c * b))
+    return found + pairs((c * by_hand).expand(), ((c * w) * a + c * b).expand())
+
+
+@proof("recentre")
 def what_is_left_alone_does_not_notice(d: int) -> Pairs:
     """A LayerNorm that stays reads centred values as it read the others: LN(C h) = LN(h)."""
     h = symbols("h", d)
@@ -155,6 +165,32 @@ def an_orthonormal_basis_keeps_the_norm(d: int) -> Pairs:
     found = pairs(u.T * u, sympy.eye(d - 1)) + pairs(u * u.T, centre(d))
     found = [(sympy.radsimp(left), right) for left, right in found]
     return found + pairs(u.T * Matrix(rms_norm(x)), [sympy.sqrt(ratio) * e for e in inside])
+
+
+@proof("fold_nested")
+def a_norm_of_a_norm_is_one(d: int) -> Pairs:
+    """RMS_b(c N_a(h)) = g N_eps(h) for c > 0, squared: g^2 = 1 / (1 + b / c^2), eps = g^2 a b / c^2"""
+    h, (a, b, c, m) = symbols("h", d), sympy.symbols("a b c m", positive=True)
+    gain = 1 / (1 + b / c**2)
+    found: Pairs = [(c**2 / (m + a) / (c**2 * m / (m + a) + b), gain / (m + gain * a * b / c**2))]
+    for norm, read in ((layer_norm, centre(d) * h), (rms_norm, h)):
+        square = sympy.expand(sum(e**2 for e in read) / d)
+        found.append((sum(e**2 for e in norm(h, a)) / d, square / (square + a)))
+    return found
+
+
+@proof("merge_norms")
+def readers_of_two_norms_read_one(d: int) -> Pairs:
+    """W (gamma N(h) + beta) = (W diag(gamma)) y + W beta, V (delta N(h)) = (V diag(delta)) y, y = N(h)"""
+    w, v, h = symbols("W", 2, d), symbols("V", 2, d), symbols("h", d)
+    gamma, beta, delta = symbols("gamma", d), symbols("beta", d), symbols("delta", d)
+    found: Pairs = []
+    for norm in (layer_norm, rms_norm):
+        first, second, one = Matrix(norm(h)), Matrix(norm(h)), Matrix(norm(h))
+        left = w * (gamma.multiply_elementwise(first) + beta)
+        found += pairs(left, (w * sympy.diag(*gamma)) * one + w * beta)
+        found += pairs(v * delta.multiply_elementwise(second), (v * sympy.diag(*delta)) * one)
+    return found
 
 
 @proof("fold_scale")

@@ -133,6 +133,13 @@ def recentre_behind_one_explicit_centring(s: Any, x: Tensor) -> Tensor:
     return s.two(h + s.down(s.one(h)))
 
 
+@golden("recentre", tokens(), lin=linear(), norm=nn.LayerNorm(D))
+def recentre_what_the_model_centres_itself(s: Any, x: Tensor) -> Tensor:
+    """Where weights write no mean, a subtraction of the mean has nothing left to do."""
+    h = s.lin(x)
+    return s.norm(h - h.mean(-1, keepdim=True))
+
+
 @golden("recentre", tokens(), lin=linear(), gamma=nn.Parameter(torch.ones(D)), norm=nn.LayerNorm(D))
 def recentre_through_a_layer_scale(s: Any, x: Tensor) -> Tensor:
     """A factor of each channel joins the weight before it, and its multiplication disappears."""
@@ -167,6 +174,12 @@ def fold_constants_of_a_standardised_weight(s: Any, x: Tensor) -> Tensor:
     return F.conv2d(x, w, s.conv.bias)
 
 
+@golden("fold_nested", tokens(), norm=nn.RMSNorm(D, eps=1e-5))
+def fold_nested_of_two_rms_norms(s: Any, x: Tensor) -> Tensor:
+    """A norm that a norm alone reads goes into it; the eps and a factor are those of both."""
+    return s.norm(F.rms_norm(x, (D,), None, 1e-6))
+
+
 @golden("fold_scale", tokens(), norm=nn.LayerNorm(D), lin=linear(bias=False))
 def fold_scale_of_a_layer_norm(s: Any, x: Tensor) -> Tensor:
     """Weight and bias of a LayerNorm go into what reads it, where a bias appears."""
@@ -178,6 +191,16 @@ def fold_scale_of_an_rms_norm(s: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """The weight of an RMSNorm goes into all that reads it."""
     x = s.norm(torch.relu(x))
     return s.q(x), s.k(x)
+
+
+@golden(
+    "merge_norms", tokens(), one=nn.LayerNorm(D), two=nn.LayerNorm(D), up=linear(), q=linear(),
+    rules=("fold_scale", "merge_norms"),
+)  # fmt: skip
+def merge_norms_of_a_parallel_block(s: Any, x: Tensor) -> Tensor:
+    """What is left of two norms of one value, whose weights their readers took, is computed once."""
+    x = torch.relu(x)
+    return s.q(s.one(x)) + torch.relu(s.up(s.two(x)))
 
 
 @golden(

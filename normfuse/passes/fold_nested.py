@@ -1,0 +1,187 @@
+"""A norm that an RMSNorm alone reads goes into it.
+
+    RMS_b(c N_a(x)) = sgn(c) g N_eps(x),    g = 1 / sqrt(1 + b / c^2),    eps = g^2 a b / c^2
+
+for a LayerNorm or RMSNorm N without weight and bias. Where ``m`` is the mean square of what N divides, that
+of its result is ``m / (m + a)``, and the outer norm divides by the root of ``(m (1 + b) + a b) / (m + a)``:
+sums of positive numbers, in which nothing cancels. It saves a whole norm. What is centred once more stays, as
+the outer norm takes away what rounding leaves of the mean. Numerics class: reassociated.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch.fx import Node
+
+from normfuse.analysis.weights import WeightValues
+from normfuse.folding.recipe import FOLD
+from normfuse.ir.calls import aten, is_call
+from normfuse.ir.canonical import is_expressible, respell
+from normfuse.ir.effects import Effects
+from normfuse.ir.grad_mode import switches_gradients
+from normfuse.ir.location import described
+from normfuse.ir.readers import value_readers
+from normfuse.ir.region import NormRegion, norm_of, norms_in
+from normfuse.ir.spec import NormSpec
+from normfuse.passes.evidence import certificate
+from normfuse.passes.fold_scale import without_affine
+from normfuse.passes.place import Placement
+from normfuse.passes.rule import Numerics, Rule
+from normfuse.passes.scaled_norms import refusal_behind, take_behind
+from normfuse.passes.work import Work
+from normfuse.report import Refusal
+
+__all__ = ["FOLD_NESTED", "fold_nested"]
+
+#: What reads the sizes of a value, which are those of what the norm reads, or states what is known of it.
+_NO_READERS = (aten.sym_size.int, aten.sym_numel.default, aten._assert_tensor_metadata.default)
+
+
+def fold_nested(work: Work) -> None:
+    """Take norms into the norms that read them; record a reason for each that reads one as it is."""
+    graph = work.program.gm.graph
+    weights, placement = WeightValues(work.program, Effects(graph)), Placement(graph)
+    weights.admit(n for n in graph.nodes if FOLD in n.meta)
+    for inner in [node for node, _ in norms_in(work.program.gm)]:
+        region = norm_of(inner)  # another one than at first, where it has taken a norm itself
+        assert region is not None
+        outer = [reader for reader in value_readers(inner) if _reads(reader, inner)]
+        if not outer:
+            continue
+        refusal = _refuse_inner(inner, region, outer, work)
+        for norm in outer:
+            refusal = refusal or _refuse_outer(norm, inner, region.spec, work)
+        if refusal is None:
+            for norm in outer:
+                _take(inner, norm, region, work)
+                _settle_factor(norm, placement, weights, work)
+            _drop(inner, region, work)
+            continue
+        for norm in outer:
+            work.sites[norm].refuse(refusal, FOLD_NESTED.name)
+
+
+def _reads(reader: Node, inner: Node) -> bool:
+    region = norm_of(reader)
+    return region is not None and region.operands(reader).source is inner
+
+
+def _refuse_inner(inner: Node, region: NormRegion, outer: list[Node], work: Work) -> Refusal | None:
+    spec = region.spec
+    if spec.has_scale or spec.has_shift:
+        message = f"{described(inner)}, which it reads, multiplies or shifts each channel by its own number"
+        return Refusal("channel_gate", message, inner.name)
+    if not _is_plain(spec) or spec.post_factor == 0:
+        return Refusal("unusual_form", f"{described(inner)}, which it reads, is no plain norm", inner.name)
+    others = [user for user in inner.users if user not in outer and not is_call(user, *_NO_READERS)]
+    if others:
+        message = f"{described(others[0])} reads {described(inner)} too, which therefore stays"
+        return Refusal("raw_reader", message, others[0].name)
+    if not work.may(inner, FOLD_NESTED.name):
+        return Refusal("raw_reader", f"{described(inner)}, which it reads, must stay as it is", inner.name)
+    return None
+
+
+def _refuse_outer(norm: Node, inner: Node, spec: NormSpec, work: Work) -> Refusal | None:
+    region = norm_of(norm)
+    assert region is not None
+    reads = region.spec
+    if reads.centred:
+        message = f"{described(norm)} takes away what rounding leaves of the mean of {described(inner)}"
+        return Refusal("centred_twice", message, norm.name)
+    if reads.kind != "rms_norm" or not _is_plain(reads) or reads.has_shift:
+        message = f"{described(norm)} is no plain RMSNorm, to which a number could go"
+        return Refusal("unusual_form", message, norm.name)
+    if (reads.dims, _precision(reads)) != (spec.dims, _precision(spec)):
+        message = f"{described(norm)} and {described(inner)} normalize other axes, or compute otherwise"
+        return Refusal("unusual_form", message, norm.name)
+    if list(norm.args).count(inner) != 1 or not work.may(norm, FOLD_NESTED.name):
+        message = f"{described(norm)} needs the values of {described(inner)} as they are"
+        return Refusal("raw_reader", message, norm.name)
+    return _refuse_eps(norm, spec, reads)
+
+
+def _refuse_eps(norm: Node, spec: NormSpec, reads: NormSpec) -> Refusal | None:
+    """Why the eps of both cannot be that of one: squares below the least number would be lost beside it."""
+    statistics, _ = _precision(reads)
+    info = torch.finfo(statistics)
+    if _joined(spec, reads)[1] * info.eps >= info.tiny:
+        return None
+    message = f"the eps of {described(norm)} and of the norm before it are too small to be multiplied"
+    return Refusal("factor_range", message, norm.name)
+
+
+def _is_plain(spec: NormSpec) -> bool:
+    """Whether a norm divides by the root of a mean square and a number."""
+    bare = spec.kind in ("layer_norm", "rms_norm") and is_expressible(without_affine(spec))
+    return bare and spec.eps is not None and math.isfinite(spec.post_factor)
+
+
+def _precision(spec: NormSpec) -> tuple[torch.dtype, torch.dtype]:
+    return spec.statistics_dtype or spec.compute_dtype, spec.compute_dtype
+
+
+def _joined(spec: NormSpec, reads: NormSpec) -> tuple[float, float]:
+    """The factor and the eps of both as one."""
+    assert spec.eps is not None
+    assert reads.eps is not None
+    beside = reads.eps / spec.post_factor**2
+    return 1 / math.sqrt(1 + beside), spec.eps * beside / (1 + beside)
+
+
+def _take(inner: Node, norm: Node, region: NormRegion, work: Work) -> None:
+    """Let the outer norm read what the inner one reads, with a number behind it."""
+    held = norm_of(norm)
+    assert held is not None
+    spec, operands = region.spec, held.operands(norm)
+    factor, eps = _joined(spec, held.spec)
+    factor = math.copysign(factor, spec.post_factor) * held.spec.post_factor
+    made = replace(held.spec, kind=spec.kind, eps=eps, post_factor=factor, source_dtype=spec.source_dtype)
+    respell(norm, made, replace(operands, source=region.operands(inner).source))
+    proof = certificate(FOLD_NESTED, ([inner.name], [inner.name]), norm.all_input_nodes[1:], work)
+    work.sites[norm].fold(FOLD_NESTED.name, proof, left=made)
+
+
+def _settle_factor(norm: Node, placement: Placement, weights: WeightValues, work: Work) -> None:
+    """Give the number to the weight of the norm, where it has one that may change."""
+    if refusal_behind(norm, work.program, weights) is None:
+        take_behind(norm, placement, work.program)
+        weights.admit(placement.made)
+
+
+def _drop(inner: Node, region: NormRegion, work: Work) -> None:
+    graph = inner.graph
+    proof = certificate(FOLD_NESTED, ([inner.name], [inner.name]), [], work)
+    work.sites.pop(inner).fold(FOLD_NESTED.name, proof)
+    for user in list(inner.users):
+        if is_call(user, aten._assert_tensor_metadata.default):
+            graph.erase_node(user)
+        else:
+            user.replace_input_with(inner, region.operands(inner).source)
+    graph.erase_node(inner)
+
+
+def _divided(work: Work) -> Refusal | None:
+    if not (work.program.grad_enabled and switches_gradients(work.program.gm.graph)):
+        return None
+    message = "some operators of the graph record gradients and others do not, so no two norms become one"
+    return Refusal("grad_mode", message)
+
+
+FOLD_NESTED = Rule(
+    "fold_nested",
+    Numerics.REASSOCIATED,
+    "RMS_b(c N_a(x)) = sgn(c) g N_eps(x),  g = 1 / sqrt(1 + b / c^2),  eps = g^2 a b / c^2",
+    "the norm of Zhang, Sennrich 2019, arXiv 1910.07467, applied twice",
+    (
+        "one direction: the outer norm reads the inner one's value along the same axes and centres nothing",
+        "norms alone: nothing else reads the inner norm, which has no weight and no bias",
+        "changed weights: the weight of the outer norm takes the number, in its own copy, or stays",
+    ),
+    run=fold_nested,
+    waits=lambda site: False,
+    idle=_divided,
+)
