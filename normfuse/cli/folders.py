@@ -36,6 +36,7 @@ class FolderJob:
     new_biases: bool
     force: bool
     json_file: Path | None
+    html: Path | None
     unused: tuple[str, ...] = ()
 
     def run(self, quiet: bool) -> None:
@@ -77,7 +78,7 @@ class FolderJob:
             )
         if self.unused:
             raise OptionError(f"{self.unused[0]} is not for checkpoint folders; leave it out")
-        check_outputs([self.json_file], [])
+        check_outputs([self.json_file, self.html], [])
 
     def _write_report(self, done: RewrittenFolder) -> None:
         if self.json_file is not None:
@@ -85,6 +86,8 @@ class FolderJob:
 
             loads = {"loads_in_transformers": done.is_plain, "left_out": list(done.left_out)}
             write_text(self.json_file, json_text({**done.report.to_dict(), **loads}))
+        if self.html is not None:
+            done.report.to_html(self.html, model=self.source)
 
 
 def _show(done: RewrittenFolder) -> None:
