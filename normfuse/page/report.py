@@ -129,7 +129,7 @@ def _streams(report: Report, groups: Mapping[int, int]) -> Content:
     if not report.streams:
         return None
     drawn: list[Content] = [
-        element("p", "From top to bottom as the model runs. Click a norm for the reason and the equation.")
+        element("p", "From top to bottom as the model runs. Open a norm for the reason and the equation.")
     ]
     for number, stream in enumerate(several, 1):
         count = sum(part.role == "norm" for part in stream)

@@ -71,11 +71,13 @@ def _certificate(rewrite: Rewrite) -> Html:
         element("li", condition["condition"], _names(condition["nodes"]))
         for condition in held.get("conditions", ())
     ]
+    centred = held.get("centred_explicitly", ())
     change = f"{len(weights)} {'weight changes' if len(weights) == 1 else 'weights change'}: "
     return claim(
         rewrite,
         element("ul", conditions) if conditions else None,
         element("p", change, _names(weights)) if weights else None,
+        element("p", "One mean is subtracted in the graph, behind ", _names(centred)) if centred else None,
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from normfuse.capture.exported import program_of
 from normfuse.options import Options
+from normfuse.passes import pipeline
 from normfuse.passes.pipeline import run_pipeline
 from normfuse.report import Report
 from tests.passes.affine_cases import Net
@@ -99,3 +101,16 @@ def test_the_sites_of_a_further_graph_are_counted_on():
 
 def test_a_model_without_norms_has_no_streams():
     assert drawn(lambda s, x: s.lin(x), lin=nn.Linear(D, D)).streams == []
+
+
+def test_what_cannot_be_drawn_is_rewritten_all_the_same(monkeypatch):
+    def fails(*given):
+        raise RuntimeError("no picture")
+
+    monkeypatch.setattr(pipeline, "pictured", fails)
+    monkeypatch.setenv("NORMFUSE_STRICT", "0")
+    report = drawn(lambda s, x: s.one(s.lin(x)), one=nn.LayerNorm(D), lin=nn.Linear(D, D))
+    assert (report.streams, report.after) == ([], {"rms_norm": 1})
+    monkeypatch.setenv("NORMFUSE_STRICT", "1")
+    with pytest.raises(RuntimeError, match="no picture"):
+        drawn(lambda s, x: s.one(s.lin(x)), one=nn.LayerNorm(D), lin=nn.Linear(D, D))

@@ -32,6 +32,7 @@ def certificate(name: str = "blocks.0.up.weight") -> dict:
         "source": f"somebody, {name}",
         "conditions": [{"condition": f"written by {name}", "nodes": [name]}],
         "weights": [{"name": name}],
+        "centred_explicitly": [name],
     }
 
 

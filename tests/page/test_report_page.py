@@ -22,7 +22,17 @@ def test_all_sites_reasons_and_figures_are_on_the_page(tmp_path):
     report = mixed_report()
     target = report.to_html(tmp_path / "page.html", model="a model", verification="verified by hand")
     page = checked(target.read_text(encoding="utf-8"))
-    shown = ("a model", "Verified by hand.", "8", "1.77 MB", "1.04", "0.9", "a note", "at net.py:3: print")
+    shown = (
+        "a model",
+        "Verified by hand.",
+        "8",
+        "1.77 MB",
+        "1.04",
+        "0.9",
+        "a note",
+        "at net.py:3: print",
+        "One mean is subtracted",
+    )
     for text in (*shown, "drop it.", "3.1 times", "blocks.{0-3}.norm", "blocks.4.norm", "batch", "conv"):
         assert text in page.text, text
     assert "5 of the 7 norms are in a cheaper form now: 4 layer_norm became rms_norm" in page.text
