@@ -10,7 +10,7 @@ export PYTHONPATH := $(CURDIR)
 # Compiling what PyTorch imports anew in every process would take more time than some of the tests.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test rounding processors lint fuzz mutants gpu bench release-check clean
+.PHONY: demo test rounding processors lint docs fuzz mutants gpu bench release-check clean
 
 demo: $(INSTALLED)
 	$(BIN)/normfuse demo
@@ -30,6 +30,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site in build/site; a warning is an error. Links are checked by the tests too, which need no mkdocs.
+docs: $(INSTALLED)
+	$(BIN)/python -c 'import material' 2>/dev/null || PYTHONPATH= $(BIN)/python -m pip install --quiet \
+		--disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # Stop it and call it again: finished batches are kept in build/fuzz.
 CASES ?= 1000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from normfuse.files import write_text
 from normfuse.ir.spec import NormSpec
+from normfuse.report_stream import Part
 
 __all__ = ["ACTIONS", "Cost", "Refusal", "Report", "Rewrite", "Site"]
 
@@ -161,7 +161,8 @@ class Report:
     ``breaks`` are the places at which Dynamo broke the model into several graphs, each with its reason.
     ``time`` is what all operators took before the rewrite, estimated from their sizes in bytes of memory
     traffic that would take as long; None where an operator is not known. ``spent`` is what the explicit
-    centrings add to each call.
+    centrings add to each call. ``streams`` are the residual streams, and the other values that norms read, in
+    the order in which the model runs.
     """
 
     sites: list[Site] = field(default_factory=list)
@@ -179,6 +180,7 @@ class Report:
     breaks: list[str] = field(default_factory=list)
     time: float | None = 0.0
     spent: Cost = Cost()
+    streams: list[list[Part]] = field(default_factory=list)
 
     @property
     def found(self) -> dict[str, int]:
@@ -206,6 +208,7 @@ class Report:
         """Add the report of a further graph of the same model."""
         for site in other.sites:
             site.graph = self.graphs
+        self.streams += [[part.shifted(len(self.sites)) for part in stream] for stream in other.streams]
         self.sites += other.sites
         self.graphs += max(other.graphs, 1)
         self.time = None if self.time is None or other.time is None else self.time + other.time
@@ -244,39 +247,23 @@ class Report:
             "saved": asdict(self.saved),
             "errors": dict(self.errors),
             "sites": [site.to_dict() for site in self.sites],
+            "streams": [[part.to_dict() for part in stream] for stream in self.streams],
         }
 
     def to_json(self) -> str:
         """The report as JSON text."""
         return json.dumps(self.to_dict(), indent=2)
 
-    def to_html(self, path: str | Path) -> Path:
-        """Write the report as one page; an existing file at ``path`` is replaced as a whole."""
-        return write_text(path, _page(self))
+    def to_html(self, path: str | Path, *, model: str = "", verification: str = "") -> Path:
+        """Write the report as one page, which needs no network; an existing file is replaced as a whole.
+
+        ``model`` is its title, and ``verification`` what was verified, in words.
+        """
+        from normfuse.page.report import report_page
+
+        return write_text(path, report_page(self, model, verification))
 
     def __str__(self) -> str:
         from normfuse.report_table import render
 
         return render(self)
-
-
-def _page(report: Report) -> str:
-    from normfuse.report_table import headline
-
-    rows = "\n".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(site)) + "</tr>"
-        for site in report.sites
-    )
-    head = "".join(f"<th>{name}</th>" for name in ("module", "kind", "becomes", "action", "reason", "source"))
-    return (
-        "<!doctype html><meta charset='utf-8'><title>normfuse</title>"
-        "<style>body{font:15px sans-serif;margin:2em}td,th{padding:.3em .8em;text-align:left;"
-        "border-bottom:1px solid #ccc}</style>"
-        f"<h1>normfuse</h1><p>{html.escape(headline(report))}</p>"
-        f"<table><tr>{head}</tr>\n{rows}</table>\n"
-    )
-
-
-def _cells(site: Site) -> tuple[str, ...]:
-    reason = "" if site.refusal is None else f"{site.refusal.code}: {site.refusal.message}"
-    return site.module, site.kind, site.becomes, site.action, reason, site.source

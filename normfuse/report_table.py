@@ -1,11 +1,13 @@
-"""A report as a table for the terminal: equal outcomes in one row, refusals in full below."""
+"""A report as a table for the terminal: equal outcomes in one row, refusals in full below.
+
+What it groups and says here, the page of a report groups and says as well.
+"""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +15,32 @@ from rich.table import Table
 if TYPE_CHECKING:
     from normfuse.report import Refusal, Report, Site
 
-__all__ = ["headline", "render"]
+__all__ = [
+    "Group", "Reason", "common_name", "expectation", "grouped", "headline", "memory", "reasons", "render",
+    "savings", "shown_bytes", "starred",
+]  # fmt: skip
+
+
+class Group(NamedTuple):
+    """Equal outcomes of norms whose module paths differ in layer numbers only."""
+
+    name: str
+    sites: list[Site]
+
+
+class Reason(NamedTuple):
+    """Why norms stay: one reason, whatever the numbers of layers and graph nodes in its ``messages``."""
+
+    code: str
+    messages: list[str]
+    remedy: str
+    sites: list[Site]
+
+    def __str__(self) -> str:
+        more = len(self.messages) - 1
+        like = f" (and {more} like it)" if more else ""
+        remedy = f" Remedy: {self.remedy}." if self.remedy else ""
+        return f"{self.code}: {self.messages[0]}{like}.{remedy}"
 
 
 def render(report: Report) -> str:
@@ -23,20 +50,23 @@ def render(report: Report) -> str:
     console.print(headline(report))
     if report.sites:
         console.print(_table(report.sites))
-    for reason in _reasons(report.sites):
+    paragraphs = [str(reason) for reason in reasons(report.sites) if reason.code not in _NOTHING_TO_DO]
+    for reason in paragraphs[:_PARAGRAPHS]:
         console.print(reason, soft_wrap=False)
+    if len(paragraphs) > _PARAGRAPHS:
+        console.print(f"... and {len(paragraphs) - _PARAGRAPHS} more reasons")
     for note in report.notes:
         console.print(f"note: {note}")
     for place in report.breaks[:_PARAGRAPHS]:
         console.print(f"graph break {place}")
     if len(report.breaks) > _PARAGRAPHS:
         console.print(f"... and {len(report.breaks) - _PARAGRAPHS} more graph breaks")
-    for line in (*_savings(report), *_expectation(report), *_memory(report)):
+    for line in (*savings(report), *expectation(report), *memory(report)):
         console.print(line)
     return stream.getvalue().rstrip("\n")
 
 
-def _expectation(report: Report) -> list[str]:
+def expectation(report: Report) -> list[str]:
     """One line that says what all this is worth, as far as sizes tell."""
     share = report.changed_share
     if share is None or not report.graphs:
@@ -55,12 +85,12 @@ def _expectation(report: Report) -> list[str]:
 _NOTHING = 0.005
 
 
-def _savings(report: Report) -> list[str]:
+def savings(report: Report) -> list[str]:
     """A line that says what each call saves, and what it takes more."""
     saved = report.saved
     amounts = {
         f"{_short(abs(saved.operations))}operations": saved.operations,
-        f"{_bytes(abs(saved.bytes))} of memory traffic": saved.bytes,
+        f"{shown_bytes(abs(saved.bytes))} of memory traffic": saved.bytes,
         f"{abs(saved.kernels)} {'kernel' if abs(saved.kernels) == 1 else 'kernels'}": saved.kernels,
     }
     fewer = [text for text, amount in amounts.items() if amount > 0]
@@ -76,14 +106,14 @@ def _short(count: float) -> str:
     return f"{count:,.0f} "
 
 
-def _memory(report: Report) -> list[str]:
+def memory(report: Report) -> list[str]:
     """A line each that says what folding and freezing cost."""
     lines = []
     if report.copied_bytes:
-        lines.append(f"folded weights hold {_bytes(report.copied_bytes)} of memory beside the originals")
+        lines.append(f"folded weights hold {shown_bytes(report.copied_bytes)} of memory beside the originals")
     if report.frozen:
         graphs = "1 graph holds" if report.frozen == 1 else f"{report.frozen} graphs hold"
-        size = _bytes(report.frozen_bytes)
+        size = shown_bytes(report.frozen_bytes)
         lines.append(f"{graphs} the weights as constants, {size} beside the originals, checked at every call")
     if report.products is not None:
         plain, frozen = report.products
@@ -92,7 +122,7 @@ def _memory(report: Report) -> list[str]:
     return lines
 
 
-def _bytes(count: float) -> str:
+def shown_bytes(count: float) -> str:
     size, unit = float(count), "bytes"
     for larger in ("kB", "MB", "GB", "TB"):
         if size >= 1000:
@@ -115,27 +145,32 @@ def headline(report: Report) -> str:
 
 def _table(sites: list[Site]) -> Table:
     table = Table("norms", "", "found as", "becomes", "action", "reason", box=None, header_style="bold")
-    for count, name, site in _grouped(sites):
+    for name, members in grouped(sites):
+        site, count = members[0], len(members)
         code = "" if site.refusal is None else site.refusal.code
         table.add_row(name, f"x{count}" if count > 1 else "", site.kind, site.becomes, site.action, code)
     return table
 
 
-def _grouped(sites: list[Site]) -> Iterable[tuple[int, str, Site]]:
-    """Equal outcomes of norms whose module paths differ in layer numbers only."""
+def grouped(sites: list[Site]) -> list[Group]:
+    """The sites, equal ones together, in the order of the first of each."""
     groups: dict[tuple[str, ...], list[Site]] = {}
     for site in sites:
         code = "" if site.refusal is None else site.refusal.code
-        key = (_NUMBER.sub("*", site.module), site.kind, site.becomes, site.action, code)
+        key = (starred(site.module), site.kind, site.becomes, site.action, code)
         groups.setdefault(key, []).append(site)
-    for members in groups.values():
-        yield len(members), _common_name([m.module for m in members]), members[0]
+    return [Group(common_name([m.module for m in members]), members) for members in groups.values()]
+
+
+def starred(path: str) -> str:
+    """``h.*.ln_1`` for ``h.0.ln_1``."""
+    return _NUMBER.sub("*", path)
 
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
 
 
-def _common_name(paths: list[str]) -> str:
+def common_name(paths: list[str]) -> str:
     """``h.{0-11}.ln_1`` for ``h.0.ln_1`` to ``h.11.ln_1``."""
     columns = zip(*(_NUMBER.findall(path) for path in paths), strict=True)
     numbers = iter([_ranges(sorted({int(n) for n in column})) for column in columns])
@@ -155,18 +190,16 @@ def _ranges(numbers: list[int]) -> str:
     return "{" + ",".join(shown) + "}"
 
 
-def _reasons(sites: list[Site]) -> list[str]:
-    """One paragraph per reason; graph nodes that differ in their numbers only share it."""
-    groups: dict[tuple[str, str, str], dict[str, None]] = {}
+def reasons(sites: list[Site]) -> list[Reason]:
+    """Why norms stay, each reason once; graph nodes that differ in their numbers only share it."""
+    found: dict[tuple[str, str, str], list[Site]] = {}
     for site in sites:
-        if site.refusal is not None and site.refusal.code not in _NOTHING_TO_DO:
-            groups.setdefault(_alike(site.refusal), {})[site.refusal.message] = None
-    shown = [
-        f"{code}: {next(iter(messages))}{_more(len(messages) - 1)}.{f' Remedy: {remedy}.' if remedy else ''}"
-        for (code, _, remedy), messages in groups.items()
+        if site.refusal is not None:
+            found.setdefault(_alike(site.refusal), []).append(site)
+    return [
+        Reason(code, list(dict.fromkeys(s.refusal.message for s in members if s.refusal)), remedy, members)
+        for (code, _, remedy), members in found.items()
     ]
-    hidden = len(shown) - _PARAGRAPHS
-    return shown[:_PARAGRAPHS] + ([f"... and {hidden} more reasons"] if hidden > 0 else [])
 
 
 _PARAGRAPHS = 12
@@ -175,14 +208,8 @@ _NOTHING_TO_DO = ("already_rms_norm", "already_crms_norm")
 
 def _alike(refusal: Refusal) -> tuple[str, str, str]:
     """A reason without the numbers of graph nodes and layers."""
-    message = _NODE_NUMBER.sub("", _NUMBER.sub("*", refusal.message))
+    message = _NODE_NUMBER.sub("", starred(refusal.message))
     return refusal.code, message, _NODE_NUMBER.sub("", refusal.remedy)
 
 
 _NODE_NUMBER = re.compile(r"_\d+\b")
-
-
-def _more(count: int) -> str:
-    if count <= 0:
-        return ""
-    return f" (and {count} like it)"

@@ -40,7 +40,7 @@ def test_python_version_entry_points_and_extras_are_declared():
     assert PROJECT["scripts"] == {"normfuse": "normfuse.cli.app:main"}
     backends = PROJECT["entry-points"]["torch_dynamo_backends"]
     assert backends == {"normfuse": "normfuse.backends.entry:normfuse_backend"}
-    assert set(PROJECT["optional-dependencies"]) == {"bench", "models", "onnx", "test", "triton"}
+    assert set(PROJECT["optional-dependencies"]) == {"bench", "docs", "models", "onnx", "test", "triton"}
 
 
 def test_the_backend_is_the_function_that_the_entry_point_names():
@@ -81,7 +81,17 @@ def test_the_package_says_that_it_is_typed():
     assert (ROOT / "normfuse" / "py.typed").is_file()
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "gpu", "bench", "clean"])
+def test_the_package_takes_along_what_pages_are_made_of():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    patterns = settings["package-data"]["normfuse"]
+    folder = ROOT / "normfuse"
+    packed = {path for pattern in patterns for path in folder.glob(pattern)}
+    files = {path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {path for path in files - packed if path.suffix != ".py"} == set()
+    assert {path.suffix for path in packed} == {"", ".css", ".js"}
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "gpu", "bench", "docs", "clean"])
 def test_make_target_exists(target):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{target}:", makefile, re.MULTILINE)

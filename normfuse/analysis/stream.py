@@ -31,7 +31,7 @@ from normfuse.ir.region import UNLIFTED, NormRegion, norm_of
 from normfuse.ir.sizes import rank_of, shape_of
 from normfuse.report import Refusal
 
-__all__ = ["Stream", "Value", "explore", "norm_axis", "rms_axis", "spread_rawness"]
+__all__ = ["Stream", "Value", "explore", "norm_axis", "read_along", "rms_axis", "spread_rawness"]
 
 Value = tuple[Node, int]
 
@@ -63,7 +63,7 @@ class Stream:
 def norm_axis(node: Node) -> Value | None:
     """The value and axis that a LayerNorm over one axis normalizes; None for any other node."""
     region = norm_of(node)
-    return None if region is None or not region.spec.centred else _read_along(node, region)
+    return None if region is None or not region.spec.centred else read_along(node, region)
 
 
 def rms_axis(node: Node) -> Value | None:
@@ -71,10 +71,11 @@ def rms_axis(node: Node) -> Value | None:
     region = norm_of(node)
     if region is None or region.spec.kind != "rms_norm" or not is_expressible(region.spec):
         return None
-    return _read_along(node, region)
+    return read_along(node, region)
 
 
-def _read_along(node: Node, region: NormRegion) -> Value | None:
+def read_along(node: Node, region: NormRegion) -> Value | None:
+    """The value and axis that a norm over one axis reads, whatever its kind; None over several."""
     if len(region.spec.dims) != 1:
         return None
     source = region.operands(node).source

@@ -136,6 +136,13 @@ class BenchResult:
         """Write the figures as JSON; an existing file is replaced as a whole."""
         return write_text(path, json_text(self.to_dict()))
 
+    def to_html(self, path: str | Path) -> Path:
+        """Write the figures as one page, which needs no network; an existing file is replaced as a whole."""
+        from normfuse.benchmark.page import bench_page
+
+        rows = {place: _rows(batch) for place, batch in enumerate(self.batches)}
+        return write_text(path, bench_page(self, _caption(self.processes), rows))
+
     def plot(self, path: str | Path) -> Path:
         """Draw the ratios to a ``.png`` or ``.svg`` file; needs ``pip install 'normfuse[bench]'``."""
         from normfuse.benchmark.plot import plot
@@ -159,14 +166,21 @@ def _table(batch: BatchResult, result: BenchResult) -> Table:
         title=f"{escape(result.settings.source or 'model')}: {what}{size}, {count}", title_justify="left",
         caption=_caption(result.processes), caption_justify="left",
     )  # fmt: skip
+    for row in _rows(batch):
+        table.add_row(*row)
+    return table
+
+
+def _rows(batch: BatchResult) -> list[list[str]]:
+    """The cells of a table; the last row is the noise floor."""
+    rows = []
     for name, seconds in batch.seconds.items():
         ratio = batch.ratios.get(name)
         relative = "1" if ratio is None else Figure(ratio.median, ratio.low, ratio.high).show()
         verdict = "" if ratio is None else batch.verdict(name)
-        table.add_row(name, relative, verdict, seconds.show(1e3), *_cost_cells(batch.costs.get(name, ())))
+        rows.append([name, relative, verdict, seconds.show(1e3), *_cost_cells(batch.costs.get(name, ()))])
     noise = batch.noise
-    table.add_row("noise floor", Figure(noise.median, noise.low, noise.high).show(), "", "", "", "")
-    return table
+    return [*rows, ["noise floor", Figure(noise.median, noise.low, noise.high).show(), "", "", "", ""]]
 
 
 def _cost_cells(runs: Sequence[Cost]) -> tuple[str, str]:

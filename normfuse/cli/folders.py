@@ -39,6 +39,7 @@ class FolderJob:
     new_biases: bool
     force: bool
     json_file: Path | None
+    html: Path | None
     unused: tuple[str, ...] = ()
 
     def run(self, quiet: bool) -> None:
@@ -80,7 +81,7 @@ class FolderJob:
                 "code that loads the model, as module.path:factory"
             )
         _refuse(self.unused)
-        check_outputs([self.json_file], [])
+        check_outputs([self.json_file, self.html], [])
 
     def _write_report(self, done: RewrittenFolder) -> None:
         if self.json_file is not None:
@@ -92,6 +93,8 @@ class FolderJob:
                 "left_out": list(done.left_out),
             }
             write_text(self.json_file, json_text({**done.report.to_dict(), **said}))
+        if self.html is not None:
+            done.report.to_html(self.html, model=self.source)
 
     def _show(self, done: RewrittenFolder) -> None:
         typer.echo(str(done.report))

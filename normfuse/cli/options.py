@@ -11,7 +11,7 @@ import typer
 from normfuse.rule_names import RULE_NAMES
 
 __all__ = [
-    "CRMS_BASIS", "DEBUG", "DTYPE", "JSON", "ONLY", "QUIET", "SKIP", "SOURCE", "TARGET",
+    "CRMS_BASIS", "DEBUG", "DTYPE", "HTML", "JSON", "ONLY", "QUIET", "SKIP", "SOURCE", "TARGET",
     "CrmsBasis", "Dtype", "Rule", "Target", "Verify", "as_list", "chosen",
 ]  # fmt: skip
 
@@ -87,6 +87,9 @@ DTYPE = Annotated[
     ),
 ]
 JSON = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result to FILE.")]
+HTML = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Also write a page to FILE.", show_default=False)
+]
 QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 

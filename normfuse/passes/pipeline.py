@@ -14,11 +14,14 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
+from normfuse.analysis.picture import pictured
 from normfuse.analysis.savings import cost_of_norm
 from normfuse.analysis.time_share import time_of
+from normfuse.analysis.weights import WeightValues
 from normfuse.errors import ExpectationError, is_strict
 from normfuse.folding import Folded
 from normfuse.ir.dead_code import drop_unused
+from normfuse.ir.effects import Effects
 from normfuse.ir.grad_mode import switches_gradients
 from normfuse.ir.kinds import known_kinds
 from normfuse.ir.program import Program
@@ -81,6 +84,7 @@ def _canonicalize(work: Work) -> None:
 def _lift(work: Work) -> None:
     lift(work)
     _estimate(work)
+    _picture(work)
 
 
 def _hoist(work: Work) -> None:
@@ -103,6 +107,18 @@ def _estimate(work: Work) -> None:
     for node, site in work.sites.items():
         site.time = times[node] or 0.0
         work.costs[id(site)] = cost_of_norm(node)
+
+
+def _picture(work: Work) -> None:
+    """What the report draws; a graph that cannot be drawn is compiled all the same."""
+    places = {id(site): index for index, site in enumerate(work.report.sites)}
+    effects = Effects(work.program.gm.graph)
+    sites = {node: places[id(site)] for node, site in work.sites.items()}
+    try:
+        work.report.streams = pictured(sites, WeightValues(work.program, effects), effects)
+    except Exception:
+        if is_strict():
+            raise
 
 
 def _run(rule: Rule, work: Work) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from normfuse.files import write_text
 
 __all__ = ["Equivalence", "LeafError", "unjudged_paths", "worst_of"]
 
@@ -99,6 +102,15 @@ class Equivalence:
         summary = {k: getattr(self, k) for k in ("ok", "max_abs_error", "max_rel_error", "error_ratio")}
         told = {"verdict": self.verdict, "unjudged": list(self.unjudged)}
         return {**summary, **told, "leaves": [leaf.to_dict() for leaf in self.leaves]}
+
+    def to_html(self, path: str | Path, *, reference: str = "", candidate: str = "") -> Path:
+        """Write the result as one page, which needs no network; an existing file is replaced as a whole.
+
+        ``reference`` and ``candidate`` are what the two are called on it.
+        """
+        from normfuse.verify.page import verification_page
+
+        return write_text(path, verification_page(self, reference, candidate))
 
     def __str__(self) -> str:
         from rich.console import Console

@@ -21,6 +21,7 @@ from normfuse.cli.app import app
 from normfuse.pt2 import save_program
 from normfuse.sources import Source
 from tests.backends.networks import example, prenorm
+from tests.page.structure import checked
 from tests.programs.models import small_program
 
 HERE = "tests.benchmark.test_bench"
@@ -308,7 +309,7 @@ def test_the_caption_says_what_so_few_processes_allow(processes, says):
     assert says in shown
 
 
-def test_the_command_says_what_it_is_going_to_do(monkeypatch):
+def test_the_command_says_what_it_is_going_to_do_and_writes_a_page(monkeypatch, tmp_path):
     def child(settings, *names, cache=None):
         return json.dumps(Cost(1.0, None).to_dict()) if names else rounds().to_json()
 
@@ -322,4 +323,6 @@ def test_the_command_says_what_it_is_going_to_do(monkeypatch):
     )
     assert steps[0] == "[1/6] first call of eager"
     assert "left" in steps[-1]
-    assert CliRunner().invoke(app, [*words, "--quiet"]).output == ""
+    page = tmp_path / "page.html"
+    assert CliRunner().invoke(app, [*words, "--quiet", "--html", str(page)]).output == ""
+    assert f"{HERE}:factory" in checked(page.read_text(encoding="utf-8")).text

@@ -29,6 +29,7 @@ from normfuse.rule_names import RULE_NAMES
 from normfuse.sources import _DTYPES
 from tests.backends.networks import prenorm
 from tests.cli import forked
+from tests.page.structure import checked
 from tests.programs.models import small_program
 
 MODELS = "tests.programs.models"
@@ -163,6 +164,18 @@ def test_explain_writes_nothing_but_what_it_is_asked_for(source, original, tmp_p
     assert "now 3 rms_norm" in result.output
     assert left_in(tmp_path) == ["r.html", "r.json"]
     assert "now 3 layer_norm" in run("explain", text, "--target", "layer_norm").output
+
+
+def test_every_command_writes_a_page_of_what_it_found(original, tmp_path):
+    out, page = tmp_path / "out.pt2", tmp_path / "page.html"
+    assert run("rewrite", original, "-o", out, "--html", page).exit_code == 0
+    text = checked(page.read_text(encoding="utf-8")).text
+    assert original.name in text
+    assert "Verified norm by norm, on" in text
+    assert run("verify", original, out, "--random", 0, "--no-hostile", "--html", page).exit_code == 0
+    assert "Equivalent: at most" in checked(page.read_text(encoding="utf-8")).text
+    assert run("rewrite", original, "-o", out, "--verify", "off", "--html", page).exit_code == 0
+    assert "NOT verified" in checked(page.read_text(encoding="utf-8")).text
 
 
 @pytest.mark.parametrize("source", ["program", "code"])
@@ -464,8 +477,11 @@ class _Terminal:
         ("explain", "{in}", "--json", "{in}"),
         ("explain", "{in}", "--html", "{in}"),
         ("verify", "{in}", "{in}", "--json", "{in}"),
+        ("verify", "{in}", "{in}", "--html", "{in}"),
+        ("verify", "{in}", "{in}", "--json", "{folder}/a", "--html", "{folder}/a"),
         ("rewrite", "{in}", "-o", "{folder}/out.pt2", "--json", "{in}"),
         ("rewrite", "{in}", "-o", "{folder}/out.pt2", "--json", "{folder}/out.map.json"),
+        ("rewrite", "{in}", "-o", "{folder}/out.pt2", "--html", "{in}"),
         ("rewrite", "{in}", "-o", "{folder}/loop.pt2"),
         ("rewrite", "{in}", "-o", "{folder}/" + 300 * "x" + ".pt2"),
         ("rewrite", "/dev/zero", "-o", "{folder}/out.pt2"),

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from normfuse.cli.options import DEBUG, DTYPE, JSON, QUIET, SOURCE, chosen
+from normfuse.cli.options import DEBUG, DTYPE, HTML, JSON, QUIET, SOURCE, chosen
 from normfuse.cli.outcome import one_line_errors
 from normfuse.progress import Say, steps
 
@@ -71,6 +71,7 @@ def bench(
         Path | None, typer.Option(metavar="FILE", help="Draw the ratios to a .png or .svg file.")
     ] = None,
     json_file: JSON = None,
+    html: HTML = None,
     quiet: QUIET = False,
     debug: DEBUG = False,
 ) -> None:
@@ -85,10 +86,9 @@ def bench(
         from normfuse.benchmark.plot import check_plot
         from normfuse.benchmark.run import bench as measure
         from normfuse.benchmark.settings import BASELINE, CONTENDERS
-        from normfuse.files import check_writable
+        from normfuse.files import check_outputs
 
-        if json_file is not None:
-            check_writable(json_file)
+        check_outputs([json_file, html, plot], [])
         if plot is not None:
             check_plot(plot)
         named = {one.value for one in contender} if contender else CONTENDERS[:4]
@@ -109,6 +109,8 @@ def bench(
             typer.echo(str(result))
         if json_file is not None:
             result.save(json_file)
+        if html is not None:
+            result.to_html(html)
         if plot is not None:
             result.plot(plot)
 

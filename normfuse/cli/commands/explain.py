@@ -12,6 +12,7 @@ from normfuse.cli.options import (
     CRMS_BASIS,
     DEBUG,
     DTYPE,
+    HTML,
     JSON,
     ONLY,
     QUIET,
@@ -39,7 +40,7 @@ def explain(
     skip: SKIP = None,
     dtype: DTYPE = None,
     json_file: JSON = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page to FILE.")] = None,
+    html: HTML = None,
     stages: Annotated[
         bool, typer.Option("--stages", help="Print the graph after each stage that changes it.")
     ] = False,
@@ -73,7 +74,7 @@ def explain(
         if json_file is not None:
             write_text(json_file, report.to_json())
         if html is not None:
-            report.to_html(html)
+            report.to_html(html, model=source)
 
 
 def _report(text: str, dtype: str | None, options: dict[str, object], stages: bool) -> tuple[Report, str]:

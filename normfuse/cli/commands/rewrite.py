@@ -14,6 +14,7 @@ from normfuse.cli.options import (
     CRMS_BASIS,
     DEBUG,
     DTYPE,
+    HTML,
     JSON,
     ONLY,
     QUIET,
@@ -101,6 +102,7 @@ def rewrite(
     new_biases: NEW_BIASES = False,
     force: FORCE = False,
     json_file: JSON = None,
+    html: HTML = None,
     quiet: QUIET = False,
     debug: DEBUG = False,
 ) -> None:
@@ -122,12 +124,13 @@ def rewrite(
             }  # fmt: skip
             unused = tuple(name for name, value in given.items() if value)
             asked_of_folder = {"target": target.value, "expect": _counts(expect), **rules}
-            FolderJob(
-                source, destination, asked_of_folder, architecture, new_biases, force, json_file, unused
-            ).run(quiet)
+            job = FolderJob(
+                source, destination, asked_of_folder, architecture, new_biases, force, json_file, html, unused
+            )
+            job.run(quiet)
             return
         _refuse_folder_options({"--architecture": architecture, "--new-biases": new_biases, "--force": force})
-        _check_outputs(source, destination, json_file)
+        _check_outputs(source, destination, json_file, html)
         asked = None if verify is None else verify.value
         level = asked or "sites"
         options = {
@@ -146,6 +149,8 @@ def rewrite(
                 raise _unverified(result)
             say(f"writing {destination}")
             norms = _write(result, verification, destination, json_file)
+            if html is not None:
+                result.report.to_html(html, model=source, verification=_verified(verification))
             unmapped = result.unmapped and destination.suffix == ".pt2"
             stale = _set_aside(map_beside(destination)) if unmapped else None
         if not quiet:
@@ -160,14 +165,14 @@ def map_beside(destination: Path) -> Path:
     return destination.with_suffix(".map.json")
 
 
-def _check_outputs(source: str, destination: Path, json_file: Path | None) -> None:
+def _check_outputs(source: str, destination: Path, *others: Path | None) -> None:
     from normfuse.errors import InputError
     from normfuse.files import check_outputs
 
     if destination.suffix not in (".pt2", ".onnx"):
         raise InputError(f"the output has to be a .pt2 or an .onnx file, not {destination}")
     changes = map_beside(destination) if destination.suffix == ".pt2" else None
-    check_outputs((destination, changes, json_file), [source])
+    check_outputs((destination, changes, *others), [source])
 
 
 def _refuse_folder_options(options: Mapping[str, object]) -> None:
@@ -267,7 +272,11 @@ def _set_aside(stale: Path) -> Path | None:
 
 def _show(result: Rewritten, verification: Verification | None) -> None:
     typer.echo(str(result.report))
-    typer.echo("NOT verified" if verification is None else str(verification))
+    typer.echo(_verified(verification))
+
+
+def _verified(verification: Verification | None) -> str:
+    return "NOT verified" if verification is None else str(verification)
 
 
 def _written(result: Rewritten, destination: Path, norms: dict[str, int]) -> str:

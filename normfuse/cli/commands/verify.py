@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from normfuse.cli.options import DEBUG, JSON, QUIET
+from normfuse.cli.options import DEBUG, HTML, JSON, QUIET
 from normfuse.cli.outcome import one_line_errors
 from normfuse.progress import steps
 
@@ -42,6 +42,7 @@ def verify(
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the random inputs.")] = 0,
     json_file: JSON = None,
+    html: HTML = None,
     quiet: QUIET = False,
     debug: DEBUG = False,
 ) -> None:
@@ -54,7 +55,7 @@ def verify(
     with one_line_errors(debug):
         from normfuse.files import check_outputs, json_text, write_text
 
-        check_outputs([json_file], [reference, candidate])
+        check_outputs([json_file, html], [reference, candidate])
         with steps(quiet) as say:
             chosen = {"random": random, "hostile": hostile, "seed": seed, "thorough": thorough}
             found = _compared(reference, candidate, chosen, say)
@@ -62,6 +63,8 @@ def verify(
             _show(found)
         if json_file is not None:
             write_text(json_file, json_text(found.to_dict()))
+        if html is not None:
+            found.to_html(html, reference=reference, candidate=candidate)
         raise typer.Exit(0 if found.ok else 1)
 
 
