@@ -153,7 +153,11 @@ class Reader:
     @property
     def is_abandoned(self) -> bool:
         """Whether nobody but this object holds the memory of a source any more."""
-        return any(storage_is_abandoned(s) for s in self._storages)
+        return any(storage_is_abandoned(s, 1 + self._shows(s)) for s in self._storages)
+
+    def _shows(self, storage: torch.UntypedStorage) -> bool:
+        """Whether what was made is a source itself, and holds this memory once more."""
+        return False
 
     def lies_at(self, places: Sequence[tuple[Any, ...]]) -> bool:
         """Whether it was made from the memory at these addresses; they come first in each place."""
@@ -171,7 +175,8 @@ class Reader:
 class FoldedWeight(Reader):
     """One folded tensor and the state of the sources it was made of.
 
-    ``is_lent`` says that autograd may have saved the tensor, which nothing may write to from then on.
+    ``is_lent`` says that autograd may have saved the tensor, which nothing may write to from then on;
+    ``is_source`` that the tensor is a source, which holds what would be folded but for rounding.
     """
 
     def __init__(
@@ -184,29 +189,35 @@ class FoldedWeight(Reader):
         self.recipe = recipe
         self.refolds = 0
         self.is_lent = False
+        self.is_source = False
         super().__init__(sources, owners, watched)
-        self.tensor = recipe.compute(sources)
+        self.tensor, self.is_source = recipe.fold(sources)
 
     def agrees(self, sources: Sequence[torch.Tensor]) -> bool:
         """Whether the sources, read once more, give the tensor bit by bit."""
-        return torch.equal(self.recipe.compute(sources), self.tensor)
+        fresh, is_source = self.recipe.fold(sources)
+        return is_source == self.is_source and torch.equal(fresh, self.tensor)
 
     def refold(self, sources: Sequence[torch.Tensor]) -> None:
         """Compute the tensor again, into the same memory where autograd cannot have saved it."""
         self._note(sources)
         try:
-            fresh = self.recipe.compute(sources)
+            fresh, is_source = self.recipe.fold(sources)
             with outside_tracing():
-                self.tensor = fresh if self.is_lent else self.tensor.copy_(fresh)
-            self.is_lent = False
+                stays = not (self.is_lent or self.is_source or is_source)
+                self.tensor = self.tensor.copy_(fresh) if stays else fresh
+            self.is_lent, self.is_source = False, is_source
         except BaseException:
             self.forget()
             raise
         self.refolds += 1
 
+    def _shows(self, storage: torch.UntypedStorage) -> bool:
+        return self.is_source and storage_id(self.tensor) == storage._cdata
+
     def release(self) -> None:
         """Give the memory back: the model is gone."""
-        self.tensor = torch.empty(0)
+        self.tensor, self.is_source = torch.empty(0), False
         super().release()
 
 
