@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,6 @@ from normfuse.in_place.applied import Applied, write
 from normfuse.in_place.held import Held
 from normfuse.in_place.plan import Plan, plan
 from normfuse.ir.location import WRAPPERS
-from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.rewriting import as_program, check_module, checked_options
 
@@ -191,6 +190,3 @@ def _verify(
     raise VerificationError(
         f"the outputs could not be judged on these inputs: {', '.join(found.unjudged)}; nothing is written"
     )
-
-
-_ = (Program, Callable)

@@ -91,7 +91,7 @@ def _idle(norm: Norm, one: Shown, held: Held) -> Iterator[tuple[Place, New]]:
 
 
 def _plain(norm: Norm) -> dict[str, tuple[torch.Tensor, str]]:
-    scale = 1 / norm.spec.post_factor - norm.spec.weight_offset
+    scale = 1 / norm.spec.post_factor
     return {"scale": (torch.tensor(scale), f"{scale:g}"), "shift": (torch.tensor(0.0), "0")}
 
 
