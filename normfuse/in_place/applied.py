@@ -18,7 +18,7 @@ __all__ = ["Applied", "write"]
 
 @dataclass
 class Written:
-    """One tensor of the model that was written to, and what it held before, on the host, where that is kept."""
+    """One tensor of the model that was written to; ``original`` is what it held before, if that is kept."""
 
     name: str
     tensor: torch.Tensor

@@ -23,7 +23,7 @@ class Place(NamedTuple):
     def of(cls, tensor: torch.Tensor) -> Place:
         memory = int(tensor.untyped_storage()._cdata) if tensor.layout == torch.strided else id(tensor)
         stride = tensor.stride() if tensor.layout == torch.strided else ()
-        return cls(memory, tensor.storage_offset(), tuple(tensor.shape), tuple(stride), tensor.dtype)
+        return cls(memory, int(tensor.storage_offset()), tuple(tensor.shape), tuple(stride), tensor.dtype)
 
 
 class Held:

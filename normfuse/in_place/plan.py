@@ -1,6 +1,6 @@
-"""From the ways in which a model is called to a change of its weights that is the same function in all of them.
+"""From the calls of a model to a change of its weights with which it is the same function in all of them.
 
-Every call proposes, every call judges, and what one of them cannot have changed is fixed; until none objects.
+Every call proposes, every call judges, and what one of them cannot have changed is fixed, until none objects.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ __all__ = ["Change", "New", "host_of", "propose", "values_of"]
 
 @dataclass(frozen=True)
 class New:
-    """What a tensor is to hold, on the host, and how that is computed; ``is_idle`` of a weight that does nothing."""
+    """What a tensor is to hold, on the host, and how that is computed; ``is_idle`` if it does nothing then."""
 
     value: torch.Tensor
     how: str
@@ -39,7 +39,6 @@ def values_of(change: Mapping[Place, New]) -> dict[Place, torch.Tensor]:
 
 def propose(one: Shown, held: Held, change: Change) -> None:
     """Add to ``change`` what the rules made of the weights of one call, where nothing else was proposed."""
-    own = {place for norm in one.norms if norm.fold for place in norm.places}
     hosts = set[Place]()
     for folded, made in one.folded:
         host = host_of(made, folded.node.meta["val"], one, held)
@@ -53,7 +52,7 @@ def propose(one: Shown, held: Held, change: Change) -> None:
             for place, new in _idle(norm, one, held):
                 _add(change, place, new.value, new.how, is_idle=True)
     left = {place for _, made in one.folded for place in made.places} & one.factors
-    for place in left - hosts - own - one.raw:
+    for place in left - hosts - one.given_away - one.raw:
         if held.may_change(place):
             _add(change, place, torch.ones(place.shape, dtype=place.dtype), "1", is_idle=True)
 
@@ -67,16 +66,11 @@ def _names(made: Made, held: Held) -> list[str]:
 
 
 def host_of(made: Made, like: torch.Tensor, one: Shown, held: Held) -> Place | None:
-    """The tensor that a folded weight can take the place of: it looks the same, and is no norm's or factor's."""
-    own = {place for norm in one.norms if norm.fold for place in norm.places}
-    return next(
-        (
-            place for place in made.places
-            if held.may_change(place) and place not in own | one.factors | one.raw
-            and (place.shape, place.stride, place.dtype) == (tuple(like.shape), like.stride(), made.recipe.dtype)
-        ),
-        None,
-    )  # fmt: skip
+    """The tensor whose place a folded weight can take: it looks the same, and is no norm's and no factor."""
+    others = one.given_away | one.factors | one.raw
+    looks = (tuple(like.shape), like.stride(), made.recipe.dtype)
+    free = (place for place in made.places if held.may_change(place) and place not in others)
+    return next((place for place in free if (place.shape, place.stride, place.dtype) == looks), None)
 
 
 def _idle(norm: Norm, one: Shown, held: Held) -> Iterator[tuple[Place, New]]:
@@ -100,9 +94,9 @@ def _stored(norm: Norm, one: Shown, held: Held) -> dict[str, tuple[torch.Tensor,
 
         A(x) = D (x - mean) + shift = D x - mean',    mean' = D mean - shift
 
-    ``D x`` has the mean ``D mean`` and the variance ``D**2 variance``, and ``D x + shift`` the mean ``shift``
-    when the mean is subtracted in the weights. In evaluation the norm is the identity then, or the shift where
-    no bias took that; in training it is what it was, but for eps.
+    ``D x`` has the mean ``D mean`` and the variance ``D**2 variance``, and the mean ``shift`` where a bias
+    took ``-mean'``. In evaluation the norm is the identity then, or adds ``-mean'`` where there is no such
+    bias; in training it is what it was, but for eps. One whose branch another weight took gives zeros.
     """
     with outside_tracing():
         values = {role: made.compute({}, torch.float64) for role, made in norm.operands.items()}

@@ -77,6 +77,11 @@ class Shown:
     raw: set[Place] = field(default_factory=set)
     factors: set[Place] = field(default_factory=set)
 
+    @property
+    def given_away(self) -> set[Place]:
+        """What norms read before, and other weights took."""
+        return {place for norm in self.norms if norm.fold for place in norm.places}
+
 
 def shown(program: Program, held: Held, options: Options) -> Shown:
     """Run the rules on ``program``; norms of which a weight must stay as it is keep what they read."""

@@ -7,7 +7,18 @@ import torch
 from torch import Tensor, nn
 
 import normfuse
-from tests.in_place.models import Images, Stream, Text, applied, assert_same, images, made, outputs, tokens, vectors
+from tests.in_place.models import (
+    Images,
+    Stream,
+    Text,
+    applied,
+    assert_same,
+    images,
+    made,
+    outputs,
+    tokens,
+    vectors,
+)
 
 STREAM = {f"{name}.{kind}" for name in ("first", "block.down") for kind in ("weight", "bias")}
 
@@ -52,7 +63,7 @@ def test_another_method_is_shown_as_a_program() -> None:
     other = torch.export.export(Hidden(model), (x,))
     before, done = applied(model, x, also=[other])
     assert set(done.left) == STREAM
-    assert torch.equal(outputs(Hidden(model), x)[0], outputs(Hidden(before), x)[0])
+    assert_same(Hidden(model), Hidden(before), x)
 
 
 def test_a_program_of_another_model_says_nothing() -> None:
@@ -78,6 +89,7 @@ def test_in_training_dropout_keeps_what_writes_through_it() -> None:
     assert (found - before(x)).norm() <= 1e-12 * found.norm()
 
 
+@pytest.mark.slow
 def test_in_training_batch_norms_stay() -> None:
     model, x = made(Images()), images()
     _, done = applied(model, x, training=True)
@@ -85,7 +97,7 @@ def test_in_training_batch_norms_stay() -> None:
     assert {s.refusals["fold_affine"].code for s in done.report.sites} == {"not_in_place"}
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("training", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_recomputed_blocks_and_their_gradients(training: bool) -> None:
     """Gradient checkpointing; gradients of what was not written are the same."""
     model, x = made(Stream()), vectors()
@@ -98,6 +110,7 @@ def test_recomputed_blocks_and_their_gradients(training: bool) -> None:
     assert (found - expected).norm() <= 1e-12 * expected.norm()
 
 
+@pytest.mark.slow
 def test_a_captured_checkpoint_is_left_alone() -> None:
     """Where a block is an operator with a graph of its own, its weights are read as they are."""
     model, x = made(Stream()), vectors()

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from torch import Tensor, nn
 
-from normfuse.in_place.apply import RULES
+from normfuse.in_place.applying import RULES
 from normfuse.in_place.held import Held, Place
 from normfuse.in_place.plan import plan
 from normfuse.options import Options
@@ -17,6 +18,7 @@ from normfuse.verify.judge import DOUBLE_BOUND
 from tests.fuzz.network import Case, build, copies
 from tests.fuzz.properties import copied
 from tests.fuzz.recipe import Recipe
+from tests.fuzz.strategy import recipes
 
 CORPUS = sorted((Path(__file__).parents[1] / "fuzz" / "corpus").glob("*.json"))
 OPTIONS = Options.checked({"only": RULES, "verify": "off"}, prefix="")
@@ -48,22 +50,20 @@ def _run(case: Case, weights: tuple[Tensor, ...] | list[Tensor]) -> list[Tensor]
     return case.function(*copies(case.given), *copies(weights))
 
 
-@pytest.mark.parametrize("path", CORPUS[::6], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [CORPUS[0], *(pytest.param(p, marks=pytest.mark.slow) for p in CORPUS[1:])], ids=lambda p: p.stem
+)
 def test_networks_that_broke_something_once(path: Path) -> None:
     check(Recipe.from_json(path.read_text(encoding="utf-8")))
 
 
 @pytest.mark.slow
 def test_random_networks() -> None:
-    from hypothesis import HealthCheck, Phase, given, seed, settings
-
-    from tests.fuzz.strategy import recipes
-
     written = []
 
     @seed(11)
     @settings(
-        max_examples=150, database=None, deadline=None, phases=[Phase.generate],
+        max_examples=60, database=None, deadline=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(recipes())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +17,9 @@ CENTRINGS = {"gpt2": 1, "opt": 1, "gpt_neox": 0, "llama": 0, "vit": 0, "beit": 0
 USUAL = ("gpt2", "opt", "gpt_neox", "llama", "vit")
 
 
-@pytest.mark.parametrize("name", [n if n in USUAL else pytest.param(n, marks=pytest.mark.slow) for n in CENTRINGS])
+@pytest.mark.parametrize(
+    "name", [n if n in USUAL else pytest.param(n, marks=pytest.mark.slow) for n in CENTRINGS]
+)
 def test_values_are_equal_in_float64_and_nothing_is_copied(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,7 +40,9 @@ def test_values_are_equal_in_float64_and_nothing_is_copied(
     assert all(map(torch.equal, model.state_dict().values(), before.state_dict().values()))
 
 
-@pytest.mark.parametrize("name", [n if n == "gpt2" else pytest.param(n, marks=pytest.mark.slow) for n in USUAL])
+@pytest.mark.parametrize(
+    "name", [n if n == "gpt2" else pytest.param(n, marks=pytest.mark.slow) for n in USUAL]
+)
 def test_errors_stay_within_the_budget(name: str) -> None:
     """``apply`` itself compares the outputs before it writes."""
     model, args, kwargs = build(name)

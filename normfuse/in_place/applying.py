@@ -14,11 +14,12 @@ from torch.func import functional_call
 from normfuse.capture.exported import export_model, program_of
 from normfuse.errors import InputError, OptionError, VerificationError
 from normfuse.in_place.applied import Applied, write
-from normfuse.in_place.held import Held
+from normfuse.in_place.held import Held, Place
 from normfuse.in_place.plan import Plan, plan
 from normfuse.ir.location import WRAPPERS
 from normfuse.options import Options
 from normfuse.rewriting import as_program, check_module, checked_options
+from normfuse.rule_names import RULE_NAMES
 
 __all__ = ["RULES", "apply"]
 
@@ -80,8 +81,8 @@ def apply(
     """
     options = _options(paths, verify, only, skip)
     _check(model)
-    exported = list(_exported(model, [(args, kwargs or {}), *also], training))
     held = Held(model)
+    exported = list(_exported(model, held, [(args, kwargs or {}), *also], training))
     made = plan([functools.partial(program_of, one) for one in exported], held, options)
     if made.settled:
         raise InputError(
@@ -105,10 +106,10 @@ def _options(paths: str | None, verify: str, only: Sequence[str] | None, skip: S
         raise OptionError(f"paths takes 'shown', not {paths!r}")
     if verify not in ("off", "output"):
         raise OptionError(f"verify takes 'output' or 'off' here, not {verify!r}")
-    options = checked_options({"only": only, "skip": skip, "verify": "off"})
     for rule in only or ():
-        if rule not in RULES:
+        if rule in RULE_NAMES and rule not in RULES:
             raise OptionError(f"apply has no place for what {rule} does; it takes {', '.join(RULES)}")
+    options = checked_options({"only": only, "skip": skip, "verify": "off"})
     allowed = [rule for rule in RULES if options.runs(rule)]
     return checked_options({"only": allowed, "verify": "off"})
 
@@ -123,7 +124,9 @@ def _check(model: Any) -> None:
     for name, part in model.named_modules():
         kind, label = type(part).__name__, name or "the model"
         if kind in WRAPPERS or kind.startswith("FSDP"):
-            raise InputError(f"{label} is wrapped in {kind}; call normfuse.apply before, on the module inside")
+            raise InputError(
+                f"{label} is wrapped in {kind}; call normfuse.apply before, on the module inside"
+            )
         if getattr(part, "_compiled_call_impl", None) is not None:
             raise InputError(f"{label} is compiled already; call normfuse.apply before it is")
         if part.training:
@@ -131,22 +134,31 @@ def _check(model: Any) -> None:
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if type(value) not in _PLAIN or value.is_quantized or value.layout != torch.strided:
             raise InputError(
-                f"{name} is a {type(value).__name__}, not a plain tensor; call normfuse.apply before the model "
-                "is quantized or distributed"
+                f"{name} is a {type(value).__name__}, not a plain tensor; call normfuse.apply before the "
+                "model is quantized or distributed"
             )
         if value.device.type == "meta":
             raise InputError(f"{name} is on the meta device and has no values; load the model first")
 
 
 def _exported(
-    model: torch.nn.Module, calls: Sequence[Call | ExportedProgram], training: bool
+    model: torch.nn.Module, held: Held, calls: Sequence[Call | ExportedProgram], training: bool
 ) -> Iterator[ExportedProgram]:
     for call in calls:
         if isinstance(call, ExportedProgram):
+            values = (v for v in call.state_dict.values() if isinstance(v, torch.Tensor))
+            if not any(Place.of(value) in held.tensors for value in values):
+                raise InputError(
+                    f"a program in also reads no weight of this {type(model).__name__}; export it from this "
+                    "very model, or from a module around it"
+                )
             yield call
             continue
-        if not (isinstance(call, tuple) and len(call) == 2):
-            raise InputError("also takes pairs (args, kwargs), or programs that torch.export made of the model")
+        given: object = call
+        if not (isinstance(given, tuple) and len(given) == 2):
+            raise InputError(
+                "also takes pairs (args, kwargs), or programs that torch.export made of the model"
+            )
         yield as_program(model, *call)
         if training:
             with _in_training(model):
@@ -186,7 +198,9 @@ def _verify(
         return
     if found.differs:
         worst = "" if found.worst is None else f": error ratio {found.worst.figure}"
-        raise VerificationError(f"with the folded weights the model differs from itself{worst}; nothing is written")
+        raise VerificationError(
+            f"with the folded weights the model differs from itself{worst}; nothing is written"
+        )
     raise VerificationError(
         f"the outputs could not be judged on these inputs: {', '.join(found.unjudged)}; nothing is written"
     )
