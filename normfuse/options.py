@@ -65,7 +65,8 @@ class Options:
             ``"auto"`` on a CPU in inference, ``"on"``, ``"off"``.
         lower: what runs the norms that are left: ``"inductor"``, ``"triton"`` (a kernel of normfuse's own
             where it has one, on a GPU), or ``"auto"``, which stands for Inductor until there are figures.
-        allow, memory: one choice each for now: exact rules, and copies beside the originals.
+        allow: exact rules alone, for now.
+        memory: copies beside the originals; :func:`normfuse.apply` writes into the originals instead.
     """
 
     target: str = "rms_norm"

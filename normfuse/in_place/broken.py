@@ -40,16 +40,18 @@ def broken(one: Shown, held: Held, change: Change, where: str = "") -> dict[Plac
     values = values_of(change)
     for folded, made in one.folded:
         touched = [place for place in dict.fromkeys(made.places) if place in change]
-        if touched and not _is_unchanged(made, values):
+        if touched and not _is_unchanged(made, change, values):
             idle = [place for place in touched if change[place].is_idle]
             reason = _reason(folded, made, one, held, idle, where)
             found |= dict.fromkeys(idle or touched, reason)
     return found
 
 
-def _is_unchanged(made: Made, values: Mapping[Place, torch.Tensor]) -> bool:
+def _is_unchanged(made: Made, change: Change, values: Mapping[Place, torch.Tensor]) -> bool:
     with outside_tracing():
-        before, after = made.compute({}, torch.float64), made.compute(values, torch.float64)
+        held = next((values[p] for p in made.places if p in change and change[p].made is made), None)
+        before = made.compute({}, torch.float64) if held is None else held.double()
+        after = made.compute(values, torch.float64).to(before.device)
     roundings = _ROUNDINGS * torch.finfo(made.recipe.dtype).eps / torch.finfo(torch.float64).eps
     return equals_to_rounding(after, before, roundings)
 

@@ -22,11 +22,18 @@ __all__ = ["Change", "New", "host_of", "propose", "values_of"]
 
 @dataclass(frozen=True)
 class New:
-    """What a tensor is to hold, on the host, and how that is computed; ``is_idle`` if it does nothing then."""
+    """What a tensor is to hold, on the host, and how it is computed.
+
+    ``made`` is the folded weight that it is, if any; others do nothing then, or nothing more.
+    """
 
     value: torch.Tensor
     how: str
-    is_idle: bool = False
+    made: Made | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        return self.made is None
 
 
 Change = dict[Place, New]
@@ -46,19 +53,20 @@ def propose(one: Shown, held: Held, change: Change) -> None:
             continue
         hosts.add(host)
         names = dict(zip(placeholders(made.recipe.body), _names(made, held), strict=True))
-        _add(change, host, made.compute({}), formula(made.recipe.body, names))
+        _add(change, host, made.compute({}), formula(made.recipe.body, names), made)
     for norm in one.norms:
         if norm.fold:
             for place, new in _idle(norm, one, held):
-                _add(change, place, new.value, new.how, is_idle=True)
+                _add(change, place, new.value, new.how)
     left = {place for _, made in one.folded for place in made.places} & one.factors
     for place in left - hosts - one.given_away - one.raw:
         if held.may_change(place):
-            _add(change, place, torch.ones(place.shape, dtype=place.dtype), "1", is_idle=True)
+            _add(change, place, torch.ones(place.shape, dtype=place.dtype), "1")
 
 
-def _add(change: Change, place: Place, value: torch.Tensor, how: str, *, is_idle: bool = False) -> None:
-    change.setdefault(place, New(value.detach().to("cpu"), how, is_idle))
+def _add(change: Change, place: Place, value: torch.Tensor, how: str, made: Made | None = None) -> None:
+    if place not in change:
+        change[place] = New(value.detach().to("cpu"), how, made)
 
 
 def _names(made: Made, held: Held) -> list[str]:
@@ -81,7 +89,7 @@ def _idle(norm: Norm, one: Shown, held: Held) -> Iterator[tuple[Place, New]]:
         if made is not None and len(set(made.places)) == 1 and held.may_change(made.places[0]):
             entries = _entries(made, value)
             if entries is not None:
-                yield made.places[0], New(entries, how, is_idle=True)
+                yield made.places[0], New(entries, how)
 
 
 def _plain(norm: Norm) -> dict[str, tuple[torch.Tensor, str]]:
