@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from normfuse.checkpoint import RewrittenFolder, explain_folder, load_checkpoint, rewrite_folder
     from normfuse.convert import Calibration, Conversion, calibrate, convert
     from normfuse.folding import invalidate
+    from normfuse.in_place import Applied, apply
     from normfuse.report import Refusal, Report, Site
     from normfuse.rewriting import Rewritten, rewrite
     from normfuse.verify import Equivalence, verify
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Applied",
     "BenchResult",
     "Calibration",
     "CaptureError",
@@ -50,6 +52,7 @@ __all__ = [
     "RewrittenFolder",
     "Site",
     "VerificationError",
+    "apply",
     "bench",
     "calibrate",
     "convert",
@@ -65,6 +68,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Applied": "normfuse.in_place",
     "BenchResult": "normfuse.benchmark",
     "Calibration": "normfuse.convert",
     "Conversion": "normfuse.convert",
@@ -74,6 +78,7 @@ _HOMES = {
     "Rewritten": "normfuse.rewriting",
     "RewrittenFolder": "normfuse.checkpoint",
     "Site": "normfuse.report",
+    "apply": "normfuse.in_place",
     "bench": "normfuse.benchmark",
     "calibrate": "normfuse.convert",
     "convert": "normfuse.convert",

@@ -28,10 +28,14 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "freeze": ("auto", "on", "off"),
     "lower": ("auto", "inductor", "triton"),
 }
-#: Values that are settled and mean nothing yet.
-_NOT_YET_VALUES = {
-    "allow": ("approximate",),
-    "memory": ("in_place",),
+#: Values that are not taken, and why.
+_NOT_TAKEN = {
+    ("allow", "approximate"): "is not there yet; leave it out",
+    ("memory", "in_place"): (
+        "is not taken: a graph does not show who else reads its weights, and a graph that is compiled later, "
+        "or code that is not compiled, would find them changed; call normfuse.apply(model, args, "
+        "paths='shown') before torch.compile, which then makes no copies"
+    ),
 }
 
 
@@ -61,7 +65,8 @@ class Options:
             ``"auto"`` on a CPU in inference, ``"on"``, ``"off"``.
         lower: what runs the norms that are left: ``"inductor"``, ``"triton"`` (a kernel of normfuse's own
             where it has one, on a GPU), or ``"auto"``, which stands for Inductor until there are figures.
-        allow, memory: one choice each for now: exact rules, and copies beside the originals.
+        allow: exact rules alone, for now.
+        memory: copies beside the originals; :func:`normfuse.apply` writes into the originals instead.
     """
 
     target: str = "rms_norm"
@@ -142,8 +147,8 @@ def unknown_name(what: str, name: str, known: Iterable[str], prefix: str = "") -
 
 def _check_choice(name: str, value: Any) -> None:
     choices = _CHOICES.get(name)
-    if isinstance(value, str) and value in _NOT_YET_VALUES.get(name, ()):
-        raise OptionError(f"{PREFIX}{name}={value!r} is not there yet; leave it out")
+    if isinstance(value, str) and (name, value) in _NOT_TAKEN:
+        raise OptionError(f"{PREFIX}{name}={value!r} {_NOT_TAKEN[name, value]}")
     if (
         choices is not None
         and value not in choices

@@ -198,9 +198,9 @@ def guards_may_be_skipped() -> bool:
     return bool(getattr(config, "use_recursive_dict_tags_for_guards", False))
 
 
-def storage_is_abandoned(storage: Any) -> bool:
-    """Whether the caller holds the only reference to this storage."""
-    return int(torch._C._storage_Use_Count(storage._cdata)) <= 1
+def storage_is_abandoned(storage: Any, held: int = 1) -> bool:
+    """Whether the caller, who holds so many references to this storage, holds all."""
+    return int(torch._C._storage_Use_Count(storage._cdata)) <= held
 
 
 def after_preserved_writes(tell: Callable[[Sequence[torch.Tensor]], None]) -> None:

@@ -95,7 +95,7 @@ def _absorb_carried(
         return Refusal(
             "grouped_weight", f"{described(node)} is grouped, and its groups do not share weights", node.name
         )
-    if found.table and not _may_copy_table(found, weights):
+    if found.table and not (_may_copy_table(found, weights) or _keep_table(found, maps, weights)):
         return _table_refusal(node, found, weights)
     if found.factor is not None and not _is_linear(maps):
         return _absorb_factor(node, found, found.factor, maps, weights)
@@ -301,6 +301,13 @@ def _absorb_scale(node: Node, found: Scales, maps: Maps, weights: WeightValues) 
 
 def _may_copy_table(found: Carries, weights: WeightValues) -> bool:
     return weights.program.copies_tables and not weights.is_shared(found.operands[0][0])
+
+
+def _keep_table(found: Carries, maps: Maps, weights: WeightValues) -> bool:
+    """Whether the table holds already what the maps make of it, so that it can be read as it is."""
+    table, axis = found.operands[0]
+    held = weights.program.weights.get(table)
+    return held is not None and all(mapping.keeps(held.value, axis) for mapping in maps)
 
 
 def _table_refusal(node: Node, found: Carries, weights: WeightValues) -> Refusal:

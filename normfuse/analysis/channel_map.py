@@ -18,7 +18,9 @@ from normfuse.errors import InvariantError
 from normfuse.ir.calls import aten
 from normfuse.ir.dtypes import opmath
 from normfuse.ir.emit import call, cast
+from normfuse.ir.rounding import equals_to_rounding
 from normfuse.ir.sizes import shape_of, tensor_of
+from normfuse.torch_compat import outside_tracing
 
 __all__ = [
     "Centre",
@@ -35,6 +37,8 @@ __all__ = [
 
 #: First channel, and the one behind the last.
 Window = tuple[int, int]
+#: Rows of a table that are looked at first.
+_FEW = 8
 
 
 class Trait(IntEnum):
@@ -81,6 +85,10 @@ class ChannelMap(ABC):
     def emit(self, graph: Graph, value: Node, axis: int) -> Node:
         """Put the map along ``axis`` of ``value``; the dtype and all sizes but that one stay."""
 
+    def keeps(self, value: torch.Tensor, axis: int) -> bool:
+        """Whether these entries are known to be what the map makes of them, but for rounding."""
+        return False
+
     def admitted_by(self, needs: Trait) -> bool:
         """Whether an operator that asks for ``needs`` lets this map pass."""
         return self.trait >= needs
@@ -103,6 +111,10 @@ class Centre(ChannelMap):
         wide = cast(graph, value, opmath(dtype))
         mean = call(graph, aten.mean.dim, wide, [axis], True)
         return cast(graph, call(graph, aten.sub.Tensor, wide, mean), dtype)
+
+    def keeps(self, value: torch.Tensor, axis: int) -> bool:
+        with outside_tracing():  # the first rows tell for most tables
+            return all(_is_centred(v, axis) for v in (value[: _FEW if axis else None], value))
 
 
 @dataclass(frozen=True)
@@ -172,6 +184,11 @@ class Within(ChannelMap):
         parts = [call(graph, aten.slice.Tensor, value, axis, a, b) for a, b in pairwise(cuts)]
         parts[1] = self.inner.emit(graph, parts[1], axis)
         return call(graph, aten.cat.default, parts, axis)
+
+
+def _is_centred(value: torch.Tensor, axis: int) -> bool:
+    wide = value.detach().double()
+    return equals_to_rounding(value.detach(), wide - wide.mean(axis, keepdim=True))
 
 
 def within(window: Window | None, start: int, length: int) -> Window:

@@ -123,6 +123,7 @@ def _rewrite_and_compile(
         return rewritten.report, frozen
     started = time.perf_counter()
     tensors = graph.slots.tensors(example_inputs)
+    rewritten.report.copied_bytes = graph.slots.copied_bytes
     check_rewritten(gm, rewritten, example_inputs, tensors)
     fakes = [fake_of(tensor, rewritten.fake_mode) for tensor in (*tensors, *graph.constants)]
     rewritten.report.seconds += time.perf_counter() - started

@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 from normfuse.backends.compile import rewrite_graph
 from normfuse.backends.dynamo import graph_break
 from normfuse.backends.freeze import note_freezing
+from normfuse.backends.ready import copied_bytes
 from normfuse.errors import CaptureError, NormfuseError, cause
 from normfuse.options import Options
 from normfuse.passes.listings import Listings
@@ -108,6 +109,8 @@ def _collect(
     found = rewritten.report
     found.breaks += graph_break()
     note_freezing(gm, rewritten, example_inputs, options)
+    if found.copied_bytes:
+        found.copied_bytes = copied_bytes(rewritten, example_inputs)
     report.merge(found)
     run: Callable[..., Any] = gm.forward
     return run

@@ -12,12 +12,13 @@ from torch.fx import GraphModule, Node
 from normfuse.backends.check import check_output
 from normfuse.backends.dynamo import hand_on_marks
 from normfuse.folding import Asked, Folded, Premise, Slot, Slots, can_watch
+from normfuse.folding.whole import fold
 from normfuse.ir.program import Program, Role
 from normfuse.passes.lift_constants import lift_constants
 from normfuse.report import Report
 from normfuse.torch_compat import FakeTensorMode
 
-__all__ = ["Ready", "RewrittenGraph", "check_rewritten", "fake_of", "is_watched", "ready"]
+__all__ = ["Ready", "RewrittenGraph", "check_rewritten", "copied_bytes", "fake_of", "is_watched", "ready"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,13 @@ def is_watched(source: Node, program: Program) -> bool:
 def _asked(premise: Premise, program: Program) -> Asked:
     positions = {i.node: p for p, i in enumerate(program.inputs)}
     return Asked(premise, tuple(tuple(positions[s] for s in sources) for sources in premise.sources))
+
+
+def copied_bytes(rewritten: RewrittenGraph, example_inputs: Sequence[Any]) -> int:
+    """What the folded weights will hold beside the originals: nothing where a source is one already."""
+    places = {i.node: p for p, i in enumerate(rewritten.program.inputs)}
+    folded = [(one, [example_inputs[places[s]] for s in one.sources]) for one in rewritten.folded]
+    return sum(one.size for one, sources in folded if not fold(one.recipe, sources)[1])
 
 
 def fake_of(tensor: Any, fake_mode: FakeTensorMode) -> Any:

@@ -7,7 +7,7 @@ on top run in float64 without casts, so they round once, at the end.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -71,6 +71,10 @@ class Recipe:
                     del values[operand]
         result: torch.Tensor = values[self.body.output_node().args[0]]  # type: ignore[index]
         return result
+
+    def in_dtype(self, dtype: torch.dtype) -> Recipe:
+        """The same computation, rounded to another dtype in the end."""
+        return replace(self, dtype=dtype)
 
     def _laid_out(self, result: torch.Tensor) -> torch.Tensor:
         """In memory of its own, since a later fold writes there, and as the graph says that it lies."""

@@ -109,6 +109,7 @@ class Slots:
 
     ``premises`` tell, for given graph inputs, whether the rewrite of the graph is still the right one. What
     is known is kept for each model that the graph is called with, as for layers that share one graph.
+    ``copied_bytes`` is what the folded tensors that were looked up last hold beside their sources.
     """
 
     def __init__(self, slots: Sequence[Slot], premises: Sequence[Asked] = ()) -> None:
@@ -118,6 +119,7 @@ class Slots:
         self._known: dict[int, Known] = {}
         self._first = min((p for slot in slots for p in slot.positions), default=0)
         self._number, self._calls = next(store.numbers), 0
+        self.copied_bytes = 0
         store.register(self)
 
     @property
@@ -157,6 +159,7 @@ class Slots:
             self._ask_again(found, inputs)
             for folded in found:
                 folded.is_lent |= torch.is_grad_enabled()
+            self.copied_bytes = sum(f.tensor.nbytes for f in found if not f.is_source)
             known = self._found(found, store.epoch)
             if not any(folded.is_unsettled for folded in found):
                 self._remember(inputs, known)

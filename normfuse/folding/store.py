@@ -20,7 +20,7 @@ import torch
 from normfuse.errors import InputError
 from normfuse.folding.recipe import Recipe
 from normfuse.folding.watch import Watch
-from normfuse.folding.whole import folded
+from normfuse.folding.whole import fold
 from normfuse.torch_compat import outside_tracing, storage_id, storage_is_abandoned
 
 __all__ = [
@@ -154,7 +154,11 @@ class Reader:
     @property
     def is_abandoned(self) -> bool:
         """Whether nobody but this object holds the memory of a source any more."""
-        return any(storage_is_abandoned(s) for s in self._storages)
+        return any(storage_is_abandoned(s, 1 + self._shows(s)) for s in self._storages)
+
+    def _shows(self, storage: torch.UntypedStorage) -> bool:
+        """Whether what was made is a source itself, and holds this memory once more."""
+        return False
 
     def lies_at(self, places: Sequence[tuple[Any, ...]]) -> bool:
         """Whether it was made from the memory at these addresses; they come first in each place."""
@@ -172,7 +176,8 @@ class Reader:
 class FoldedWeight(Reader):
     """One folded tensor and the state of the sources it was made of.
 
-    ``is_lent`` says that autograd may have saved the tensor, which nothing may write to from then on.
+    ``is_lent`` says that autograd may have saved the tensor, which nothing may write to from then on;
+    ``is_source`` that the tensor is a source, which holds what would be folded but for rounding.
     """
 
     def __init__(
@@ -185,29 +190,35 @@ class FoldedWeight(Reader):
         self.recipe = recipe
         self.refolds = 0
         self.is_lent = False
+        self.is_source = False
         super().__init__(sources, owners, watched)
-        self.tensor = folded(recipe, sources)
+        self.tensor, self.is_source = fold(recipe, sources)
 
     def agrees(self, sources: Sequence[torch.Tensor]) -> bool:
         """Whether the sources, read once more, give the tensor bit by bit."""
-        return torch.equal(folded(self.recipe, sources), self.tensor)
+        fresh, is_source = fold(self.recipe, sources)
+        return is_source == self.is_source and torch.equal(fresh, self.tensor)
 
     def refold(self, sources: Sequence[torch.Tensor]) -> None:
         """Compute the tensor again, into the same memory where autograd cannot have saved it."""
         self._note(sources)
         try:
-            fresh = folded(self.recipe, sources)
+            fresh, is_source = fold(self.recipe, sources)
             with outside_tracing():
-                self.tensor = fresh if self.is_lent else self.tensor.copy_(fresh)
-            self.is_lent = False
+                stays = not (self.is_lent or self.is_source or is_source)
+                self.tensor = self.tensor.copy_(fresh) if stays else fresh
+            self.is_lent, self.is_source = False, is_source
         except BaseException:
             self.forget()
             raise
         self.refolds += 1
 
+    def _shows(self, storage: torch.UntypedStorage) -> bool:
+        return self.is_source and storage_id(self.tensor) == storage._cdata
+
     def release(self) -> None:
         """Give the memory back: the model is gone."""
-        self.tensor = torch.empty(0)
+        self.tensor, self.is_source = torch.empty(0), False
         super().release()
 
 

@@ -7,7 +7,6 @@ arithmetic. What the model itself computes from its weights runs as the model ru
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch.fx import Node
@@ -15,9 +14,13 @@ from torch.fx import Node
 from normfuse.folding.blocks import BLOCK, fold_blocks
 from normfuse.folding.precision import fits
 from normfuse.folding.recipe import FOLD, Recipe
+from normfuse.ir.rounding import equals_to_rounding
 from normfuse.torch_compat import outside_tracing
 
-__all__ = ["can_hold", "folded"]
+__all__ = ["can_hold", "fold", "folded"]
+
+#: So many roundings are too many, also for a few rows that are small beside the others.
+_FAR = 1000
 
 
 def folded(recipe: Recipe, sources: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -32,9 +35,31 @@ def folded(recipe: Recipe, sources: Sequence[torch.Tensor]) -> torch.Tensor:
     return made
 
 
+def fold(recipe: Recipe, sources: Sequence[torch.Tensor]) -> tuple[torch.Tensor, bool]:
+    """The folded weight, and whether it is a source, one that holds it already but for a rounding.
+
+    The model is then the same function with that source in its place, so that nothing need be copied.
+    """
+    made = folded(recipe, sources)
+    with outside_tracing():
+        held = next((source for source in sources if _looks_like(source, made)), None)
+        if held is not None and equals_to_rounding(held, recipe.in_dtype(torch.float64).value(sources)):
+            return held.detach(), True
+    return made, False
+
+
+def _looks_like(source: torch.Tensor, made: torch.Tensor) -> bool:
+    """Whether a source lies as what was made of it does; the first entries tell for most that differ."""
+    kinds = [(t.shape, t.stride(), t.dtype, t.device) for t in (source, made)]
+    if kinds[0] != kinds[1] or not made.is_floating_point():
+        return False
+    first, wanted = ((t[:8] if t.dim() else t).detach().double() for t in (source, made))
+    return bool((first - wanted).norm() <= _FAR * torch.finfo(made.dtype).eps * wanted.norm())
+
+
 def can_hold(recipe: Recipe, sources: Sequence[torch.Tensor], dtype: torch.dtype) -> bool:
     """Whether this dtype holds what ``recipe`` computes; see :func:`normfuse.folding.precision.fits`."""
-    wide = replace(recipe, dtype=torch.float64)
+    wide = recipe.in_dtype(torch.float64)
     shape = _shape(recipe, sources)
     if shape is None or dtype == torch.float16:  # of which whole rows and columns are looked at
         return fits(wide.value(sources), dtype)
