@@ -47,6 +47,27 @@ class _Layout:
 #: Stands for a tensor that is a wrapper, or does not lie in memory by strides, and for a size from data.
 _UNUSUAL = "unusual"
 
+
+@dataclass(frozen=True)
+class _Call:
+    """What a node computes of which values, and the value that is recorded for it."""
+
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    operands: tuple[Node, ...]
+    given: tuple[Any, ...]
+    is_recorded: bool
+    value: Any
+
+    @classmethod
+    def of(cls, node: Node) -> _Call:
+        operands = tuple(node.all_input_nodes)
+        given = tuple(operand.meta.get("val") for operand in operands)
+        recorded = "val" in node.meta
+        return cls(node.target, node.args, node.kwargs, operands, given, recorded, node.meta.get("val"))
+
+
 #: What operators made of values that are alike; layers repeat, and so do tests.
 _MADE: dict[Hashable, Any] = {}
 _ENOUGH = 10_000
@@ -58,11 +79,12 @@ class Agreement:
     def __init__(self) -> None:
         self._asked: dict[Node, tuple[Any, ...]] = {}
         self._layouts: dict[int, tuple[Any, Any]] = {}
-        self._given: dict[Node, Any] = {}
+        self._taken: dict[Node, _Call] = {}
 
     def take(self, graph: Graph) -> None:
         """Believe what is recorded now, whatever operators say of it."""
-        self._given = {node: node.meta.get("val") for node, _ in self.disagreements(graph)}
+        self._asked = {node: state_of(node) for node in graph.nodes}
+        self._taken = {node: _Call.of(node) for node in graph.nodes}
 
     def disagreements(self, graph: Graph) -> Iterator[tuple[Node, str]]:
         """The nodes whose values are wrong, and what is wrong about them."""
@@ -71,12 +93,15 @@ class Agreement:
         self._asked = states
         reading = (user for node in changed for user in node.users)
         for node in dict.fromkeys((*changed, *reading)):
-            if node in self._given and self._given[node] is node.meta.get("val"):
-                continue
             region = norm_of(node)
-            found = self._of_operator(node) if region is None else self._of_norm(node, region)
-            if found:
+            found = self._of_call(_Call.of(node)) if region is None else self._of_norm(node, region)
+            if found and not self._is_believed(node):
                 yield node, found
+
+    def _is_believed(self, node: Node) -> bool:
+        """Whether a value is the one that was taken, and was wrong by its operator even then."""
+        taken = self._taken.get(node)
+        return taken is not None and taken.value is node.meta.get("val") and bool(self._of_call(taken))
 
     def _of_norm(self, node: Node, region: NormRegion) -> str:
         """A norm is what its body makes of its operands."""
@@ -84,36 +109,35 @@ class Agreement:
         pairs = [(p, a) for p, a in zip(inputs, node.args, strict=False) if isinstance(a, Node)]
         pairs.append((region.body.output_node().args[0], node))
         for inner, outer in pairs:
-            recorded = self._recorded(inner) if "val" in inner.meta else None
-            found = _difference(recorded, self._recorded(outer)) if recorded is not None else ""
+            recorded = self._recorded(inner.meta["val"]) if "val" in inner.meta else None
+            wanted = self._recorded(outer.meta.get("val"))
+            found = _difference(recorded, wanted) if recorded is not None else ""
             if found:
                 return f"{inner.name} in its body: {found}"
-        inside = ((inner, self._of_operator(inner)) for inner in region.body.nodes)
+        inside = ((inner, self._of_call(_Call.of(inner))) for inner in region.body.nodes)
         return next((f"{inner.name} in its body: {found}" for inner, found in inside if found), "")
 
-    def _of_operator(self, node: Node) -> str:
-        if isinstance(node.target, OpOverload):
-            if node.target._schema.returns and "val" not in node.meta:
+    def _of_call(self, call: _Call) -> str:
+        if isinstance(call.target, OpOverload):
+            if call.target._schema.returns and not call.is_recorded:
                 return "no value is recorded"
-        elif node.target is not operator.getitem:
+        elif call.target is not operator.getitem:
             return ""
-        operands = node.all_input_nodes
-        given, recorded = tuple(map(self._recorded, operands)), self._recorded(node)
-        if not _can_be_asked(node, operands) or any(one is _UNUSUAL for one in (*given, recorded)):
+        given, recorded = tuple(map(self._recorded, call.given)), self._recorded(call.value)
+        if not _can_be_asked(call) or any(one is _UNUSUAL for one in (*given, recorded)):
             return ""
-        if node.target is operator.getitem and None in (given[0], recorded):
+        if call.target is operator.getitem and None in (given[0], recorded):
             return ""  # what operators with graphs inside return is not recorded
         try:
-            made = _made(node, dict(zip(operands, given, strict=True)))
+            made = _made(call, dict(zip(call.operands, given, strict=True)))
         except SIZES_FROM_DATA:
             return ""
         except Exception as error:
             return f"does not take its operands: {error}"
         return _difference(recorded, made)
 
-    def _recorded(self, node: Node) -> Any:
+    def _recorded(self, value: Any) -> Any:
         """What is known about the value of a node; the value is kept, so that its address stays its own."""
-        value = node.meta.get("val")
         kept, described = self._layouts.get(id(value), (None, None))
         if kept is not value or not isinstance(value, torch.Tensor):
             described = _described(value)
@@ -130,28 +154,27 @@ def _is_same(state: tuple[Any, ...], before: tuple[Any, ...] | None) -> bool:
     return before is not None and all(map(operator.is_, state, before))
 
 
-def _can_be_asked(node: Node, operands: list[Node]) -> bool:
-    if isinstance(node.target, OpOverload):
-        is_once = node.target._schema.is_mutable or not _ONCE.isdisjoint(node.target.tags)
-        if is_once or not operands:
+def _can_be_asked(call: _Call) -> bool:
+    if isinstance(call.target, OpOverload):
+        is_once = call.target._schema.is_mutable or not _ONCE.isdisjoint(call.target.tags)
+        if is_once or not call.operands:
             return False
     # An operand that somebody gives another shape had another one when this node read it.
-    return not any(_resizes(user) for operand in operands for user in operand.users)
+    return not any(_resizes(user) for operand in call.operands for user in operand.users)
 
 
 def _resizes(node: Node) -> bool:
     return isinstance(node.target, OpOverload) and torch.Tag.inplace_view in node.target.tags
 
 
-def _made(node: Node, given: dict[Node, Any]) -> Any:
+def _made(call: _Call, given: dict[Node, Any]) -> Any:
     """What is known about the result of an operator."""
-    alike = _alike(node, given)
+    alike = _alike(call, given)
     if alike is not None and alike in _MADE:
         return _MADE[alike]
-    assert callable(node.target)
     with asking():
-        args, kwargs = tree_map_only(Node, lambda n: _like(given[n]), (node.args, node.kwargs))
-        made = _described(node.target(*args, **kwargs))
+        args, kwargs = tree_map_only(Node, lambda n: _like(given[n]), (call.args, call.kwargs))
+        made = _described(call.target(*args, **kwargs))
     if alike is not None:
         if len(_MADE) >= _ENOUGH:
             _MADE.clear()
@@ -159,11 +182,11 @@ def _made(node: Node, given: dict[Node, Any]) -> Any:
     return made
 
 
-def _alike(node: Node, given: dict[Node, Any]) -> Hashable | None:
+def _alike(call: _Call, given: dict[Node, Any]) -> Hashable | None:
     """What two calls have in common that give values which are alike; None where that is hard to say."""
-    arguments = _frozen((*node.args, *node.kwargs.items()), given)
+    arguments = _frozen((*call.args, *call.kwargs.items()), given)
     try:
-        key = (node.target, torch.get_default_dtype(), arguments)
+        key = (call.target, torch.get_default_dtype(), arguments)
         hash(key)
     except TypeError:
         return None
