@@ -35,18 +35,12 @@ def _fresh_dynamo(request: pytest.FixtureRequest):
     torch._dynamo.reset()
 
 
-#: Files whose tests share what takes long to make: one process runs all of them.
-TOGETHER = {"tests/programs/test_offline_models.py"}
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Every other test runs wherever there is room."""
-    from xdist.scheduler import LoadScopeScheduling
+    """Each process runs files in their order, so that what a file makes or imports is made once.
 
-    class Scheduling(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.split("::")[0]
-            return file if file in TOGETHER else nodeid
+    One that is done takes over half of what another has left.
+    """
+    from xdist.scheduler import WorkStealingScheduling
 
-    return Scheduling(config, log)
+    return WorkStealingScheduling(config, log)

@@ -9,11 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests import replay
+from tests.fuzz import campaign
 
 
 @pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = list(replay.table_cases())
+def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    corpus, table = tmp_path / "corpus", list(replay.table_cases())
+    corpus.mkdir()
+    for path in sorted(campaign.CORPUS.glob("*.json"))[:4]:
+        (corpus / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(campaign, "CORPUS", corpus)
     monkeypatch.setattr(replay, "table_cases", lambda: table[300:340])
     monkeypatch.setattr(replay, "model_cases", lambda: ())
 
