@@ -35,7 +35,8 @@ def value_of(program: Program, node: Node) -> torch.Tensor:
     weights = program.weights
     if node in weights:
         with outside_tracing():
-            return weights[node].value.detach()
+            held: torch.Tensor = weights[node].value.detach()
+            return held
     recipe, sources = recipe_of(program, node)
     return recipe.value([weights[source].value for source in sources])
 
