@@ -8,7 +8,7 @@ over all blocks first. Where a step needs all of a large source for another reas
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -147,7 +147,7 @@ _RULES: tuple[tuple[Sequence[Any], Callable[[Node, int], dict[Node, int | None] 
 
 def fold_blocks(
     recipe: Recipe, sources: Sequence[torch.Tensor], shape: Sequence[int]
-) -> Iterator[tuple[int, int, torch.Tensor]]:
+) -> Generator[tuple[int, int, torch.Tensor], None, None]:
     """The folded weight of this shape in blocks, each with its axis and its start, and not yet in its dtype.
 
     One block, along axis 0, where the sources are small or no axis can be cut. A block is good until the next

@@ -7,6 +7,7 @@ arithmetic. What the model itself computes from its weights runs as the model ru
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 import torch
 from torch.fx import Node
@@ -30,8 +31,9 @@ def folded(recipe: Recipe, sources: Sequence[torch.Tensor]) -> torch.Tensor:
         return recipe.compute(sources)
     with outside_tracing():
         made = torch.empty_strided(shape, recipe.stride, dtype=recipe.dtype)
-    for axis, start, block in fold_blocks(recipe, sources, shape):
-        made.narrow(axis, start, block.shape[axis]).copy_(block)
+    with closing(fold_blocks(recipe, sources, shape)) as blocks:
+        for axis, start, block in blocks:
+            made.narrow(axis, start, block.shape[axis]).copy_(block)
     return made
 
 
@@ -63,7 +65,8 @@ def can_hold(recipe: Recipe, sources: Sequence[torch.Tensor], dtype: torch.dtype
     shape = _shape(recipe, sources)
     if shape is None or dtype == torch.float16:  # of which whole rows and columns are looked at
         return fits(wide.value(sources), dtype)
-    return all(fits(block, dtype) for _, _, block in fold_blocks(wide, sources, shape))
+    with closing(fold_blocks(wide, sources, shape)) as blocks:
+        return all(fits(block, dtype) for _, _, block in blocks)
 
 
 def _shape(recipe: Recipe, sources: Sequence[torch.Tensor]) -> tuple[int, ...] | None:

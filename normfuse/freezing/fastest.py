@@ -33,7 +33,7 @@ _MARGIN_OF_ONE_ROW = 0.85
 #: Of the 1.5 times the model's own error that a graph may have, a product may take so much.
 _ERROR = 1.25
 #: Each is called so often, in turns, and the fastest call counts; what takes so many seconds, less often.
-_CALLS, _FEW_CALLS, _LONG = 5, 3, 0.01
+_CALLS, _FEW_CALLS, _LONG = 5, 2, 0.03
 #: Rows and columns of a product that are compared with float64.
 _COMPARED = 1024
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,16 @@ def test_a_damaged_file_is_no_obstacle(text: str, tmp_path: Path, monkeypatch: p
     measuring._measured.cache_clear()
     assert measuring._measured() == {}
     measuring._measured.cache_clear()
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(0.001, 5), (0.1, 2)])
+def test_what_takes_long_is_measured_less_often(
+    seconds: float, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, multiplied, multiply = count(), list[int](), torch.mm
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: seconds * next(clock))
+    monkeypatch.setattr(torch, "mm", lambda *given: multiplied.append(1) or multiply(*given))
+    found, errors = measuring._measure(7, torch.randn(48, 96))
+    assert len(multiplied) == calls
+    assert found == pytest.approx(dict.fromkeys(found, seconds))
+    assert errors.keys() == found.keys()
