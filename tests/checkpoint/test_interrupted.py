@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import random
 import subprocess
 import sys
 import time
@@ -120,31 +119,6 @@ def test_a_process_that_is_killed_leaves_what_it_finished(given, whole, tmp_path
     done = normfuse.rewrite_folder(given, tmp_path / "out")
     assert done.reused >= 1
     assert contents(tmp_path / "out") == whole
-
-
-@pytest.mark.slow
-def test_a_process_that_is_killed_again_and_again_gives_the_same_bytes(given, whole, tmp_path):
-    """At moments of chance: before the first file, in the middle of one, between two."""
-    code = (
-        "import sys, time, normfuse\n"
-        "from normfuse.checkpoint import shard\n"
-        "def slow(*args, fold=shard._fold): time.sleep(0.1); fold(*args)\n"
-        "shard._fold = slow\n"
-        "normfuse.rewrite_folder(sys.argv[1], sys.argv[2])\n"
-    )
-    moments = random.Random(0)
-    for _ in range(4):
-        process = subprocess.Popen([sys.executable, "-c", code, given, tmp_path / "out"])
-        deadline = time.monotonic() + 120
-        while process.poll() is None and not (tmp_path / ".out.normfuse").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 1.5))
-        process.kill()
-        process.wait()
-    normfuse.rewrite_folder(given, tmp_path / "out", force=True)
-    assert contents(tmp_path / "out") == whole
-    assert [f.name for f in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("name", ["_reserve", "_copy"])
