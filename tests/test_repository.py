@@ -88,7 +88,7 @@ def test_the_package_takes_along_what_pages_are_made_of():
     packed = {path for pattern in patterns for path in folder.glob(pattern)}
     files = {path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     assert {path for path in files - packed if path.suffix != ".py"} == set()
-    assert {path.suffix for path in packed} == {"", ".css", ".js"}
+    assert {path.suffix for path in packed} == {".typed", ".css", ".js"}
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "lint", "gpu", "bench", "docs", "clean"])
