@@ -8,14 +8,16 @@ import pytest
 import torch
 from torch import nn
 from torch._inductor.exc import InductorError
+from torch.nn import functional as F
 
 import normfuse
 from normfuse.backends import inner as backend
 from normfuse.folding.frozen import living_frozen
-from normfuse.freezing import decide, room
+from normfuse.freezing import decide, products, room
 from normfuse.report import Report
 from tests.backends.networks import example, prenorm
 from tests.freezing.holding import compilations, hold
+from tests.patterns.capturing import program_of
 
 
 def report_of(model: nn.Module, x: torch.Tensor | None = None, **options: Any) -> Report:
@@ -216,3 +218,40 @@ def test_convolutions_that_inductor_cannot_pack(
         report = report_of(model, torch.randn(1, 3, 8, 8, dtype=dtype))
     assert report.frozen == frozen
     assert (frozen == 0) is any("packs the weights of convolutions" in note for note in report.notes)
+
+
+def test_what_cannot_be_watched_is_named() -> None:
+    weight = torch.randn(3, 3)
+    assert decide._cannot_watch(nn.Parameter(weight)) == ""
+    assert "layout torch.sparse_coo" in decide._cannot_watch(weight.to_sparse())
+    assert "is a Masked" in decide._cannot_watch(weight.as_subclass(Masked))
+
+
+class Masked(torch.Tensor):
+    pass
+
+
+def products_of(function: Any, *inputs: torch.Tensor) -> list[tuple[str, int, int]]:
+    """Of each product with the last input, or a view of it: its operator, rows and bytes."""
+    program = program_of(function, inputs, 1)
+    found = products.products(program.gm.graph, [program.inputs[-1].node])
+    assert all(one.weight is program.inputs[-1].node for one in found)
+    return [(str(one.node.target).split(".")[1], one.rows, one.bytes) for one in found]
+
+
+def test_products_with_a_weight_and_their_rows() -> None:
+    x, w = torch.randn(2, 5, 4), torch.randn(3, 4)
+    assert products_of(F.linear, x, w) == [("linear", 10, 48)]
+    assert products_of(lambda x, w: x @ w.t(), x, w) == [("matmul", 10, 48)]
+    assert products_of(lambda x, w: torch.addmm(x[0, :, :3], x[0], w.t()), x, w) == [("addmm", 5, 48)]
+    image, kernel = torch.randn(2, 4, 8, 8), torch.randn(3, 4, 3, 3)
+    assert products_of(F.conv2d, image, kernel) == [("conv2d", 72, 432)]
+
+
+def test_products_that_gain_nothing() -> None:
+    x, w = torch.randn(2, 5, 4), torch.randn(3, 4)
+    assert products_of(lambda x, w: F.linear(x, w * 2), x, w) == []
+    assert products_of(lambda x, w: w @ x[0].t(), x, w) == []
+    assert products_of(F.linear, x[:0], w) == []
+    assert products_of(torch.matmul, x, torch.randn(2, 4, 3)) == []
+    assert products_of(torch.mv, x[0], torch.randn(4)) == []

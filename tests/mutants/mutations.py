@@ -23,6 +23,7 @@ __all__ = ["MODULES", "ROW_MODULES", "Mutant", "functions_of", "mutants", "row_f
 
 PACKAGE = Path(normfuse.__file__).parent
 ROW_MODULES = ("rows_elementwise", "rows_layout", "rows_linear", "rows_reduce")
+FROZEN = ("call", "decide", "gain", "library", "products", "room", "settled", "steadiness")
 MODULES = (
     *(f"analysis.{name}" for name in ROW_MODULES), "analysis.operator_table", "analysis.contraction",
     "analysis.absorb", "analysis.forward", "analysis.beside", "analysis.stream", "analysis.exactness",
@@ -33,8 +34,10 @@ MODULES = (
     "passes.premises",
     "passes.spreads", "patterns.around", "ir.moves",
     "folding.precision", "folding.premise", "folding.conditions", "ir.effects", "ir.readers",
+    "folding.contents", "folding.sampled", "folding.writers", "lowering.choose", "lowering.kernel",
+    *(f"freezing.{name}" for name in FROZEN),
 )  # fmt: skip
-"""Where the rules and the table decide, and what they all ask of a graph."""
+"""Where the rules and the table decide, what they all ask of a graph, and what is frozen and watched."""
 _REFUSALS = ("block(", "_mixed(", "_reduces(", "_per_row(", "unknown(", "Refusal")
 
 

@@ -40,6 +40,12 @@ TESTS = (
         "-m",
         "not gpu",
     ],
+    [
+        "tests/lowering",
+        "tests/freezing",
+        "tests/backends/test_contents.py",
+        "tests/backends/test_staleness.py",
+    ],
 )
 """What decides in the end; before them run the tests that are known to call the mutant's function."""
 SECONDS = 1800
