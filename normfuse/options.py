@@ -26,7 +26,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "allow": ("exact",),
     "memory": ("copy",),
     "freeze": ("auto", "on", "off"),
-    "lower": ("auto", "inductor", "triton"),
+    "lower": ("auto", "inductor", "triton", "deferred"),
 }
 #: Values that are settled and mean nothing yet.
 _NOT_YET_VALUES = {

@@ -52,8 +52,8 @@ class Site:
     certificate; ``refusals`` says, by the names of rules, why they did not, or why that was undone.
     ``modulation`` says what the model does to the result as a function of its input: ``"gate"``,
     ``"scale"``, ``"shift"`` or ``"scale and shift"``. ``lowering`` says what runs the norm that is left,
-    ``"inductor"`` or ``"triton"``, and why. ``time`` is what it took before the rewrite, estimated
-    in the unit of the report's.
+    ``"inductor"``, ``"triton"``, ``"deferred"`` or ``"linear_rms_norm"``, and why. ``time`` is what it took
+    before the rewrite, estimated in the unit of the report's.
     """
 
     kind: str
@@ -75,6 +75,11 @@ class Site:
     @classmethod
     def of(cls, spec: NormSpec, module: str, source: str, spelling: str) -> Site:
         return cls(spec.kind, spec.to_dict(), module, source, spelling, becomes=spec.kind)
+
+    @property
+    def is_lowered(self) -> bool:
+        """Whether something else than Inductor's own code runs the norm."""
+        return not self.lowering.startswith("inductor")
 
     @property
     def certificate(self) -> dict[str, Any] | None:

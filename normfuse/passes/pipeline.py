@@ -21,7 +21,7 @@ from normfuse.ir.dead_code import drop_unused
 from normfuse.ir.grad_mode import switches_gradients
 from normfuse.ir.kinds import known_kinds
 from normfuse.ir.program import Program
-from normfuse.lowering.choose import lower
+from normfuse.lowering.choose import LOWER, lower
 from normfuse.options import Options, unknown_name
 from normfuse.passes.canonicalize import canonicalize
 from normfuse.passes.catalogue import RULES
@@ -84,6 +84,10 @@ def _hoist(work: Work) -> None:
     work.folded = hoist(work.program)
 
 
+def _lower(work: Work) -> None:
+    work.lowered = lower(work.program, work.sites, work.options, lambda node: work.may(node, LOWER))
+
+
 def _estimate(work: Work) -> None:
     """Where the time goes before anything is changed; an operator that cannot be estimated stops nothing."""
     try:
@@ -128,7 +132,7 @@ STAGES: tuple[tuple[str, Callable[[Work], None]], ...] = (
     *((rule.name, partial(_run, rule)) for rule in RULES),
     ("settle_shifts", lambda work: settle_shifts(work)),
     ("hoist", _hoist),
-    ("lower", lambda work: lower(work.program.gm, work.sites, work.options.lower)),
+    ("lower", _lower),
 )
 
 

@@ -39,6 +39,7 @@ class Work:
     ``written`` maps nodes that have the value of a norm, since weights before them took it, to its record.
     ``restored`` says of a norm of which readers took a part how its value comes back.
     ``folded`` are the weights to fold, of which the program has further inputs once they are hoisted.
+    ``lowered`` says what has the values of the nodes that are gone once norms are written as what runs them.
     ``forbidden`` are pairs of the ``id`` of a site and the name of a rule that must leave it as it is.
     """
 
@@ -52,6 +53,7 @@ class Work:
     written: dict[Node, Site] = field(default_factory=dict)
     restored: dict[Node, Restored] = field(default_factory=dict)
     folded: list[Folded] = field(default_factory=list)
+    lowered: dict[Node, Node] = field(default_factory=dict)
     forbidden: set[tuple[int, str]] = field(default_factory=set)
 
     def record(self, node: Node, site: Site) -> None:

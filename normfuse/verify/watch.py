@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from normfuse.folding import Folded
+from normfuse.lowering.choose import LOWER
 from normfuse.passes.work import Restored, Work
 from normfuse.report import Refusal, Site
 from normfuse.verify.probe import Probe
@@ -46,7 +47,7 @@ class Watch:
     def stage(self, name: str, work: Work) -> None:
         if name == "lift":
             self._lifted(work)
-        elif name == "hoist":
+        elif name == "lower":
             self._rewritten(work, work.folded)
 
     def _lifted(self, work: Work) -> None:
@@ -63,7 +64,11 @@ class Watch:
         numbers = {id(site): index for index, site in enumerate(self.sites)}
         values_of = {**work.sites, **_written(work)}
         hidden = {node for node, how in work.restored.items() if how.is_blurred or _is_gone(how, work)}
-        nodes = {numbers[id(site)]: node for node, site in values_of.items() if node not in hidden}
+        now, alive = work.lowered, set(work.program.gm.graph.nodes)
+        found = {
+            numbers[id(site)]: now.get(node, node) for node, site in values_of.items() if node not in hidden
+        }
+        nodes = {index: node for index, node in found.items() if node in alive}
         self.left = sorted(nodes)
         with _whole(work) as values:
             self.after = Probe.of(work.program, [values.get(n, n) for n in (nodes[i] for i in self.left)])
@@ -71,12 +76,12 @@ class Watch:
     @property
     def changed(self) -> list[int]:
         """The sites that are not as they were, in execution order."""
-        return [i for i, site in enumerate(self.sites) if site.rewrites]
+        return [i for i, site in enumerate(self.sites) if _done(site)]
 
     @property
     def pairs(self) -> list[Pair]:
         """What was done, in execution order of the sites, for each in the order of the rules."""
-        return [(i, rule) for i, site in enumerate(self.sites) for rule in site.rules]
+        return [(i, rule) for i, site in enumerate(self.sites) for rule in _done(site)]
 
     @property
     def disregarded(self) -> list[Pair]:
@@ -85,7 +90,7 @@ class Watch:
 
     def last(self, index: int) -> Pair:
         """The last that was done to a changed site."""
-        return index, self.sites[index].rules[-1]
+        return index, _done(self.sites[index])[-1]
 
     def gave_up(self, index: int) -> bool:
         """Whether nothing is left of what was done to a site, whose errors are those of that time."""
@@ -95,7 +100,9 @@ class Watch:
         for (index, rule), (refusal, errors) in self.vetoed.items():
             site = self.sites[index]
             site.refusals[rule] = refusal
-            if not site.rewrites:
+            if rule == LOWER:
+                site.lowering = f"inductor: {refusal.message}"
+            elif not site.rewrites:
                 site.revert(refusal)
                 site.errors = dict(errors)
 
@@ -112,21 +119,26 @@ class Watch:
         return {i for i in alike if self.sites[i].rewrites}
 
 
+def _done(site: Site) -> list[str]:
+    """What was done to a norm, in order: rules, and then that something else than Inductor runs it."""
+    return [*site.rules, *([LOWER] if site.is_lowered else [])]
+
+
 @contextmanager
 def _whole(work: Work) -> Iterator[dict[Node, Node]]:
     """For each norm of which readers took a part, a value for a while that is what the norm returned once."""
     graph, made = work.program.gm.graph, dict[Node, Node]()
     known = set(graph.nodes)
     for node, how in work.restored.items():
-        if _is_gone(how, work):
+        value = work.lowered.get(how.value, how.value)
+        if value not in known or _is_gone(how, work):
             continue
         # A weight may be computed after the value that it scales.
-        last = max([how.value, *(source for one in how.maps for source in one.sources)])
+        last = max([value, *(source for one in how.maps for source in one.sources)])
         with graph.inserting_before(last.next):
-            value = how.value
             for one in how.maps:
                 value = one.emit(graph, value, how.axis)
-        made[node] = value
+        made[work.lowered.get(node, node)] = value
     yield made
     for node in reversed([n for n in graph.nodes if n not in known]):
         graph.erase_node(node)
@@ -142,4 +154,4 @@ def _written(work: Work) -> dict[Node, Site]:
     """Where the value of a folded norm still is, unless a centring may have changed it since."""
     moved = work.report.centrings or any(site.action == "converted" for site in work.report.sites)
     alive = set() if moved else set(work.program.gm.graph.nodes)
-    return {node: site for node, site in work.written.items() if node in alive}
+    return {node: site for node, site in work.written.items() if work.lowered.get(node, node) in alive}
