@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from bench.llama_step import LLAMA, LlamaStep
-from bench.plain_table import aligned
 from bench.subjects import randomized
 from normfuse.cli.decoder import GPT2_SMALL, DecoderSize, DecoderStep, decode_inputs
 
@@ -27,8 +26,8 @@ TOKENS = (1, 128)
 _ROUNDS, _CALLS = 30, 5
 Make = Callable[[DecoderSize], nn.Module]
 SUBJECTS: tuple[tuple[str, Make, DecoderSize], ...] = (
-    ("llama", LlamaStep, replace(LLAMA, layers=4, vocabulary=1000)),
-    ("gpt2", DecoderStep, replace(GPT2_SMALL, layers=4, vocabulary=1000)),
+    ("llama", LlamaStep, replace(LLAMA, layers=2, vocabulary=1000)),
+    ("gpt2", DecoderStep, replace(GPT2_SMALL, layers=2, vocabulary=1000)),
 )
 
 
@@ -63,13 +62,14 @@ def _seconds(run: Callable[..., Any], inputs: tuple[Any, ...]) -> float:
 
 
 def main() -> None:
-    """Print the table."""
-    lines = []
-    for name, make, size in SUBJECTS:
-        for tokens in TOKENS:
-            time_taken, deferred, noise = ratios(make, size, tokens)
-            lines.append((name, tokens, f"{time_taken:.3f}", f"{deferred:.3f}", f"{noise:.3f}"))
-    print(aligned(("model", "tokens", "ms", "deferred / inductor", "inductor again"), lines))
+    """Print a line for each model and number of tokens."""
+    for tokens in TOKENS:
+        for name, make, size in SUBJECTS:
+            took, deferred, noise = ratios(make, size, tokens)
+            print(
+                f"{name}, {tokens} tokens: {took:.3f} ms, deferred {deferred:.3f}, again {noise:.3f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

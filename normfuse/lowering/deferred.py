@@ -117,7 +117,10 @@ def _write_kernel(gm: GraphModule, node: Node, region: NormRegion) -> Replaced:
     graph, target = gm.graph, linear._opoverload
 
     def multiplied(product: Product, rows: Node) -> Node:
-        made = call(graph, target, rows, product.weight, product.bias, region.spec.eps)
+        made = graph.call_function(target, (rows, product.weight, product.bias, region.spec.eps))
+        result, x = product.node.meta["val"], rows.meta["val"]
+        factors = x.new_empty((x.numel() // x.shape[-1], 1), dtype=torch.float32)
+        made.meta["val"] = result, factors
         return part(graph, made, 0)
 
     return _rewritten(node, region.operands(node).source, multiplied)

@@ -62,10 +62,11 @@ def fastest(norm: Node, apt: Mapping[str, Provider], mode: str | None, given: Ma
     share = {name: seconds[name] / seconds[INDUCTOR] for name in apt}
     if best != INDUCTOR:
         return best, f"measured, {share[best]:.2f} of Inductor's time"
+    fits = {name: errors[name] <= _ERROR * errors[INDUCTOR] for name in apt}
     said = [
-        f"{name} {share[name]:.2f} of its time" for name in apt if errors[name] <= _ERROR * errors[INDUCTOR]
+        f"{name} {share[name]:.2f} of its time" if fits[name] else f"{name} is not exact enough"
+        for name in apt
     ]
-    said += [f"{name} is not exact enough" for name in apt if errors[name] > _ERROR * errors[INDUCTOR]]
     return INDUCTOR, f"measured, {', '.join(said)}"
 
 
