@@ -36,7 +36,7 @@ def _of_graph(run: Callable[[], Any]) -> Clock:
             run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         run()
 
     def seconds() -> float:

@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
+from torch.fx import Node
+
 from normfuse.analysis.time_share import time_of
 from normfuse.errors import ExpectationError, is_strict
 from normfuse.folding import Folded
@@ -85,7 +87,10 @@ def _hoist(work: Work) -> None:
 
 
 def _lower(work: Work) -> None:
-    work.lowered = lower(work.program, work.sites, work.options, lambda node: work.may(node, LOWER))
+    def may(node: Node) -> bool:
+        return node not in work.sites or work.may(node, LOWER)
+
+    work.lowered = lower(work.program, work.sites, work.options, may)
 
 
 def _estimate(work: Work) -> None:

@@ -145,3 +145,31 @@ def test_verification_judges_what_is_lowered(monkeypatch: pytest.MonkeyPatch) ->
     assert all(site.lowering.startswith("inductor: on ") for site in sites), [s.lowering for s in sites]
     assert all(site.rules == ["fold_scale"] for site in sites)
     assert all("lower" in site.refusals for site in sites)
+
+
+def test_what_is_written_to_in_between_stays() -> None:
+    """The product would read the new values."""
+
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.linear = nn.RMSNorm(16, eps=1e-6), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y, h = self.norm(x), x * 2
+            z = self.norm(h)
+            x.add_(1.0)
+            h.add_(1.0)
+            return self.linear(y) + self.linear(z), h
+
+    model, x = Writing().eval(), torch.randn(3, 16)
+    options = {"normfuse.lower": "deferred", "normfuse.inner": "eager"}
+    fast = torch.compile(model, backend="normfuse", options=options)
+    with torch.no_grad():
+        found, wanted = fast(x.clone()), model(x.clone())
+    assert normfuse.last_report(fast).sites[0].lowering == "inductor"
+    # Two sums of sixteen products of float32.
+    assert all(
+        float((a - b).abs().max()) < 64 * 2**-24 * float(b.abs().max())
+        for a, b in zip(found, wanted, strict=True)
+    )
