@@ -169,14 +169,3 @@ def test_gradients_and_open_sizes_are_not_measured(monkeypatch: pytest.MonkeyPat
     assert choose._default(work.program, tensors, device) is None
     monkeypatch.setattr(choose, "plain_size", lambda size: "s0")
     assert "are open" in str(choose._default(work.program, tensors, device))
-
-
-@pytest.mark.slow
-def test_inductor_compiles_what_is_measured(here: pytest.MonkeyPatch) -> None:
-    from normfuse.inductor_compat import compiled_alone
-
-    here.setattr(measure, "compiled_alone", compiled_alone)
-    assert all("measured" in site.lowering for site in lowered().report.sites)
-    for seconds, errors in measure._measured().values():
-        assert set(seconds) == {"inductor", "deferred"}
-        assert all(map(math.isfinite, (*seconds.values(), *errors.values())))
