@@ -6,8 +6,10 @@ same device. Each figure is the median of rounds in which the contenders take tu
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.nn import functional as F
 
 from bench.plain_table import aligned
 from normfuse.kernels import linear_rms_norm, rms_norm
+from normfuse.lowering.clock import clock_of
 
 __all__ = ["measure", "speed_table"]
 
@@ -39,16 +42,20 @@ class Contest:
     is_graph: bool = True
 
 
-def measure() -> dict[str, Any]:
-    """Everything, with what it was measured on."""
-    copy = _copy_bandwidth()
-    found = [_figures(contest, copy) for contest in _contests()]
+def measure(until: float) -> dict[str, Any]:
+    """Everything, with what it was measured on, until ``time.monotonic()`` is past ``until``."""
+    copy, found = _copy_bandwidth(), list[dict[str, Any]]()
+    for contest in _contests():
+        if time.monotonic() > until:
+            break
+        found.append(_figures(contest, copy))
     device = torch.cuda.get_device_properties(0)
     return {
         "device": device.name,
         "torch": torch.__version__,
         "copy_GB_per_s": round(copy / 1e9, 1),
         "contests": found,
+        "is_whole": time.monotonic() <= until,
     }
 
 
@@ -136,11 +143,14 @@ def _product(rows: int, inputs: int, outputs: int) -> Contest:
 
 
 def _figures(contest: Contest, copy: float) -> dict[str, Any]:
-    graphs = {name: _graph(run) if contest.is_graph else run for name, run in contest.contenders.items()}
-    times: dict[str, list[float]] = {name: [] for name in graphs}
+    clocks = {
+        name: clock_of(run, torch.device("cuda")) if contest.is_graph else partial(_seconds, run)
+        for name, run in contest.contenders.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in clocks}
     for _ in range(_ROUNDS):
-        for name, graph in graphs.items():
-            times[name].append(_seconds(graph))
+        for name, clock in clocks.items():
+            times[name].append(clock())
     best = {name: median(found) for name, found in times.items()}
     return {
         "kernel": contest.name,
@@ -148,21 +158,6 @@ def _figures(contest: Contest, copy: float) -> dict[str, Any]:
         "milliseconds": {name: round(1e3 * value, 5) for name, value in best.items()},
         "share_of_copy": {name: round(contest.moved / value / copy, 4) for name, value in best.items()},
     }
-
-
-def _graph(run: Run) -> Run:
-    """The call as a CUDA graph, so that what Python does in between takes no part."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    replay: Run = graph.replay
-    return replay
 
 
 def _seconds(run: Run) -> float:

@@ -9,6 +9,7 @@ Needs PyTorch and Triton alone.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -68,12 +69,17 @@ def _compile() -> None:
     store(RESULTS / "compile.json", {"triton": triton.__version__, "kernels": [asdict(one) for one in found]})
 
 
-def _gpu() -> None:
+def _gpu(seconds: float) -> None:
+    """Blocks first, since they decide; what does not fit into the time is left out."""
+    from bench.block_speed import block_table, measure_blocks
     from bench.kernel_speed import measure, speed_table
 
-    found = measure()
+    started = time.monotonic()
+    blocks = measure_blocks(started + 0.6 * seconds)
+    print(block_table(blocks))
+    found = measure(started + seconds)
     print(speed_table(found))
-    store(RESULTS / "gpu.json", found)
+    store(RESULTS / "gpu.json", {**found, "blocks": blocks})
 
 
 def main() -> None:
@@ -81,13 +87,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compile or measure the kernels of normfuse.kernels.")
     parser.add_argument("--compile", action="store_true", help="compile for devices that are not here")
     parser.add_argument("--gpu", action="store_true", help="measure on the CUDA device that is here")
+    parser.add_argument("--seconds", type=float, default=200.0, help="start no measurement later than that")
     chosen = parser.parse_args()
     if not (chosen.compile or chosen.gpu):
         parser.error("say --compile, --gpu, or both")
     if chosen.compile:
         _compile()
     if chosen.gpu:
-        _gpu()
+        _gpu(chosen.seconds)
 
 
 if __name__ == "__main__":

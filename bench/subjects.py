@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bench.llama_step import LLAMA, LlamaStep
 from normfuse.cli.decoder import GPT2_SMALL, DecoderStep, decode_inputs
 
-__all__ = ["SUBJECTS"]
+__all__ = ["SUBJECTS", "randomized"]
 
 Subject = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
@@ -60,7 +60,7 @@ def llama_prefill(batch_size: int | None = None) -> Subject:
 def llama_decode(batch_size: int | None = None) -> Subject:
     """One token of a Llama of 8 layers of width 768 with 96 cached ones; one sequence."""
     torch.manual_seed(0)
-    return _randomized(LlamaStep(LLAMA)), decode_inputs(LLAMA), {}
+    return randomized(LlamaStep(LLAMA)), decode_inputs(LLAMA), {}
 
 
 def bert(batch_size: int | None = None) -> Subject:
@@ -122,15 +122,15 @@ def _vit(width: int, heads: int, batch_size: int | None) -> Subject:
 
 
 def _image(model: nn.Module, batch_size: int | None) -> Subject:
-    return _randomized(model), (torch.randn(batch_size or 1, 3, 224, 224),), {}
+    return randomized(model), (torch.randn(batch_size or 1, 3, 224, 224),), {}
 
 
 def _text(model: nn.Module, batch_size: int | None, kwargs: dict[str, Any]) -> Subject:
     tokens: Tensor = torch.randint(1000, (batch_size or 1, 128))
-    return _randomized(model), (tokens,), kwargs
+    return randomized(model), (tokens,), kwargs
 
 
-def _randomized(model: nn.Module) -> nn.Module:
+def randomized(model: nn.Module) -> nn.Module:
     """Norms whose scale and shift are not the identity, as after training."""
     torch.manual_seed(0)
     with torch.no_grad():

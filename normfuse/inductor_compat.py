@@ -8,18 +8,20 @@ from __future__ import annotations
 import ctypes
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 __all__ = [
     "cache_folder",
     "compile_package",
+    "compiled_alone",
     "compiled_library",
     "freezes_by_itself",
     "is_packable",
@@ -47,6 +49,21 @@ def compiled_library(source: str) -> ctypes.CDLL:
 
     library: ctypes.CDLL = CppCodeCache.load(source)
     return library
+
+
+def compiled_alone(
+    gm: GraphModule, inputs: Sequence[torch.Tensor], mode: str | None, settings: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """A graph compiled by itself, whatever is being compiled just now, and never as a CUDA graph."""
+    from torch._inductor import list_mode_options
+    from torch._inductor.compile_fx import compile_fx
+
+    chosen = list_mode_options(mode) if mode not in (None, "default") else {}
+    with torch._guards.tracing(None):
+        compiled: Any = compile_fx(
+            gm, list(inputs), config_patches={**chosen, **settings, "triton.cudagraphs": False}
+        )
+    return cast(Callable[..., Any], compiled)
 
 
 def compile_package(program: ExportedProgram, path: Path) -> None:

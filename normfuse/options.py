@@ -26,7 +26,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "allow": ("exact",),
     "memory": ("copy",),
     "freeze": ("auto", "on", "off"),
-    "lower": ("auto", "inductor", "triton"),
+    "lower": ("auto", "inductor", "triton", "deferred"),
 }
 #: Values that are not taken, and why.
 _NOT_TAKEN = {
@@ -63,8 +63,10 @@ class Options:
         rotation: an orthogonal matrix in float64 to turn the stream by; for :func:`normfuse.rewrite`.
         freeze: whether weights are compiled into the graph, and it is compiled again when they change:
             ``"auto"`` on a CPU in inference, ``"on"``, ``"off"``.
-        lower: what runs the norms that are left: ``"inductor"``, ``"triton"`` (a kernel of normfuse's own
-            where it has one, on a GPU), or ``"auto"``, which stands for Inductor until there are figures.
+        lower: what runs the norms that are left: ``"inductor"``; ``"triton"``, a kernel of normfuse's own
+            where it has one, on a GPU; ``"deferred"``, a factor that multiplies what the products behind the
+            norm give, where products are all that reads it; or ``"auto"``, the fastest of these where it can
+            be measured, which is in inference on a GPU, and else Inductor.
         allow: exact rules alone, for now.
         memory: copies beside the originals; :func:`normfuse.apply` writes into the originals instead.
     """
@@ -107,10 +109,7 @@ class Options:
         _check_together(values.get("only"), values["skip"], prefix)
         _check_basis(values, prefix)
         _check_freezing(values, prefix)
-        if prefix != PREFIX and "lower" in values:
-            raise OptionError(
-                f"{prefix}lower is for torch.compile; a program runs without normfuse's kernels"
-            )
+        values |= _lowering(values, prefix)
         if values.get("rotation") is not None:
             values["rotation"] = _rotation(values, prefix)
         if values.get("expect") is not None:
@@ -194,6 +193,15 @@ def _check_freezing(values: Mapping[str, Any], prefix: str) -> None:
         )
     if values.get("freeze") == "on" and values.get("inner", "inductor") != "inductor":
         raise OptionError(f"{prefix}freeze='on' goes with {prefix}inner='inductor', which compiles")
+
+
+def _lowering(values: Mapping[str, Any], prefix: str) -> dict[str, str]:
+    """What runs the norms of a rewritten program is for whoever compiles it."""
+    if prefix == PREFIX:
+        return {}
+    if "lower" in values:
+        raise OptionError(f"{prefix}lower is for torch.compile; a program runs without normfuse's kernels")
+    return {"lower": "inductor"}
 
 
 def _rotation(values: Mapping[str, Any], prefix: str) -> torch.Tensor:

@@ -69,9 +69,9 @@ class Site:
     ``modulation`` says what the model does to the result as a function of its input: ``"gate"``,
     ``"scale"``, ``"shift"`` or ``"scale and shift"``. ``merged_into`` names the norm of the same value,
     by its module or its node, that is computed in the place of this one. ``lowering`` says what runs the norm
-    that is left,
-    ``"inductor"`` or ``"triton"``, and why. ``time`` is what it took before the rewrite, estimated
-    in the unit of the report's, and ``saved`` what each call saves by the rewrite, estimated from sizes.
+    that is left, ``"inductor"``, ``"triton"``, ``"deferred"`` or ``"linear_rms_norm"``, and why. ``time`` is
+    what it took before the rewrite, estimated in the unit of the report's, and ``saved`` what each call saves
+    by the rewrite, estimated from sizes.
     """
 
     kind: str
@@ -95,6 +95,11 @@ class Site:
     @classmethod
     def of(cls, spec: NormSpec, module: str, source: str, spelling: str) -> Site:
         return cls(spec.kind, spec.to_dict(), module, source, spelling, becomes=spec.kind)
+
+    @property
+    def is_lowered(self) -> bool:
+        """Whether something else than Inductor's own code runs the norm."""
+        return not self.lowering.startswith("inductor")
 
     @property
     def certificate(self) -> dict[str, Any] | None:

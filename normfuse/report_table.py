@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
@@ -61,9 +63,16 @@ def render(report: Report) -> str:
         console.print(f"graph break {place}")
     if len(report.breaks) > _PARAGRAPHS:
         console.print(f"... and {len(report.breaks) - _PARAGRAPHS} more graph breaks")
-    for line in (*savings(report), *expectation(report), *memory(report)):
+    lines = (*_lowering(report.sites), *savings(report), *expectation(report), *memory(report))
+    for line in lines:
         console.print(line)
     return stream.getvalue().rstrip("\n")
+
+
+def _lowering(sites: Iterable[Site]) -> list[str]:
+    """A line for each way in which something else than Inductor's own code runs norms."""
+    ways = Counter(site.lowering for site in sites if site.is_lowered)
+    return [f"{n} {'norm runs' if n == 1 else 'norms run'} as {way}" for way, n in ways.items()]
 
 
 def expectation(report: Report) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch._dynamo.exc import TorchDynamoException
@@ -75,7 +76,8 @@ def _checked(mode: str | None, given: Mapping[str, Any] | None) -> tuple[Options
     ours, inductors = split_options(given)
     options = Options.checked(ours, inductors)
     check_rules(options)
-    return options, check_inductor(options, mode)
+    settings = check_inductor(options, mode)
+    return replace(options, mode=mode or options.mode), settings
 
 
 def _expect(report: Report, options: Options) -> None:

@@ -8,6 +8,7 @@ import itertools
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def explain_with(
 ) -> Report:
     """:func:`explain` under other options than the default ones, and watched."""
     if isinstance(model, (ExportedProgram, str, Path)):
-        return explain_program(as_program(model), options, observer)
+        return explain_program(as_program(model), replace(options, lower="inductor"), observer)
     if isinstance(model, torch.nn.Module):
         check_module(model)
     report = Report(target=options.target)

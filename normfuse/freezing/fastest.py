@@ -7,7 +7,6 @@ are emptied of a weight before each measurement: which library is fastest differ
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -16,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from normfuse.files import write_text
 from normfuse.freezing.caches import evict, last_cache
 from normfuse.freezing.one_row import one_row
 from normfuse.inductor_compat import cache_folder
+from normfuse.measured import Figures, keep_figures, kept_figures, quickest
 from normfuse.torch_compat import outside_tracing
 
 __all__ = ["MKL", "ONEDNN", "ONE_ROW", "PLAIN", "best_of", "fastest", "figures"]
@@ -40,24 +39,17 @@ _COMPARED = 1024
 PLAIN, MKL, ONEDNN, ONE_ROW = "plain", "mkl", "onednn", "one_row"
 
 
-_Figures = tuple[dict[str, float], dict[str, float]]
-
-
 def fastest(rows: int, weight: torch.Tensor, total: int) -> str:
     """The library for a weight ``[in, out]`` of a model whose weights are ``total`` bytes."""
     return best_of(figures(rows, weight, total), rows)
 
 
-def best_of(found: _Figures, rows: int) -> str:
+def best_of(found: Figures, rows: int) -> str:
     """The fastest library among those that are precise enough."""
-    seconds, errors = found
-    fits = [name for name in seconds if name != PLAIN and errors[name] <= _ERROR * errors[PLAIN]]
-    best = min(fits, key=seconds.__getitem__, default=PLAIN)
-    margin = _MARGIN_OF_ONE_ROW if rows == 1 else _MARGIN
-    return best if seconds[best] < margin * seconds[PLAIN] else PLAIN
+    return quickest(found, PLAIN, _MARGIN_OF_ONE_ROW if rows == 1 else _MARGIN, _ERROR)
 
 
-def figures(rows: int, weight: torch.Tensor, total: int) -> _Figures:
+def figures(rows: int, weight: torch.Tensor, total: int) -> Figures:
     """Seconds and errors by library for a weight ``[in, out]``: measured, or as they were on this machine.
 
     ``total``: the bytes of all weights that are read in between two products with this one.
@@ -74,7 +66,7 @@ def figures(rows: int, weight: torch.Tensor, total: int) -> _Figures:
     return known[key]
 
 
-def _measure(rows: int, weight: torch.Tensor, is_cold: bool) -> _Figures:
+def _measure(rows: int, weight: torch.Tensor, is_cold: bool) -> Figures:
     """The shortest times, in seconds, and the distances from float64 relative to the result, by library."""
     with outside_tracing():
         data, turned = torch.randn(rows, weight.shape[0]), weight.detach().t()
@@ -109,27 +101,13 @@ def _measure(rows: int, weight: torch.Tensor, is_cold: bool) -> _Figures:
 
 
 @cache
-def _measured() -> dict[str, _Figures]:
+def _measured() -> dict[str, Figures]:
     """What this and other processes have measured, by rows and the sizes of the weight."""
-    try:
-        held = json.loads(_file().read_text())
-        return {key: (_of_each(seconds), _of_each(errors)) for key, (seconds, errors) in held.items()}
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
-        return {}
+    return kept_figures(_file(), (PLAIN, MKL, ONEDNN))
 
 
-def _of_each(held: dict[str, float]) -> dict[str, float]:
-    """Figures that were read, or a ``KeyError`` where those of a library are missing."""
-    needed = {name: held[name] for name in (PLAIN, MKL, ONEDNN)}
-    return {name: float(figure) for name, figure in (needed | held).items()}
-
-
-def _remember(known: dict[str, _Figures]) -> None:
-    try:
-        _file().parent.mkdir(parents=True, exist_ok=True)
-        write_text(_file(), json.dumps(known, indent=1))
-    except OSError as error:
-        log.info("what was measured is not kept: %s", error)
+def _remember(known: dict[str, Figures]) -> None:
+    keep_figures(_file(), known)
 
 
 def _file() -> Path:

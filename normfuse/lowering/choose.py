@@ -1,43 +1,119 @@
 """Which way each norm is run: ``normfuse.lower``.
 
-Inductor fuses a norm with what stands beside it, which no kernel of its own does, so a kernel has to be asked
-for: ``"auto"`` leaves every norm to Inductor until there are figures to the contrary.
+Inductor's operators are the first way, and the answer wherever nothing else is known to be faster: it fuses
+a norm with what stands beside it. On a GPU that is here, in inference, ``"auto"`` measures every way that
+there is for a norm and takes the fastest; on all other devices, and in training, it stands for Inductor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from torch.fx import GraphModule, Node
+import torch
+from torch.fx import Node
 
 from normfuse.errors import OptionError
-from normfuse.ir.effects import Effects
-from normfuse.ir.region import norms_in
+from normfuse.ir.program import Program
+from normfuse.ir.region import NormRegion, norms_in
+from normfuse.ir.sizes import tensor_of
+from normfuse.lowering.deferred import DEFERRED, PRODUCT
 from normfuse.lowering.inline import inline_all
-from normfuse.lowering.kernel import NO_GPU, obstacle, write_kernel
+from normfuse.lowering.kernel import ADD_NORM, KERNEL
+from normfuse.lowering.measure import INDUCTOR, can_measure, fastest
+from normfuse.lowering.provider import Provider
+from normfuse.lowering.tensors import NO_GPU, Tensors
+from normfuse.options import Options
 from normfuse.report import Site
+from normfuse.torch_compat import plain_size
 
-__all__ = ["lower"]
+__all__ = ["LOWER", "lower"]
+
+#: Under this name a site may be kept from every way but Inductor's.
+LOWER = "lower"
+#: Who is asked, in this order, for each value of the option.
+_WAYS: dict[str, tuple[Provider, ...]] = {
+    "inductor": (),
+    "triton": (ADD_NORM, KERNEL),
+    "deferred": (DEFERRED, PRODUCT),
+    "auto": (ADD_NORM, KERNEL, DEFERRED, PRODUCT),
+}
 
 
-def lower(gm: GraphModule, sites: Mapping[Node, Site], way: str) -> None:
-    """Write every norm out as operators, or as kernels where ``way`` is ``"triton"``; say so at its site.
+def lower(
+    program: Program,
+    sites: Mapping[Node, Site],
+    options: Options,
+    may: Callable[[Node], bool] = lambda _: True,
+) -> dict[Node, Node]:
+    """Write every norm out as the way that runs it says, and tell its site which, and why.
+
+    ``may`` says whether a norm may be run by anything but Inductor. Returns what has the values of the nodes
+    that are gone; a norm that is not there has none any more.
 
     Raises:
         OptionError: where kernels were asked for and no norm is on a GPU.
     """
-    if way == "triton":
-        _write_kernels(gm, sites)
-    inline_all(gm)
-
-
-def _write_kernels(gm: GraphModule, sites: Mapping[Node, Site]) -> None:
-    norms, effects = list(norms_in(gm)), Effects(gm.graph)
-    reasons = {node: obstacle(node, region) for node, region in norms}
-    if norms and all(reason.endswith(NO_GPU) for reason in reasons.values()):
+    gm, replaced = program.gm, dict[Node, Node]()
+    norms = norms_in(gm) if _WAYS[options.lower] else []
+    if norms and options.lower == "triton" and all(_is_elsewhere(*norm) for norm in norms):
         raise OptionError("normfuse.lower='triton' is not possible here: no norm of the graph is on a GPU")
     for node, region in norms:
-        if not reasons[node]:
-            write_kernel(gm, node, region, effects)
+        chosen, why = _choice(program, node, region, options) if may(node) else (None, "")
+        if chosen is not None:
+            replaced |= chosen.write(gm, node, region)
         if site := sites.get(node):
-            site.lowering = f"inductor: {reasons[node]}" if reasons[node] else "triton"
+            runs = INDUCTOR if chosen is None else chosen.runs
+            site.lowering = f"{runs}: {why}" if why else runs
+    return _settled(replaced | inline_all(gm))
+
+
+def _is_elsewhere(node: Node, region: NormRegion) -> bool:
+    return KERNEL.supports(region.spec, *_around(node, region)).endswith(NO_GPU)
+
+
+def _around(node: Node, region: NormRegion) -> tuple[Tensors, torch.device]:
+    tensors = Tensors.of(node, region)
+    return tensors, torch.device("cpu") if tensors.source is None else tensors.source.device
+
+
+def _choice(
+    program: Program, node: Node, region: NormRegion, options: Options
+) -> tuple[Provider | None, str]:
+    """What runs a norm, None for Inductor, and why."""
+    source = tensor_of(region.operands(node).source)
+    if options.lower == "auto" and (source is None or source.device.type == "cpu"):
+        return None, ""
+    tensors, device = _around(node, region)
+    if options.lower == "auto" and (default := _default(program, tensors, device)) is not None:
+        return None, default
+    ways, refusals = _WAYS[options.lower], dict[str, str]()
+    for way in ways:
+        refusals[way.name] = way.supports(region.spec, tensors, device)
+    apt = {way.name: way for way in ways if not refusals[way.name]}
+    if not apt:
+        return None, next(iter(refusals.values()))
+    if options.lower != "auto":
+        return next(iter(apt.values())), ""
+    name, why = fastest(node, apt, options.mode, options.inductor)
+    return apt.get(name), why
+
+
+def _default(program: Program, tensors: Tensors, device: torch.device) -> str | None:
+    """Why Inductor runs a norm without being measured."""
+    if not can_measure(device):
+        return f"there is no device here to measure on as {tensors.name} needs"
+    if program.grad_enabled:
+        return "gradients are recorded, and only inference is measured"
+    if not all(isinstance(plain_size(size), int) for size in getattr(tensors.source, "shape", ())):
+        return f"the sizes of {tensors.name} are open, and what is fastest depends on them"
+    return None
+
+
+def _settled(replaced: Mapping[Node, Node]) -> dict[Node, Node]:
+    """What was replaced by something that was replaced in its turn."""
+    found = dict(replaced)
+    for old, new in replaced.items():
+        while new in replaced:
+            new = replaced[new]
+        found[old] = new
+    return found

@@ -1,58 +1,57 @@
-"""A norm as one of normfuse's Triton kernels, together with the sum that it reads.
+"""A norm as one of normfuse's Triton kernels, by itself or together with the sum that it reads.
 
 The kernels compute in float32 and round once, so they are at least as exact as what they replace.
 """
 
 from __future__ import annotations
 
-import operator
-
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 
-from normfuse.ir.calls import aten, bind, is_call
-from normfuse.ir.effects import Effects
-from normfuse.ir.location import described
 from normfuse.ir.region import NormRegion, Operands
-from normfuse.ir.sizes import is_row_major, same_shape, static_size, tensor_of
+from normfuse.ir.sizes import is_row_major
 from normfuse.ir.spec import NormSpec
 from normfuse.kernels.arguments import DTYPES, WIDEST
 from normfuse.kernels.device import takes_kernel
 from normfuse.kernels.reference import CRMS, LAYER, RMS
+from normfuse.lowering.provider import Provider, Replaced, alike, part
+from normfuse.lowering.tensors import NO_GPU, SMALLEST, Tensors, addends
+from normfuse.torch_compat import plain_size
 
-__all__ = ["NO_GPU", "obstacle", "write_kernel"]
-
-NO_GPU = "is not on a GPU, where the kernels run"
-_SMALLEST = torch.finfo(torch.float32).tiny
+__all__ = ["ADD_NORM", "KERNEL"]
 
 
-def obstacle(node: Node, region: NormRegion) -> str:
+def _refusal(spec: NormSpec, tensors: Tensors, device: torch.device) -> str:
     """Why a norm has no kernel; empty where it has one."""
-    spec, operands = region.spec, region.operands(node)
-    source, result = tensor_of(operands.source), tensor_of(node)
+    source, result = tensors.source, tensors.result
     if source is None or result is None or not takes_kernel("a norm", source):
-        return f"{described(node)} {NO_GPU}"
+        return f"{tensors.name} {NO_GPU}"
     if _kind(spec) is None or spec.statistics != "input" or spec.returns != "value" or spec.dims != (-1,):
         return f"no kernel computes a {spec.kind} of this form"
-    if spec.eps is None or not spec.eps >= _SMALLEST or spec.eps_mode != "inside" or spec.divisor is not None:
-        return f"no kernel takes the eps or the divisor of {described(node)}"
+    if spec.eps is None or not spec.eps >= SMALLEST or spec.eps_mode != "inside" or spec.divisor is not None:
+        return f"no kernel takes the eps or the divisor of {tensors.name}"
     if spec.post_factor != 1 or spec.affine_dims or not is_row_major(result):
-        return f"no kernel gives the result of {described(node)} its factor, weight or order"
-    return _obstacle_of_types(node, operands, source, result)
+        return f"no kernel gives the result of {tensors.name} its factor, weight or order"
+    return _refusal_of_types(tensors, source, result)
 
 
-def _obstacle_of_types(node: Node, operands: Operands, source: torch.Tensor, result: torch.Tensor) -> str:
-    width = static_size(operands.source, -1)
-    if width is None or not 0 < width <= WIDEST:
+def _refusal_of_types(tensors: Tensors, source: torch.Tensor, result: torch.Tensor) -> str:
+    width = plain_size(source.shape[-1])
+    if not isinstance(width, int) or not 0 < width <= WIDEST:
         return f"the kernels take rows of a known width up to {WIDEST}"
     if source.dtype not in DTYPES or result.dtype != source.dtype:
         return f"no kernel takes {source.dtype} and gives {result.dtype}"
-    for operand in (operands.scale, operands.shift):
-        value = tensor_of(operand)
-        fits = value is not None and tuple(value.shape) == (width,) and value.dtype in DTYPES
-        if operand is not None and not fits:
-            return f"no kernel takes the weight or bias of {described(node)}"
+    for value in (tensors.scale, tensors.shift):
+        if value is not None and not (tuple(value.shape) == (width,) and value.dtype in DTYPES):
+            return f"no kernel takes the weight or bias of {tensors.name}"
     return ""
+
+
+def _refusal_with_sum(spec: NormSpec, tensors: Tensors, device: torch.device) -> str:
+    refusal = _refusal(spec, tensors, device)
+    if not refusal and tensors.addends is None:
+        return f"{tensors.name} reads no sum that a kernel can add"
+    return refusal
 
 
 def _kind(spec: NormSpec) -> int | None:
@@ -61,73 +60,47 @@ def _kind(spec: NormSpec) -> int | None:
     return {"rms_norm": RMS, "layer_norm": LAYER}.get(spec.kind)
 
 
-def write_kernel(gm: GraphModule, node: Node, region: NormRegion, effects: Effects) -> None:
-    """Put the kernel in the place of a norm that has no obstacle, and of the sum that it reads."""
+def _write(gm: GraphModule, node: Node, region: NormRegion) -> Replaced:
+    operands = region.operands(node)
+    with gm.graph.inserting_before(node):
+        return _put(gm, node, region, operands, operands.source, None)
+
+
+def _write_with_sum(gm: GraphModule, node: Node, region: NormRegion) -> Replaced:
+    operands = region.operands(node)
+    pair, total = addends(operands), operands.source
+    assert pair is not None
+    with gm.graph.inserting_before(total.next):  # ahead of the first reader of the sum
+        return _put(gm, node, region, operands, *pair)
+
+
+def _put(
+    gm: GraphModule, node: Node, region: NormRegion, operands: Operands, x: Node, residual: Node | None
+) -> Replaced:
     from normfuse.kernels.operators import norm
 
-    spec, operands = region.spec, region.operands(node)
-    parts = _residual(operands, effects)
-    x, residual = parts or (operands.source, None)
-    target = norm._opoverload
-    with gm.graph.inserting_before(_place(operands) if parts else node):
-        given = (x, operands.scale, operands.shift, residual, None, _kind(spec), spec.eps, 0.0, spec.groups)
-        made = gm.graph.call_function(target, (*given, False, True))
-        made.meta["val"] = _results(node, operands.source, parts is not None, spec.groups)
-        value, total = _part(gm.graph, made, 0), _part(gm.graph, made, 1)
-    for new in (made, value, total):
-        new.meta.update({k: v for k, v in node.meta.items() if k != "val"})
-    node.replace_all_uses_with(value)
-    gm.graph.erase_node(node)
-    if parts:
-        operands.source.replace_all_uses_with(total, delete_user_cb=lambda user: user is not made)
-        gm.graph.erase_node(operands.source)
-    else:
-        gm.graph.erase_node(total)
+    spec, source, graph = region.spec, operands.source, gm.graph
+    before = set(graph.nodes)
+    form = (_kind(spec), spec.eps, 0.0, spec.groups, False, True)
+    made = graph.call_function(norm._opoverload, (x, operands.scale, operands.shift, residual, None, *form))
+    made.meta["val"] = _results(node, source, residual is not None, spec.groups)
+    replaced = {node: part(graph, made, 0)}
+    if residual is not None:
+        replaced[source] = part(graph, made, 1)
+    alike(graph, before, node)
+    for old, new in replaced.items():
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not made)
+        graph.erase_node(old)
+    return replaced
 
 
 def _results(node: Node, source: Node, adds: bool, groups: int) -> tuple[torch.Tensor, ...]:
     """Fake values of the four results; the last two have a number for each row and group."""
-    value, whole = tensor_of(node), tensor_of(source)
-    assert value is not None
-    assert whole is not None
+    value, whole = node.meta["val"], source.meta["val"]
     rows = whole.numel() // whole.shape[-1]
     factors = whole.new_empty((rows, groups), dtype=torch.float32)
     return value, whole if adds else whole.new_empty(0), factors, factors
 
 
-def _part(graph: Graph, made: Node, index: int) -> Node:
-    part = graph.call_function(operator.getitem, (made, index))
-    part.meta["val"] = made.meta["val"][index]
-    return part
-
-
-def _residual(operands: Operands, effects: Effects) -> tuple[Node, Node] | None:
-    """The two values whose sum the norm reads, where the kernel can add them."""
-    total = operands.source
-    if not is_call(total, aten.add.Tensor) or bind(total)["alpha"] != 1:
-        return None
-    if not _is_the_same_there(total, operands, effects):
-        return None
-    left, right = total.args[:2]
-    if not (isinstance(left, Node) and isinstance(right, Node)) or left is right:
-        return None
-    fits = all(same_shape(n, total) and _is_plain(n, total) for n in (left, right, total))
-    return (left, right) if fits else None
-
-
-def _is_plain(value: Node, total: Node) -> bool:
-    """Whether a value lies row after row, in the dtype of the sum."""
-    one, other = tensor_of(value), tensor_of(total)
-    return one is not None and other is not None and one.dtype == other.dtype and is_row_major(one)
-
-
-def _is_the_same_there(total: Node, operands: Operands, effects: Effects) -> bool:
-    """Whether the kernel finds the sum, the weight and the bias where the sum stands as the norm does."""
-    given = [n for n in (operands.scale, operands.shift) if n is not None]
-    known = all(n.op in ("placeholder", "get_attr") or n < total for n in given)
-    return known and not any(effects.is_written(n) for n in (total, *given))
-
-
-def _place(operands: Operands) -> Node:
-    """Before the first reader of the sum, which is behind the sum itself."""
-    return operands.source.next
+KERNEL = Provider("triton", "triton", _refusal, _write)
+ADD_NORM = Provider("triton with the sum", "triton", _refusal_with_sum, _write_with_sum)

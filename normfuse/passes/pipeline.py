@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
+from torch.fx import Node
+
 from normfuse.analysis.picture import pictured
 from normfuse.analysis.savings import cost_of_norm
 from normfuse.analysis.time_share import time_of
@@ -25,7 +27,7 @@ from normfuse.ir.effects import Effects
 from normfuse.ir.grad_mode import switches_gradients
 from normfuse.ir.kinds import known_kinds
 from normfuse.ir.program import Program
-from normfuse.lowering.choose import lower
+from normfuse.lowering.choose import LOWER, lower
 from normfuse.options import Options, unknown_name
 from normfuse.passes.canonicalize import canonicalize
 from normfuse.passes.catalogue import RULES
@@ -95,6 +97,13 @@ def _hoist(work: Work) -> None:
     work.folded = hoist(work.program)
 
 
+def _lower(work: Work) -> None:
+    def may(node: Node) -> bool:
+        return node not in work.sites or work.may(node, LOWER)
+
+    work.lowered = lower(work.program, work.sites, work.options, may)
+
+
 def _estimate(work: Work) -> None:
     """Where the time goes before anything is changed; an operator that cannot be estimated stops nothing."""
     try:
@@ -152,7 +161,7 @@ STAGES: tuple[tuple[str, Callable[[Work], None]], ...] = (
     *((rule.name, partial(_run, rule)) for rule in RULES),
     ("settle_shifts", lambda work: settle_shifts(work)),
     ("hoist", _hoist),
-    ("lower", lambda work: lower(work.program.gm, work.sites, work.options.lower)),
+    ("lower", _lower),
 )
 
 

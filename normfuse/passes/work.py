@@ -41,6 +41,7 @@ class Work:
     ``same`` are the norms that are no longer there, with the node that has the value of each, or of its core.
     ``folded`` are the weights to fold, of which the program has further inputs once they are hoisted.
     ``costs`` says, by the ``id`` of a site, what its norm took before any rule ran.
+    ``lowered`` says what has the values of the nodes that are gone once norms are written as what runs them.
     ``forbidden`` are pairs of the ``id`` of a site and the name of a rule that must leave it as it is.
     """
 
@@ -56,6 +57,7 @@ class Work:
     same: list[tuple[Site, Node, Restored | None]] = field(default_factory=list)
     folded: list[Folded] = field(default_factory=list)
     costs: dict[int, Cost] = field(default_factory=dict)
+    lowered: dict[Node, Node] = field(default_factory=dict)
     forbidden: set[tuple[int, str]] = field(default_factory=set)
 
     def record(self, node: Node, site: Site) -> None:

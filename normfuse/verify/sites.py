@@ -20,6 +20,7 @@ from typing import Any
 from normfuse.errors import VerificationError
 from normfuse.folding import Folded
 from normfuse.ir.program import Program
+from normfuse.lowering.choose import LOWER
 from normfuse.options import Options
 from normfuse.passes.catalogue import RULES
 from normfuse.passes.pipeline import run_pipeline
@@ -172,7 +173,8 @@ class _Rewriting:
             self.vetoed[index, rule] = (refusal, watch.sites[index].errors)
 
     def _found_by_trial(self, watch: Watch, verdict: Verdict) -> Pair:
-        every = [(index, rule.name) for index in range(len(watch.sites)) for rule in RULES]
+        names = [*(rule.name for rule in RULES), LOWER]
+        every = [(index, name) for index in range(len(watch.sites)) for name in names]
 
         def fails(allowed: Sequence[Pair]) -> bool:
             others = {pair: (_TRIED, dict[str, float]()) for pair in every if pair not in allowed}

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from normfuse.folding import Folded
+from normfuse.lowering.choose import LOWER
 from normfuse.passes.work import Restored, Work
 from normfuse.report import Refusal, Site
 from normfuse.verify.probe import Probe
@@ -46,7 +47,7 @@ class Watch:
     def stage(self, name: str, work: Work) -> None:
         if name == "lift":
             self._lifted(work)
-        elif name == "hoist":
+        elif name == "lower":
             self._rewritten(work, work.folded)
 
     def _lifted(self, work: Work) -> None:
@@ -69,12 +70,12 @@ class Watch:
     @property
     def changed(self) -> list[int]:
         """The sites that are not as they were, in execution order."""
-        return [i for i, site in enumerate(self.sites) if site.rewrites]
+        return [i for i, site in enumerate(self.sites) if _done(site)]
 
     @property
     def pairs(self) -> list[Pair]:
         """What was done, in execution order of the sites, for each in the order of the rules."""
-        return [(i, rule) for i, site in enumerate(self.sites) for rule in site.rules]
+        return [(i, rule) for i, site in enumerate(self.sites) for rule in _done(site)]
 
     @property
     def disregarded(self) -> list[Pair]:
@@ -83,7 +84,7 @@ class Watch:
 
     def last(self, index: int) -> Pair:
         """The last that was done to a changed site."""
-        return index, self.sites[index].rules[-1]
+        return index, _done(self.sites[index])[-1]
 
     def gave_up(self, index: int) -> bool:
         """Whether nothing is left of what was done to a site, whose errors are those of that time."""
@@ -93,7 +94,9 @@ class Watch:
         for (index, rule), (refusal, errors) in self.vetoed.items():
             site = self.sites[index]
             site.refusals[rule] = refusal
-            if not site.rewrites:
+            if rule == LOWER:
+                site.lowering = f"inductor: {refusal.message}"
+            elif not site.rewrites:
                 site.revert(refusal)
                 site.errors = dict(errors)
 
@@ -112,11 +115,20 @@ class Watch:
 
 def _values_of(work: Work) -> Iterator[tuple[Site, Node, Restored | None]]:
     """The norms whose value the program has still, where it is, and how it comes back from there."""
+    now, alive = work.lowered, set(work.program.gm.graph.nodes)
     left = ((site, node, work.restored.get(node)) for node, site in work.sites.items())
     written = ((site, node, None) for node, site in _written(work).items())
     for site, node, how in (*left, *written, *work.same):
-        if how is None or not (how.is_blurred or _is_gone(how, work)):
-            yield site, node, how
+        value = node if how is None else how.value
+        held = now.get(value, value)
+        if held not in alive or (how is not None and (how.is_blurred or _is_gone(how, work))):
+            continue
+        yield site, held, how
+
+
+def _done(site: Site) -> list[str]:
+    """What was done to a norm, in order: rules, and then that something else than Inductor runs it."""
+    return [*site.rules, *([LOWER] if site.is_lowered else [])]
 
 
 @contextmanager
@@ -124,16 +136,13 @@ def _whole(work: Work, places: Sequence[tuple[Node, Restored | None]]) -> Iterat
     """For each norm its value; for a while there are such of norms of which readers took a part."""
     graph, made = work.program.gm.graph, list[Node]()
     known = set(graph.nodes)
-    for node, how in places:
-        if how is None:
-            made.append(node)
-            continue
-        # A weight may be computed after the value that it scales.
-        last = max([how.value, *(source for one in how.maps for source in one.sources)])
-        with graph.inserting_before(last.next):
-            value = how.value
-            for one in how.maps:
-                value = one.emit(graph, value, how.axis)
+    for value, how in places:
+        if how is not None:
+            # A weight may be computed after the value that it scales.
+            last = max([value, *(source for one in how.maps for source in one.sources)])
+            with graph.inserting_before(last.next):
+                for one in how.maps:
+                    value = one.emit(graph, value, how.axis)
         made.append(value)
     yield made
     for node in reversed([n for n in graph.nodes if n not in known]):
@@ -150,4 +159,4 @@ def _written(work: Work) -> dict[Node, Site]:
     """Where the value of a folded norm still is, unless a centring may have changed it since."""
     moved = work.report.centrings or any(site.action == "converted" for site in work.report.sites)
     alive = set() if moved else set(work.program.gm.graph.nodes)
-    return {node: site for node, site in work.written.items() if node in alive}
+    return {node: site for node, site in work.written.items() if work.lowered.get(node, node) in alive}

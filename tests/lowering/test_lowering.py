@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import normfuse
 from normfuse.lowering import kernel
 from normfuse.lowering.choose import lower
+from normfuse.options import Options
 from normfuse.passes.work import Work
 from tests.patterns.capturing import lifted
 
@@ -27,7 +28,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def lowered(function: Callable[..., Tensor], *inputs: Tensor) -> Work:
     work = lifted(function, inputs or (torch.randn(3, WIDTH), torch.randn(WIDTH), torch.randn(WIDTH)))
-    lower(work.program.gm, work.sites, "triton")
+    lower(work.program, work.sites, Options(lower="triton"))
     return work
 
 
@@ -163,6 +164,6 @@ def test_without_a_gpu_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_every_norm_goes_to_inductor_unless_asked(way: str) -> None:
     inputs = torch.randn(3, WIDTH), torch.randn(WIDTH)
     work = lifted(lambda x, w: F.layer_norm(x, (WIDTH,), w), inputs)
-    lower(work.program.gm, work.sites, way)
+    lower(work.program, work.sites, Options(lower=way))
     assert [site.lowering for site in work.report.sites] == ["inductor"]
     assert "normfuse.norm.default" not in calls(work)

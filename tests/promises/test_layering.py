@@ -18,6 +18,7 @@ BASE = {
     "errors",
     "files",
     "inductor_compat",
+    "measured",
     "torch_compat",
     "page",
     "report",

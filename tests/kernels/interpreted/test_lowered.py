@@ -50,3 +50,17 @@ def test_compiled_models(trains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         made, other = model.get_parameter(name).grad, eager.get_parameter(name).grad
         off, usual = (float((one - parameter.grad).norm()) for one in (made, other))
         assert off < max(8 * usual, 100 * 2**-24 * float(parameter.grad.norm()))
+
+
+def test_a_product_that_takes_the_norm_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float16 could not hold the product before it is scaled, so one kernel does both."""
+    monkeypatch.setattr(pipeline, "_observers", lambda given: [])
+    monkeypatch.setattr(inner, "run_inner", lambda gm, *rest: gm.forward)
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.RMSNorm(24, eps=1e-5), nn.Linear(24, 10)).half(), torch.randn(2, 5, 24).half()
+    x[0, 0] *= 3000
+    fast = torch.compile(model, backend="normfuse", options={"normfuse.lower": "deferred"})
+    with torch.no_grad():
+        found, plain, wanted = fast(x), model(x), copy.deepcopy(model).double()(x.double())
+    assert [site.lowering for site in normfuse.last_report(fast).sites] == ["linear_rms_norm"]
+    assert float((found - wanted).norm()) <= 1.5 * float((plain - wanted).norm())

@@ -1,0 +1,164 @@
+"""Which way to run a norm takes the least time on the device that is here: each is compiled and run once.
+
+What is measured is the norm with what stands around it. The figures are kept by device, sizes, dtypes and
+versions, so that every norm of a size is measured once on a machine.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from normfuse.errors import cause
+from normfuse.inductor_compat import cache_folder, compiled_alone
+from normfuse.ir.region import norm_of
+from normfuse.lowering.clock import Clock, clock_of
+from normfuse.lowering.excerpt import excerpt
+from normfuse.lowering.inline import inline_all
+from normfuse.lowering.provider import Provider
+from normfuse.measured import Figures, keep_figures, kept_figures, quickest
+from normfuse.torch_compat import outside_tracing
+
+__all__ = ["INDUCTOR", "can_measure", "fastest"]
+
+log = logging.getLogger("normfuse")
+
+INDUCTOR = "inductor"
+#: Something else has to be faster than Inductor's own code by this much.
+_MARGIN = 0.97
+#: Of the 1.5 times the model's own error that a graph may have, one norm may take so much.
+_ERROR = 1.25
+#: Each is called so often, in turns, and the fastest call counts.
+_CALLS = 20
+
+Choice = tuple[str, str]
+
+
+def can_measure(device: torch.device) -> bool:
+    """Whether there is a device of this kind to measure on."""
+    return device.type == "cuda" and torch.cuda.is_available()
+
+
+def fastest(norm: Node, apt: Mapping[str, Provider], mode: str | None, given: Mapping[str, Any]) -> Choice:
+    """The name of what runs a norm in the least time, ``INDUCTOR`` where nothing is faster, and why.
+
+    ``mode`` and ``given`` are the user's settings of Inductor.
+    """
+    try:
+        found = _figures(norm, apt, mode, given)
+    except Exception as error:
+        return INDUCTOR, f"the others could not be measured ({cause(error)})"
+    best = quickest(found, INDUCTOR, _MARGIN, _ERROR)
+    seconds, errors = found
+    share = {name: seconds[name] / seconds[INDUCTOR] for name in apt}
+    if best != INDUCTOR:
+        return best, f"measured, {share[best]:.2f} of Inductor's time"
+    fits = {name: errors[name] <= _ERROR * errors[INDUCTOR] for name in apt}
+    said = [
+        f"{name} {share[name]:.2f} of its time" if fits[name] else f"{name} is not exact enough"
+        for name in apt
+    ]
+    return INDUCTOR, f"measured, {', '.join(said)}"
+
+
+def _figures(norm: Node, apt: Mapping[str, Provider], mode: str | None, given: Mapping[str, Any]) -> Figures:
+    device, known = norm.meta["val"].device, _measured()
+    settings = f"{mode or 'default'} {sorted(given.items())}"
+    key = f"{_name(device)}, {excerpt(norm).key}, {' '.join(apt)}, {settings}"
+    if key not in known:
+        with outside_tracing():
+            known[key] = _measure(norm, apt, mode, given)
+        log.info("a norm on %s: seconds and errors %s", key, known[key])
+        keep_figures(_file(), known)
+    return known[key]
+
+
+def _measure(norm: Node, apt: Mapping[str, Provider], mode: str | None, given: Mapping[str, Any]) -> Figures:
+    """The shortest times, and the distances from float64 relative to the results, by name."""
+    device, inputs = (
+        norm.meta["val"].device,
+        [_random(one, seed) for seed, one in enumerate(excerpt(norm).inputs)],
+    )
+    exact = _Exact(_written(norm, None)).run(*tree_map_only(torch.Tensor, _widened, inputs))
+    seconds, errors, clocks = dict[str, float](), dict[str, float](), dict[str, Clock]()
+    for name, provider in ((INDUCTOR, None), *apt.items()):
+        try:
+            run = compiled_alone(_written(norm, provider), inputs, mode, given)
+            errors[name] = _distance(run(*inputs), exact)
+            clocks[name] = clock_of(partial(run, *inputs), device)
+        except Exception as error:
+            if provider is None:
+                raise
+            log.info("%s does not run a norm: %s", name, cause(error))
+            errors[name] = math.inf
+        seconds[name] = math.inf
+    for _ in range(_CALLS):
+        for name, clock in clocks.items():
+            seconds[name] = min(seconds[name], clock())
+    return seconds, errors
+
+
+def _written(norm: Node, provider: Provider | None) -> GraphModule:
+    """The neighbourhood of a norm as a provider runs it, or as Inductor gets it."""
+    found = excerpt(norm)
+    region = norm_of(found.norm)
+    assert region is not None
+    if provider is not None:
+        provider.write(found.module, found.norm, region)
+    inline_all(found.module)
+    return found.module
+
+
+class _Exact(Interpreter):
+    """Runs a graph in float64, whatever it casts to."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = tree_map_only(torch.dtype, _wide, (args, dict(kwargs)))
+        return super().call_function(target, args, kwargs)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype.is_floating_point else dtype
+
+
+def _widened(value: torch.Tensor) -> torch.Tensor:
+    return value.to(_wide(value.dtype))
+
+
+def _random(like: torch.Tensor, seed: int) -> torch.Tensor:
+    """Numbers that lie as a fake tensor does; the random state of the device stays as it is."""
+    made = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
+    if not like.is_floating_point():
+        return made.zero_()
+    generator = torch.Generator(like.device).manual_seed(seed)
+    return made.copy_(torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device))
+
+
+def _distance(found: Any, exact: Any) -> float:
+    """The largest of those of the results."""
+    pairs = zip(tree_leaves(found), tree_leaves(exact), strict=True)
+    return max(float((one.double() - other).norm() / other.norm()) for one, other in pairs)
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@cache
+def _measured() -> dict[str, Figures]:
+    """What this and other processes have measured."""
+    return kept_figures(_file(), (INDUCTOR,))
+
+
+def _file() -> Path:
+    triton = getattr(sys.modules.get("triton"), "__version__", "")
+    return cache_folder() / f"normfuse-lowering-1-{torch.__version__}-{triton}.json"

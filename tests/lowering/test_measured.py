@@ -1,0 +1,171 @@
+"""What runs a norm is measured once for each size, and only what is fast and exact enough is taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from normfuse.lowering import choose, measure
+from normfuse.lowering.choose import lower
+from normfuse.lowering.deferred import DEFERRED
+from normfuse.lowering.excerpt import excerpt
+from normfuse.lowering.provider import Provider
+from normfuse.options import Options
+from normfuse.passes.work import Work
+from tests.patterns.capturing import lifted
+
+WIDTH = 8
+INPUTS = (torch.randn(3, WIDTH), torch.randn(3, WIDTH), *(torch.randn(5, WIDTH) for _ in range(3)))
+
+
+def block(x: Tensor, r: Tensor, up: Tensor, gate: Tensor, last: Tensor) -> Tensor:
+    """A norm of a sum, its gated products, and another norm of the same size with one product."""
+    h = x + r.tanh()
+    y = F.rms_norm(h, (WIDTH,), eps=1e-6)
+    inner = F.silu(F.linear(y, gate)) * F.linear(y, up)
+    return (F.rms_norm(h.sin(), (WIDTH,), eps=1e-6) @ last.t()) + inner.softmax(-1)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """The CPU as a device to measure on, and graphs that nothing compiles."""
+    monkeypatch.setattr(choose, "_default", lambda *_: None)
+    monkeypatch.setattr(measure, "compiled_alone", lambda gm, *_: gm.forward)
+    monkeypatch.setattr(measure, "_file", lambda: tmp_path / "kept" / "lowering.json")
+    measure._measured.cache_clear()
+    yield monkeypatch
+    measure._measured.cache_clear()
+
+
+def lowered(function: Callable[..., Tensor] = block) -> Work:
+    work = lifted(function, INPUTS)
+    lower(work.program, work.sites, Options())
+    work.program.gm.graph.lint()
+    return work
+
+
+def figures(**shares: float) -> tuple[dict[str, float], dict[str, float]]:
+    seconds = {"inductor": 1.0, "deferred": 1.0, **shares}
+    return seconds, dict.fromkeys(seconds, 1.0)
+
+
+def test_a_norm_is_cut_out_with_what_is_fused_with_it() -> None:
+    first, second = (excerpt(node) for node in lifted(block, INPUTS).sites)
+    targets = [str(n.target) for n in first.module.graph.nodes if n.op == "call_function"]
+    assert targets == [
+        "aten.tanh.default", "aten.add.Tensor", "aten.linear.default", "aten.silu.default",
+        "aten.linear.default", "aten.mul.Tensor",
+    ]  # fmt: skip
+    assert [tuple(one.shape) for one in first.inputs] == [(3, WIDTH), (3, WIDTH), (5, WIDTH), (5, WIDTH)]
+    assert first.key != second.key
+
+
+def test_equal_layers_have_one_key() -> None:
+    def layers(x: Tensor, r: Tensor, up: Tensor, *more: Tensor) -> Tensor:
+        for _ in range(2):
+            x = torch.mm(F.linear(F.rms_norm(x, (WIDTH,), eps=1e-6), up).relu().sin(), up)
+        return x
+
+    keys = [excerpt(node).key for node in lifted(layers, INPUTS).sites]
+    assert keys[0] == keys[1]
+
+
+def test_all_ways_are_measured_once_and_kept(here: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+    plain = measure._measure
+
+    def counted(norm, apt: Mapping[str, Provider], *more):
+        calls.append(list(apt))
+        return plain(norm, apt, *more)
+
+    here.setattr(measure, "_measure", counted)
+    first = [site.lowering for site in lowered().report.sites]
+    measure._measured.cache_clear()
+    assert [site.lowering for site in lowered().report.sites] == first
+    assert calls == [["deferred"], ["deferred"]]
+    for seconds, errors in measure._measured().values():
+        assert all(0 < time < math.inf for time in seconds.values())
+        # Eight products and a factor in float32.
+        assert all(0 < error < 32 * 2**-24 for error in errors.values())
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [
+        (figures(deferred=0.5), "deferred: measured, 0.50 of Inductor's time"),
+        (figures(deferred=0.99), "inductor: measured, deferred 0.99 of its time"),
+        (figures(deferred=2.0), "inductor: measured, deferred 2.00 of its time"),
+        (
+            ({"inductor": 1.0, "deferred": 0.5}, {"inductor": 1.0, "deferred": 1.3}),
+            "inductor: measured, deferred is not exact enough",
+        ),
+        (
+            ({"inductor": 1.0, "deferred": 0.5}, {"inductor": 1.0, "deferred": math.nan}),
+            "inductor: measured, deferred is not exact enough",
+        ),
+    ],
+)
+def test_the_fastest_that_is_exact_is_taken(found: object, wanted: str, here: pytest.MonkeyPatch) -> None:
+    here.setattr(measure, "_measure", lambda *_: found)
+    work = lowered()
+    assert {site.lowering for site in work.report.sites} == {wanted}
+    assert ("2 norms run as" in str(work.report)) == wanted.startswith("deferred")
+
+
+def test_a_way_that_fails_or_is_wrong_is_not_taken(here: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    for broken, wanted in ((fails, "inf"), (lambda *_: {}, "nan")):
+        measure._measured.cache_clear()
+        here.setattr(
+            choose, "_WAYS", {"auto": (Provider("deferred", "deferred", DEFERRED.supports, broken),)}
+        )
+        if wanted == "nan":
+            here.setattr(measure, "_distance", lambda *_: math.nan)
+        assert all("not exact enough" in site.lowering for site in lowered().report.sites)
+        measure._file().unlink()
+
+
+def test_where_inductor_cannot_be_measured_it_is_taken(here: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("out of memory\nand more")
+
+    here.setattr(measure, "compiled_alone", fails)
+    wanted = "inductor: the others could not be measured (RuntimeError: out of memory)"
+    assert {site.lowering for site in lowered().report.sites} == {wanted}
+
+
+def test_the_random_state_stays(here: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    wanted = torch.randn(2)
+    torch.manual_seed(3)
+    lowered()
+    assert torch.equal(torch.randn(2), wanted)
+
+
+def test_the_default_says_why() -> None:
+    """A device that is not there, gradients, and open sizes are not measured; on a CPU nothing is said."""
+    work = lifted(block, INPUTS)
+    tensors, device = choose._around(*next(iter(choose.norms_in(work.program.gm))))
+    assert choose._default(work.program, tensors, device) == ""
+    assert "no device here" in str(choose._default(work.program, tensors, torch.device("xpu")))
+
+
+def test_gradients_and_open_sizes_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "can_measure", lambda device: True)
+    work = lifted(block, INPUTS)
+    tensors, _ = choose._around(*next(iter(choose.norms_in(work.program.gm))))
+    work.program.grad_enabled = True
+    device = torch.device("cuda")
+    assert "gradients are recorded" in str(choose._default(work.program, tensors, device))
+    work.program.grad_enabled = False
+    assert choose._default(work.program, tensors, device) is None
+    monkeypatch.setattr(choose, "plain_size", lambda size: "s0")
+    assert "are open" in str(choose._default(work.program, tensors, device))
