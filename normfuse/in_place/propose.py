@@ -55,7 +55,7 @@ def propose(one: Shown, held: Held, change: Change) -> None:
         names = dict(zip(placeholders(made.recipe.body), _names(made, held), strict=True))
         _add(change, host, made.compute({}), formula(made.recipe.body, names), made)
     for norm in one.norms:
-        if norm.fold:
+        if norm.is_folded:
             for place, new in _idle(norm, one, held):
                 _add(change, place, new.value, new.how)
     left = {place for _, made in one.folded for place in made.places} & one.factors
@@ -157,7 +157,7 @@ def _keeps_shift(norm: Norm, one: Shown, held: Held) -> bool:
 
 def _kept_shifts(one: Shown, held: Held) -> set[Place]:
     """The biases of norms that stay where they are."""
-    plain = (norm for norm in one.norms if norm.fold and norm.spec.statistics != "stored")
+    plain = (norm for norm in one.norms if norm.is_folded and norm.spec.statistics != "stored")
     return {place for norm in plain if _keeps_shift(norm, one, held) for place in _shifts(norm)}
 
 
