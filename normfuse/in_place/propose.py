@@ -46,16 +46,16 @@ def values_of(change: Mapping[Place, New]) -> dict[Place, torch.Tensor]:
 
 def propose(one: Shown, held: Held, change: Change) -> None:
     """Add to ``change`` what the rules made of the weights of one call, where nothing else was proposed."""
-    hosts = set[Place]()
+    hosts, kept = set[Place](), _kept_shifts(one, held)
     for folded, made in one.folded:
         host = host_of(made, folded.node.meta["val"], one, held)
-        if host is None:
+        if host is None or not kept.isdisjoint(made.places):
             continue
         hosts.add(host)
         names = dict(zip(placeholders(made.recipe.body), _names(made, held), strict=True))
         _add(change, host, made.compute({}), formula(made.recipe.body, names), made)
     for norm in one.norms:
-        if norm.fold:
+        if norm.is_folded:
             for place, new in _idle(norm, one, held):
                 _add(change, place, new.value, new.how)
     left = {place for _, made in one.folded for place in made.places} & one.factors
@@ -83,7 +83,8 @@ def host_of(made: Made, like: torch.Tensor, one: Shown, held: Held) -> Place | N
 
 def _idle(norm: Norm, one: Shown, held: Held) -> Iterator[tuple[Place, New]]:
     """Operands with which the norm does nothing after its core, or nothing at all where it has no core."""
-    wanted = _stored(norm, one, held) if norm.spec.statistics == "stored" else _plain(norm)
+    is_stored = norm.spec.statistics == "stored"
+    wanted = _stored(norm, one, held) if is_stored else _plain(norm, one, held)
     for role, (value, how) in wanted.items():
         made = norm.operands.get(role)
         if made is not None and len(set(made.places)) == 1 and held.may_change(made.places[0]):
@@ -92,9 +93,20 @@ def _idle(norm: Norm, one: Shown, held: Held) -> Iterator[tuple[Place, New]]:
                 yield made.places[0], New(entries, how)
 
 
-def _plain(norm: Norm) -> dict[str, tuple[torch.Tensor, str]]:
-    scale = 1 / norm.spec.post_factor
-    return {"scale": (torch.tensor(scale), f"{scale:g}"), "shift": (torch.tensor(0.0), "0")}
+def _plain(norm: Norm, one: Shown, held: Held) -> dict[str, tuple[torch.Tensor, str]]:
+    """Where a reader has no bias, the shift stays in the norm, in units of its core.
+
+    W (w N + b) = (W diag(w)) (N + b / w)
+    """
+    factor = norm.spec.post_factor
+    idle = {"scale": (torch.tensor(1 / factor), f"{1 / factor:g}"), "shift": (torch.tensor(0.0), "0")}
+    if not _keeps_shift(norm, one, held) or "shift" not in norm.operands:
+        return idle
+    with outside_tracing():
+        shift = norm.operands["shift"].compute({}, torch.float64)
+        if "scale" in norm.operands:
+            shift = shift / norm.operands["scale"].compute({}, torch.float64)
+    return idle | {"shift": (shift / factor, "bias / weight")}
 
 
 def _stored(norm: Norm, one: Shown, held: Held) -> dict[str, tuple[torch.Tensor, str]]:
@@ -136,11 +148,23 @@ def _is_beside(norm: Norm) -> bool:
 
 def _keeps_shift(norm: Norm, one: Shown, held: Held) -> bool:
     """Whether some bias that was to take the shift does not exist."""
-    mean = set(norm.operands["mean"].places)
+    shifts = _shifts(norm)
     return any(
-        mean & set(made.places) and host_of(made, folded.node.meta["val"], one, held) is None
+        shifts & set(made.places) and host_of(made, folded.node.meta["val"], one, held) is None
         for folded, made in one.folded
     )
+
+
+def _kept_shifts(one: Shown, held: Held) -> set[Place]:
+    """The biases of norms that stay where they are."""
+    plain = (norm for norm in one.norms if norm.is_folded and norm.spec.statistics != "stored")
+    return {place for norm in plain if _keeps_shift(norm, one, held) for place in _shifts(norm)}
+
+
+def _shifts(norm: Norm) -> set[Place]:
+    """What none but the recipes of biases read."""
+    made = norm.operands.get("mean" if norm.spec.statistics == "stored" else "shift")
+    return set() if made is None else set(made.places)
 
 
 def _entries(made: Made, wanted: torch.Tensor) -> torch.Tensor | None:

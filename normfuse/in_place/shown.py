@@ -21,10 +21,8 @@ from normfuse.passes.pipeline import run_pipeline
 from normfuse.passes.work import Work
 from normfuse.report import Refusal, Report, Site
 
-__all__ = ["FOLDS", "Made", "Norm", "Shown", "shown"]
+__all__ = ["Made", "Norm", "Shown", "placeholders", "shown"]
 
-#: The rules that give what a norm reads besides its input to other weights.
-FOLDS = ("fold_scale", "fold_affine")
 _ROLES = ("scale", "shift", "mean", "variance")
 _REMEDY = "compile the model, or rewrite it, where this weight gets a copy"
 
@@ -57,9 +55,14 @@ class Norm:
         return {place for made in self.operands.values() for place in made.places}
 
     @property
-    def fold(self) -> str:
-        """The rule that gave what the norm reads to other weights; empty where none did."""
-        return next((rule for rule in self.site.rules if rule in FOLDS), "")
+    def rule(self) -> str:
+        """The rule that would give what the norm reads to other weights."""
+        return "fold_scale" if self.spec.statistics == "input" else "fold_affine"
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether that rule did."""
+        return self.rule in self.site.rules
 
 
 @dataclass
@@ -80,7 +83,7 @@ class Shown:
     @property
     def given_away(self) -> set[Place]:
         """What norms read before, and other weights took."""
-        return {place for norm in self.norms if norm.fold for place in norm.places}
+        return {place for norm in self.norms if norm.is_folded for place in norm.places}
 
 
 def shown(program: Program, held: Held, options: Options) -> Shown:
@@ -122,10 +125,8 @@ class _Watch:
         if not fixed:
             return
         reason = self._held.fixed.get(fixed[0], "a weight of the norm is no parameter or buffer of the model")
-        refusal = Refusal("not_in_place", reason, remedy=_REMEDY)
-        for rule in FOLDS:
-            work.forbid(norm.site, rule)
-            norm.site.refusals[rule] = refusal
+        work.forbid(norm.site, norm.rule)
+        norm.site.refusals[norm.rule] = Refusal("not_in_place", reason, remedy=_REMEDY)
 
 
 def _operands(program: Program, operands: Operands) -> dict[str, Made]:

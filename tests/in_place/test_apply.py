@@ -89,8 +89,20 @@ def test_errors_stay_within_the_budget(dtype: torch.dtype) -> None:
     assert copied_bytes(model, ids) == 0
 
 
-def test_a_norm_that_cannot_be_given_away_says_why() -> None:
+def test_a_bias_that_no_reader_takes_stays_in_the_norm() -> None:
     model, x = made(Stream(bias=False)), vectors()
+    before, done = applied(model, x)
+    assert (done.written["block.norm.weight"], done.written["block.norm.bias"]) == ("1", "bias / weight")
+    assert_same(model, before, x)
+    assert copied_bytes(model, x) == model.block.up.weight.shape[0] * 8
+
+
+@pytest.mark.slow
+def test_a_norm_that_cannot_be_given_away_says_why() -> None:
+    """A channel without a weight has a bias, which cannot be in units of the weight."""
+    model, x = made(Stream(bias=False)), vectors()
+    with torch.no_grad():
+        model.block.norm.weight[3] = 0
     before, done = applied(model, x)
     site = next(s for s in done.report.sites if s.module == "block.norm")
     assert site.refusals["fold_scale"].code == "not_in_place"

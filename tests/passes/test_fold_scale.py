@@ -75,6 +75,8 @@ def test_a_compiled_graph_holds_both_weights_and_a_program_one(bias: bool, added
     x = torch.randn(3, 6, dtype=torch.float64)
     fast = torch.compile(model, backend=normfuse.normfuse_backend, options={"normfuse.inner": "eager"})
     with torch.no_grad():
+        model[0].weight.add_(0.5)
+        model[0].bias.add_(0.1)
         fast(x)
     both = (6 * 4 + 4) * 8
     beside = explain_with(Options(freeze="off"), model, (x,))
