@@ -42,8 +42,7 @@ def is_own_mean(node: Node, value: Node, axis: int) -> bool:
 def _averaged(mean: Node, value: Node) -> int | None:
     """The one axis, which has to stay as an axis of size one."""
     read = bind(mean)
-    dims, dtype = read["dim"], read["dtype"]
-    found = tensor_of(value)
-    if read["self"] is not value or not read["keepdim"] or not dims or len(dims) != 1 or found is None:
+    dims = read["dim"]
+    if read["self"] is not value or not read["keepdim"] or not dims or len(dims) != 1:
         return None
-    return None if dtype not in (None, found.dtype) else int(dims[0] % rank_of(value))
+    return int(dims[0] % rank_of(value))
