@@ -64,7 +64,7 @@ KEPT: dict[str, tuple[str, Callable[[Tensor], Any]]] = {
     "a view returned": ("raw_reader", lambda x: (lambda y: (rms(y), y[0]))(rms(x))),
     "other axes": ("unusual_form", lambda x: rms(F.rms_norm(x, (5, D), None, 0.1))),
     "another precision": ("unusual_form", lambda x: rms(by_hand(x.bfloat16()))),
-    "its own weight": ("raw_reader", lambda x: (lambda y: rms(y) * y)(rms(x))),
+    "its own weight": ("raw_reader", lambda x: (lambda y: rms(y) * y)(rms(x[0, 0]))),
     "eps outside": ("unusual_form", lambda x: (lambda y: rms(y / (y.norm(dim=-1, keepdim=True) + 0.1)))(x)),
     "no eps": ("factor_range", lambda x: rms(rms(x, eps=0.0))),
     "eps too small": ("factor_range", lambda x: rms(rms(x, eps=1e-200), eps=1e-100)),
