@@ -168,6 +168,17 @@ def test_two_norms_of_what_no_weight_writes_share_one_centring_behind_the_model_
     assert distance(evaluate(made.module(), inputs()), evaluate(model, inputs())) <= EXACT
 
 
+def test_a_difference_in_a_wider_dtype_stays() -> None:
+    def run(s: Net, x: Tensor) -> Tensor:
+        h = s.lin(x).bfloat16()
+        return F.layer_norm(h - h.mean(-1, keepdim=True, dtype=torch.float32), (D,))
+
+    model = randomised(Net(run, {}))
+    made = normfuse.rewrite(copy.deepcopy(model), inputs(), verify="off")
+    assert distance(evaluate(made.module(), inputs()), evaluate(model, inputs())) == 0
+    assert made.report.after == {"layer_norm": 1}
+
+
 def test_other_maps_do_not_pass_through_it() -> None:
     """A rotation of a value without its mean is not the rotated value without its own."""
 
