@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.readers import value_readers
-from normfuse.ir.sizes import lies_alike, rank_of, same_shape, tensor_of
+from normfuse.ir.sizes import lies_alike, rank_of, tensor_of
 
 __all__ = ["centred_by_hand", "is_own_mean"]
 
@@ -29,7 +29,7 @@ def centred_by_hand(node: Node) -> tuple[Node, int] | None:
     before, after = tensor_of(value), tensor_of(node)
     if axis is None or before is None or after is None or before.dtype != after.dtype:
         return None
-    return (value, axis) if same_shape(value, node) and lies_alike(value, node) else None
+    return (value, axis) if lies_alike(value, node) else None
 
 
 def is_own_mean(node: Node, value: Node, axis: int) -> bool:
@@ -42,8 +42,7 @@ def is_own_mean(node: Node, value: Node, axis: int) -> bool:
 def _averaged(mean: Node, value: Node) -> int | None:
     """The one axis, which has to stay as an axis of size one."""
     read = bind(mean)
-    dims, dtype = read["dim"], read["dtype"]
-    found = tensor_of(value)
-    if read["self"] is not value or not read["keepdim"] or not dims or len(dims) != 1 or found is None:
+    dims = read["dim"]
+    if read["self"] is not value or not read["keepdim"] or not dims or len(dims) != 1:
         return None
-    return None if dtype not in (None, found.dtype) else int(dims[0] % rank_of(value))
+    return int(dims[0] % rank_of(value))

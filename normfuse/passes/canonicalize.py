@@ -19,7 +19,7 @@ from normfuse.ir.calls import CASTS, aten, bind, is_call
 from normfuse.ir.dtypes import WIDER
 from normfuse.ir.effects import Effects, is_returned
 from normfuse.ir.grad_mode import switches_gradients
-from normfuse.ir.sizes import lies_alike, same, same_shape, tensor_of
+from normfuse.ir.sizes import lies_alike, same, tensor_of
 
 __all__ = ["canonicalize"]
 
@@ -96,7 +96,7 @@ def _lies_in_the_same_places(value: Node, node: Node) -> bool:
     if before is None or after is None or before.layout != after.layout:
         return False
     begins = same(before.storage_offset(), after.storage_offset())
-    return begins and same_shape(value, node) and lies_alike(value, node)
+    return begins and lies_alike(value, node)
 
 
 def _converts(cast: Node) -> bool:

@@ -92,7 +92,7 @@ def _refuse_outer(norm: Node, inner: Node, spec: NormSpec, work: Work) -> Refusa
     if reads.centred:
         message = f"{described(norm)} takes away what rounding leaves of the mean of {described(inner)}"
         return Refusal("centred_twice", message, norm.name)
-    if reads.kind != "rms_norm" or not _is_plain(reads) or reads.has_shift:
+    if not _is_plain(reads) or reads.has_shift:
         message = f"{described(norm)} is no plain RMSNorm, to which a number could go"
         return Refusal("unusual_form", message, norm.name)
     if (reads.dims, _precision(reads)) != (spec.dims, _precision(spec)):
@@ -117,7 +117,7 @@ def _refuse_eps(norm: Node, spec: NormSpec, reads: NormSpec) -> Refusal | None:
 def _is_plain(spec: NormSpec) -> bool:
     """Whether a norm divides by the root of a mean square and a number."""
     bare = spec.kind in ("layer_norm", "rms_norm") and is_expressible(without_affine(spec))
-    return bare and spec.eps is not None and math.isfinite(spec.post_factor)
+    return bare and spec.eps is not None
 
 
 def _precision(spec: NormSpec) -> tuple[torch.dtype, torch.dtype]:

@@ -420,7 +420,10 @@ def test_the_version(capsys):
     [
         ("normfuse rewr", ["rewrite"]),
         ("normfuse rewrite --target ", ["rms_norm", "crms_norm", "layer_norm"]),
-        ("normfuse explain --only fold_", ["fold_constants", "fold_affine", "fold_factor", "fold_scale"]),
+        (
+            "normfuse explain --only fold_",
+            ["fold_constants", "fold_affine", "fold_factor", "fold_nested", "fold_scale"],
+        ),
     ],
 )
 def test_the_shell_completes_commands_and_choices(words, offered):

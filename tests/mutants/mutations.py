@@ -28,6 +28,7 @@ MODULES = (
     *(f"analysis.{name}" for name in ROW_MODULES), "analysis.operator_table", "analysis.contraction",
     "analysis.absorb", "analysis.forward", "analysis.beside", "analysis.stream", "analysis.exactness",
     "analysis.ranges", "analysis.centring", "analysis.weights", "analysis.factors", "analysis.spread_map",
+    "analysis.own_centring",
     "analysis.together", "analysis.resize", "ir.span", "passes.basis", "passes.change_basis",
     "passes.canonicalize", "passes.functionalize", "passes.lift", *(f"passes.{rule}" for rule in RULE_NAMES),
     "passes.scaled_norms", "passes.ownership", "passes.settle_shifts", "passes.stored_values",

@@ -160,3 +160,14 @@ def test_a_cast_that_undoes_one_that_lost_nothing_is_dropped(name: str) -> None:
     assert torch.equal(given, own)
     assert not torch._C._is_alias_of(one[0], given)
     assert sum(is_call(node, *CASTS) for node in gm.graph.nodes if node.users) == left
+
+
+@pytest.mark.parametrize(("layout", "dropped"), [(torch.strided, True), (torch.sparse_coo, False)])
+def test_a_cast_back_in_another_layout_stays(layout: torch.layout, dropped: bool) -> None:
+    wide = X.double()
+    gm, node = graph_of(aten.to.dtype, X, result=wide, dtype=torch.float64)
+    with gm.graph.inserting_after(node):
+        back = gm.graph.call_function(aten.to.dtype_layout, (node,), {**FLOAT, "layout": layout})
+    back.meta["val"] = X if dropped else X.to_sparse()
+    node.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
+    assert canonicalize(gm) == dropped

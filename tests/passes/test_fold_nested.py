@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import normfuse
+from normfuse.capture.exported import program_of
+from normfuse.options import Options
+from normfuse.passes.pipeline import run_pipeline
+from normfuse.passes.work import Work
+from normfuse.rule_names import RULE_NAMES
 from tests.passes.building import distance, evaluate, normal
 
 pytestmark = pytest.mark.rounding
@@ -31,10 +36,6 @@ def ln(x: Tensor, weight: Tensor | None = None, eps: float = 0.1) -> Tensor:
 
 
 def by_hand(x: Tensor) -> Tensor:
-    return (x * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 0.1)).to(x.dtype)
-
-
-def in_its_dtype(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 0.1)
 
 
@@ -54,14 +55,16 @@ TOOK: dict[str, Callable[[Tensor], Any]] = {
 }
 KEPT: dict[str, tuple[str, Callable[[Tensor], Any]]] = {
     "a weight inside": ("channel_gate", lambda x: rms(rms(x, W))),
+    "a bias inside": ("channel_gate", lambda x: rms(F.layer_norm(x, (D,), None, W, 0.1))),
+    "a bias outside": ("unusual_form", lambda x: by_hand(by_hand(x)) + W),
     "centred twice": ("centred_twice", lambda x: ln(ln(x))),
     "centred outside": ("centred_twice", lambda x: ln(rms(x))),
     "read elsewhere": ("raw_reader", lambda x: (lambda y: rms(y) + y.sin())(rms(x))),
     "returned": ("raw_reader", lambda x: (lambda y: (rms(y), y))(rms(x))),
     "a view returned": ("raw_reader", lambda x: (lambda y: (rms(y), y[0]))(rms(x))),
     "other axes": ("unusual_form", lambda x: rms(F.rms_norm(x, (5, D), None, 0.1))),
-    "another precision": ("unusual_form", lambda x: rms(in_its_dtype(x.bfloat16()))),
-    "its own weight": ("raw_reader", lambda x: (lambda y: rms(y) * y)(rms(x))),
+    "another precision": ("unusual_form", lambda x: rms(by_hand(x.bfloat16()))),
+    "its own weight": ("raw_reader", lambda x: (lambda y: rms(y) * y)(rms(x[0, 0]))),
     "eps outside": ("unusual_form", lambda x: (lambda y: rms(y / (y.norm(dim=-1, keepdim=True) + 0.1)))(x)),
     "no eps": ("factor_range", lambda x: rms(rms(x, eps=0.0))),
     "eps too small": ("factor_range", lambda x: rms(rms(x, eps=1e-200), eps=1e-100)),
@@ -163,3 +166,31 @@ def test_gradients_that_end_between_two_norms_end_there() -> None:
     (found,) = torch.autograd.grad(fast(x).sum(), x)
     assert distance([found], [wanted]) <= EXACT
     assert sum(normfuse.last_report().after.values()) == 2
+
+
+def test_a_norm_that_another_one_multiplies_by_is_not_inside_of_it() -> None:
+    model = Net(lambda x: rms(x.cos()) * rms(x[0, 0]))
+    made = normfuse.rewrite(model, (X,), verify="off")
+    assert distance(evaluate(made.module(), (X,)), evaluate(model, (X,))) <= EXACT
+    assert made.report.after == {"rms_norm": 2}
+
+
+class Forbidding:
+    """An observer that keeps the rules from one site."""
+
+    def __init__(self, place: int) -> None:
+        self.place = place
+
+    def stage(self, name: str, work: Work) -> None:
+        if name == "lift":
+            for rule in RULE_NAMES:
+                work.forbid(list(work.sites.values())[self.place], rule)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("run", [TOOK["rms of rms"], lambda x: rms(x).sin() * rms(x).cos()])
+def test_norms_that_must_stay_do(run: Callable[[Tensor], Any], place: int) -> None:
+    program = program_of(torch.export.export(Net(run), (X,)))
+    report, _ = run_pipeline(program, Options(), Forbidding(place))
+    assert sum(n.target is torch.ops.aten.rms_norm.default for n in program.gm.graph.nodes) == 2
+    assert not any(site.rewrites for site in report.sites)

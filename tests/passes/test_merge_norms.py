@@ -201,6 +201,14 @@ def test_norms_with_weights_of_their_own_share_a_core_where_they_are_compiled(
     assert len(report.sites) - len(others) == 1 + ("clone" in run.__code__.co_names)
 
 
+def test_values_behind_a_shared_core_are_verified_one_by_one() -> None:
+    model, x = randomised(Net(lambda s, x: (s.one(x).sin(), s.two(x)))), normal(2, 5, D)
+    evaluate(compiled(model, **ALONE, **{"normfuse.verify": "sites"}), (x,))
+    first, second = normfuse.last_report().sites
+    assert (first.merged_into, second.merged_into) == ("", "one")
+    assert set(second.errors) == set(first.errors) != set()
+
+
 @pytest.mark.parametrize(
     "run",
     [

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import normfuse
 from normfuse.ir.calls import aten
-from tests.passes.building import EXACT, Net, distance, evaluate, inputs, normal, outcome, randomised
+from tests.passes.building import EXACT, D, Net, distance, evaluate, inputs, normal, outcome, randomised
 
 
 def centred(h: Tensor, dim: Any = -1) -> Tensor:
@@ -108,6 +108,15 @@ def without_an_axis(s: Net, x: Tensor) -> Tensor:
     return s.ln(h - h.mean(-1))
 
 
+def of_a_part(s: Net, x: Tensor) -> Tensor:
+    return s.ln(centred(s.lin(x)[:, ::2]))
+
+
+def of_the_largest(s: Net, x: Tensor) -> Tensor:
+    h = s.lin(x)
+    return s.ln(h - h.amax(-1, keepdim=True))
+
+
 def written_behind(s: Net, x: Tensor) -> tuple[Tensor, Tensor]:
     h = s.lin(x)
     y = s.ln(centred(h))
@@ -122,6 +131,7 @@ CASES: dict[Callable[..., Any], tuple[int, set[str]]] = {
     mean_read: (0, {"raw_reader"}), value_read: (0, {"raw_reader"}),
     mean_of_another: (0, {"constant_added"}), half_of_it: (0, {"constant_added"}),
     turned: (0, {"constant_added"}), over_two_axes: (0, {"constant_added"}),
+    of_a_part: (0, {"constant_added"}), of_the_largest: (0, {"constant_added"}),
     repeated: (0, {"constant_added"}), without_an_axis: (0, {"raw_reader"}),
     written_behind: (0, {"mutated"}),
 }  # fmt: skip
@@ -155,6 +165,30 @@ def test_two_norms_of_what_no_weight_writes_share_one_centring_behind_the_model_
     made = normfuse.rewrite(copy.deepcopy(model), inputs())
     assert (made.report.after, made.report.centrings) == ({"rms_norm": 2}, 1)
     assert sum(node.target is aten.mean.dim for node in made.program.graph.nodes) == 2
+    assert distance(evaluate(made.module(), inputs()), evaluate(model, inputs())) <= EXACT
+
+
+def test_a_difference_in_a_wider_dtype_stays() -> None:
+    def run(s: Net, x: Tensor) -> Tensor:
+        h = s.lin(x).bfloat16()
+        return F.layer_norm(h - h.mean(-1, keepdim=True, dtype=torch.float32), (D,))
+
+    model = randomised(Net(run, {}))
+    made = normfuse.rewrite(copy.deepcopy(model), inputs(), verify="off")
+    assert distance(evaluate(made.module(), inputs()), evaluate(model, inputs())) == 0
+    assert made.report.after == {"layer_norm": 1}
+
+
+def test_other_maps_do_not_pass_through_it() -> None:
+    """A rotation of a value without its mean is not the rotated value without its own."""
+
+    def run(s: Net, x: Tensor) -> Tensor:
+        return F.rms_norm(centred(s.lin(x)) + s.lin2(x), (D,), s.ln.weight, 1e-5) @ s.ln2.weight.outer(
+            s.ln.bias
+        )
+
+    model, turn = randomised(Net(run, {})), torch.linalg.qr(normal(D, D)).Q
+    made = normfuse.rewrite(copy.deepcopy(model), inputs(), rotation=turn, verify="off")
     assert distance(evaluate(made.module(), inputs()), evaluate(model, inputs())) <= EXACT
 
 
