@@ -22,11 +22,12 @@ from normfuse.rule_names import RULE_NAMES
 __all__ = ["MODULES", "ROW_MODULES", "Mutant", "functions_of", "mutants", "row_functions"]
 
 PACKAGE = Path(normfuse.__file__).parent
-ROW_MODULES = ("rows_elementwise", "rows_layout", "rows_linear", "rows_reduce")
+ROW_MODULES = ("rows_elementwise", "rows_indexed", "rows_layout", "rows_linear", "rows_reduce")
 MODULES = (
     *(f"analysis.{name}" for name in ROW_MODULES), "analysis.operator_table", "analysis.contraction",
     "analysis.absorb", "analysis.forward", "analysis.beside", "analysis.stream", "analysis.exactness",
-    "analysis.ranges", "analysis.centring", "analysis.weights", "analysis.factors", "analysis.spread_map",
+    "analysis.ranges", "analysis.parts", "analysis.centring", "analysis.weights", "analysis.factors",
+    "analysis.spread_map",
     "analysis.together", "analysis.resize", "ir.span", "passes.basis", "passes.change_basis",
     "passes.canonicalize", "passes.functionalize", "passes.lift", *(f"passes.{rule}" for rule in RULE_NAMES),
     "passes.scaled_norms", "passes.ownership", "passes.settle_shifts", "passes.stored_values",
@@ -35,7 +36,7 @@ MODULES = (
     "folding.precision", "folding.premise", "folding.conditions", "ir.effects", "analysis.readers",
 )  # fmt: skip
 """Where the rules and the table decide, and what they all ask of a graph."""
-_REFUSALS = ("block(", "_mixed(", "_reduces(", "_per_row(", "unknown(", "Refusal")
+_REFUSALS = ("block(", "_torn(", "_mixed(", "_reduces(", "_per_row(", "unknown(", "Refusal")
 
 
 @dataclass(frozen=True)
