@@ -11,7 +11,10 @@ from typing import Any
 
 from bench.corpus.exceptions import cause
 
-__all__ = ["COLUMNS", "SWEPT", "counts", "summary", "write", "write_swept"]
+__all__ = [
+    "COLUMNS", "SWEPT", "brief", "counted", "counts", "known_rows", "save", "summary", "write",
+    "write_swept",
+]  # fmt: skip
 
 COLUMNS = (
     "architecture", "recipe", "route", "present", "lifted", "refused", "missed", "no_norms", "wrong",
@@ -29,18 +32,19 @@ def write(folder: Path, to: Path) -> list[Row]:
     lines: list[Row] = []
     for path in sorted(folder.glob("*.json")):
         lines += _lines(json.loads(path.read_text(encoding="utf-8")))
-    _save(lines, COLUMNS, to)
+    save(lines, COLUMNS, to)
     return lines
 
 
 def write_swept(folder: Path, to: Path) -> list[Row]:
     """One line for each architecture of the route *compile*; returns the lines."""
     lines = [_swept(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.json"))]
-    _save(lines, SWEPT, to)
+    save(lines, SWEPT, to)
     return lines
 
 
-def _save(lines: Sequence[Row], columns: Sequence[str], to: Path) -> None:
+def save(lines: Sequence[Row], columns: Sequence[str], to: Path) -> None:
+    """Write a table beside its place, then move it there."""
     part = to.with_suffix(".part")
     with part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -54,17 +58,29 @@ def _swept(row: Mapping[str, Any]) -> Row:
     if "compile" not in row:
         return head | {"status": "model does not run", "cause": row.get("reason", "")}
     made = row["compile"]
-    counted = {name: _counted(made.get(name, {})) for name in ("found", "after", "refused")}
-    plain = {name: made.get(name, "") for name in SWEPT[2:] if name not in counted}
+    numbers = {name: counted(made.get(name, {})) for name in ("found", "after", "refused")}
+    plain = {name: made.get(name, "") for name in SWEPT[2:] if name not in numbers}
     for name in ("distance", "tolerance"):
         plain[name] = f"{made[name]:.1e}" if name in made else ""
-    return head | plain | counted | {"notes": "; ".join(made.get("notes", ()))}
+    return head | plain | numbers | {"notes": "; ".join(made.get("notes", ()))}
 
 
 def counts(lines: Sequence[Row]) -> str:
     """How many model types have each status."""
     found = Counter(line["status"] for line in lines)
     return "\n".join(f"{count:4d} {status}" for status, count in found.most_common())
+
+
+def known_rows(sweep: Path = Path("bench/results/sweep.csv")) -> dict[str, dict[str, str]]:
+    """What the last sweep said of each model type: its recipe is tried first."""
+    with sweep.open(encoding="utf-8", newline="") as file:
+        return {line["architecture"]: line for line in csv.DictReader(file)}
+
+
+def brief(row: Mapping[str, Any], routes: Sequence[str]) -> str:
+    """What a route made of one model type, in a few words."""
+    said = [str(row[r].get("status") or row[r].get("reason", "done")) for r in routes if r in row]
+    return ", ".join(said) or str(row.get("reason", ""))
 
 
 def _lines(row: Mapping[str, Any]) -> list[Row]:
@@ -84,17 +100,18 @@ def _line(architecture: str, route: str, score: Mapping[str, Any]) -> Row:
         "route": route,
         "present": score["present"] - len(no_norms),
         "lifted": score["lifted"],
-        "refused": _counted(score["refused"]),
-        "missed": _counted(Counter(missed)),
-        "no_norms": _counted(Counter(no_norms)),
-        "wrong": _counted(Counter(score["wrong"])),
+        "refused": counted(score["refused"]),
+        "missed": counted(Counter(missed)),
+        "no_norms": counted(Counter(no_norms)),
+        "wrong": counted(Counter(score["wrong"])),
         "bitwise": {True: "yes", False: "no", None: ""}[score["bitwise"]],
-        "kinds": _counted(score["kinds"]),
+        "kinds": counted(score["kinds"]),
         "reason": "",
     }
 
 
-def _counted(counts: Mapping[str, int]) -> str:
+def counted(counts: Mapping[str, int]) -> str:
+    """Counts as ``3 layer_norm; 1 rms_norm``."""
     return "; ".join(f"{count} {name}" for name, count in sorted(counts.items()))
 
 

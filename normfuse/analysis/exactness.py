@@ -22,7 +22,7 @@ __all__ = ["exact_operand", "keep_exact"]
 #: Operators that compute, and round what they computed to the dtype of their result, besides contractions.
 _ROUND = (
     aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar,
-    aten.mean.dim, aten.sum.dim_IntList,
+    aten.mean.dim, aten.sum.dim_IntList, aten.index_add.default, aten.lerp.Tensor, aten.lerp.Scalar,
 )  # fmt: skip
 
 

@@ -96,6 +96,16 @@ def _is_vector(factor: Node, node: Node, axis: int) -> bool:
     return all(same(size, 1) for i, size in enumerate(shape) if i != under)
 
 
+@row(aten.lerp.Tensor, aten.lerp.Scalar)
+def _between(node: Node, bound: dict[str, Any], axis: int) -> Flow:
+    """``a + w (b - a)``: two values by shares that add up to one, the same for all channels of a token."""
+    terms = [bound["self"], bound["end"]]
+    if not all(_spans(t, node, axis) for t in terms) or not _is_single(bound["weight"], node, axis):
+        return block(node, "channel_gate", f"{described(node)} mixes each channel by a share of its own")
+    axes = ((t, a) for t in terms if (a := _aligned(t, node, axis)) is not None)
+    return Carries(tuple(axes), shift=Shift.EVERYWHERE)
+
+
 @row(aten.mul.Scalar, aten.div.Scalar)
 def _times_number(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     return Carries(((bound["self"], axis),), factor=_number(bound["other"], node.target is aten.div.Scalar))

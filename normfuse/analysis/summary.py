@@ -46,6 +46,7 @@ _NOTES: dict[Callable[..., Flow], _Note] = {
         "one factor per token passes; one per channel, or a number ahead of a shift, joins the map",
         diagonal=JOINS, shift=JOINS, reads="passes a number",
     ),
+    rows_elementwise._between: _Note("by one share per token", reads=BLOCKS),
     rows_elementwise._times_number: _Note("a number ahead of a shift joins the map", shift=JOINS),
     rows_elementwise._negated: _Note("the sign ahead of a shift joins the map", shift=JOINS),
     rows_elementwise._same_axes: _Note("the value as it is"),

@@ -22,13 +22,13 @@ from normfuse.rule_names import RULE_NAMES
 __all__ = ["MODULES", "ROW_MODULES", "Mutant", "functions_of", "mutants", "row_functions"]
 
 PACKAGE = Path(normfuse.__file__).parent
-ROW_MODULES = ("rows_elementwise", "rows_layout", "rows_linear", "rows_reduce")
+ROW_MODULES = ("rows_elementwise", "rows_indexed", "rows_layout", "rows_linear", "rows_reduce")
 FROZEN = ("call", "decide", "gain", "library", "products", "room", "settled", "steadiness")
 MODULES = (
     *(f"analysis.{name}" for name in ROW_MODULES), "analysis.operator_table", "analysis.contraction",
     "analysis.absorb", "analysis.forward", "analysis.beside", "analysis.stream", "analysis.exactness",
-    "analysis.ranges", "analysis.centring", "analysis.weights", "analysis.factors", "analysis.spread_map",
-    "analysis.own_centring",
+    "analysis.ranges", "analysis.parts", "analysis.centring", "analysis.weights", "analysis.factors",
+    "analysis.spread_map", "analysis.own_centring", "analysis.over_sums",
     "analysis.together", "analysis.resize", "ir.span", "passes.basis", "passes.change_basis",
     "passes.canonicalize", "passes.functionalize", "passes.lift", *(f"passes.{rule}" for rule in RULE_NAMES),
     "passes.scaled_norms", "passes.ownership", "passes.settle_shifts", "passes.stored_values",
@@ -39,7 +39,7 @@ MODULES = (
     *(f"freezing.{name}" for name in FROZEN),
 )  # fmt: skip
 """Where the rules and the table decide, what they all ask of a graph, and what is frozen and watched."""
-_REFUSALS = ("block(", "_mixed(", "_reduces(", "_per_row(", "unknown(", "Refusal")
+_REFUSALS = ("block(", "_torn(", "_mixed(", "_reduces(", "_per_row(", "unknown(", "Refusal")
 
 
 @dataclass(frozen=True)

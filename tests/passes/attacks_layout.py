@@ -64,6 +64,30 @@ def one_token(s, x):
     return s.ln(s.lin(x) * s.g + s.lin2(x))
 
 
+@attack(2)
+def tokens_mixed_by_a_share(s, x):
+    h = torch.lerp(s.lin(x), s.lin2(x), x[..., :1].sigmoid())
+    return s.ln(h), s.ln2(h)
+
+
+@attack(1)
+def tokens_put_where_a_mask_says(s, x):
+    h = s.lin(x)
+    return s.ln(h.masked_scatter((x[..., 0] > 0).unsqueeze(-1).expand_as(h), s.lin2(x)))
+
+
+@attack(1)
+def tokens_put_where_indices_say(s, x):
+    h, i = s.lin(x), x[:, 0, 0].argsort()[:3]
+    return s.ln(h.index_copy(0, i, s.lin2(x)[:3]).index_put((i, i), s.lin2(x)[0, :3], accumulate=True))
+
+
+@attack(1)
+def tokens_that_experts_return(s, x):
+    h = s.lin(x)
+    return s.ln(torch.zeros_like(h).index_add(0, torch.zeros(D, dtype=torch.long), s.lin2(x)) + h)
+
+
 @attack(0, "channel_mix", extras=lambda: {"left": nn.Linear(5, 3), "rest": nn.Linear(5, 3)})
 def joined_channels(s, x):
     return s.ln(torch.cat([s.left(x), s.rest(x)], -1))

@@ -21,6 +21,8 @@ KEPT = {
     "layout-split_channels_of_which_some_are_read": {"channel_mix"},
     "layout-reshape_that_splits_channels": {"channel_mix"},
     "norms-output_viewed_in_the_order_of_its_input": {"layout"},
+    "layout-tokens_put_where_a_mask_says": {"fixed_width"},
+    "layout-tokens_that_experts_return": {"fixed_width"},
     "readers-shape_only": {"fixed_width"},
     "norms-eps_from_a_buffer orthonormal": {"unusual_form"},
 }
