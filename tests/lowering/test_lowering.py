@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import normfuse
+from normfuse.kernels.arguments import WIDEST
 from normfuse.lowering import kernel
 from normfuse.lowering.choose import lower
 from normfuse.options import Options
@@ -125,6 +126,10 @@ def test_other_sums_stay(function: Callable[..., Tensor]) -> None:
     work.program.gm.graph.lint()
 
 
+def in_columns(h: Tensor) -> Tensor:
+    return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
@@ -141,6 +146,9 @@ def test_other_sums_stay(function: Callable[..., Tensor]) -> None:
             "takes the eps or the divisor",
         ),
         (lambda x, w, b: F.layer_norm(x, (WIDTH,)) * 3.0, "its factor, weight or order"),
+        (lambda x, w, b: in_columns(x.t()), "its factor, weight or order"),
+        (lambda x, w, b: F.layer_norm(x.repeat(1, WIDEST), (WIDTH * WIDEST,)), "rows of a known width"),
+        (lambda x, w, b: F.layer_norm(x.double() + 1, (WIDTH,)), "no kernel takes torch.float64"),
     ],
 )
 def test_what_no_kernel_computes_goes_to_inductor(function: Callable[..., Tensor], reason: str) -> None:
