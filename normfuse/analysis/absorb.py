@@ -307,7 +307,9 @@ def _keep_table(found: Carries, maps: Maps, weights: WeightValues) -> bool:
     """Whether the table holds already what the maps make of it, so that it can be read as it is."""
     table, axis = found.operands[0]
     held = weights.program.weights.get(table)
-    return held is not None and all(mapping.keeps(held.value, axis) for mapping in maps)
+    if held is None or held.value.is_meta:
+        return False
+    return all(mapping.keeps(held.value, axis) for mapping in maps)
 
 
 def _table_refusal(node: Node, found: Carries, weights: WeightValues) -> Refusal:

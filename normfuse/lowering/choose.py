@@ -13,6 +13,7 @@ import torch
 from torch.fx import Node
 
 from normfuse.errors import OptionError
+from normfuse.ir.location import described
 from normfuse.ir.program import Program
 from normfuse.ir.region import NormRegion, norms_in
 from normfuse.ir.sizes import tensor_of
@@ -81,11 +82,9 @@ def _choice(
 ) -> tuple[Provider | None, str]:
     """What runs a norm, None for Inductor, and why."""
     source = tensor_of(region.operands(node).source)
-    if options.lower == "auto" and (source is None or source.device.type == "cpu"):
-        return None, ""
-    tensors, device = _around(node, region)
-    if options.lower == "auto" and (default := _default(program, tensors, device)) is not None:
+    if options.lower == "auto" and (default := _default(program, node, source)) is not None:
         return None, default
+    tensors, device = _around(node, region)
     ways, refusals = _WAYS[options.lower], dict[str, str]()
     for way in ways:
         refusals[way.name] = way.supports(region.spec, tensors, device)
@@ -98,14 +97,16 @@ def _choice(
     return apt.get(name), why
 
 
-def _default(program: Program, tensors: Tensors, device: torch.device) -> str | None:
-    """Why Inductor runs a norm without being measured."""
-    if not can_measure(device):
-        return f"there is no device here to measure on as {tensors.name} needs"
+def _default(program: Program, node: Node, source: torch.Tensor | None) -> str | None:
+    """Why Inductor runs a norm of ``source`` unmeasured; empty where nothing else could."""
+    if source is None or source.device.type == "cpu":
+        return ""
+    if not can_measure(source.device):
+        return f"there is no device here to measure on as {described(node)} needs"
     if program.grad_enabled:
         return "gradients are recorded, and only inference is measured"
-    if not all(isinstance(plain_size(size), int) for size in getattr(tensors.source, "shape", ())):
-        return f"the sizes of {tensors.name} are open, and what is fastest depends on them"
+    if not all(isinstance(plain_size(size), int) for size in source.shape):
+        return f"the sizes of {described(node)} are open, and what is fastest depends on them"
     return None
 
 

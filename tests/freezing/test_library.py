@@ -137,7 +137,7 @@ def test_what_takes_long_is_measured_less_often(
     clock, multiplied, multiply = count(), list[int](), torch.mm
     monkeypatch.setattr(measuring.time, "perf_counter", lambda: seconds * next(clock))
     monkeypatch.setattr(torch, "mm", lambda *given: multiplied.append(1) or multiply(*given))
-    found, errors = measuring._measure(7, torch.randn(48, 96))
+    found, errors = measuring._measure(7, torch.randn(48, 96), is_cold=False)
     assert len(multiplied) == calls
     assert found == pytest.approx(dict.fromkeys(found, seconds))
     assert errors.keys() == found.keys()

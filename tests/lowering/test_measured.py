@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -153,19 +155,23 @@ def test_the_random_state_stays(here: pytest.MonkeyPatch) -> None:
 def test_the_default_says_why() -> None:
     """A device that is not there, gradients, and open sizes are not measured; on a CPU nothing is said."""
     work = lifted(block, INPUTS)
-    tensors, device = choose._around(*next(iter(choose.norms_in(work.program.gm))))
-    assert choose._default(work.program, tensors, device) == ""
-    assert "no device here" in str(choose._default(work.program, tensors, torch.device("xpu")))
+    node, _ = next(iter(choose.norms_in(work.program.gm)))
+    assert choose._default(work.program, node, torch.empty(3, WIDTH)) == ""
+    assert "no device here" in str(choose._default(work.program, node, elsewhere("xpu")))
+
+
+def elsewhere(device: str) -> Any:
+    """What is asked of a tensor on a device that is not here."""
+    return SimpleNamespace(device=torch.device(device), shape=(3, WIDTH))
 
 
 def test_gradients_and_open_sizes_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "can_measure", lambda device: True)
     work = lifted(block, INPUTS)
-    tensors, _ = choose._around(*next(iter(choose.norms_in(work.program.gm))))
+    node, _ = next(iter(choose.norms_in(work.program.gm)))
     work.program.grad_enabled = True
-    device = torch.device("cuda")
-    assert "gradients are recorded" in str(choose._default(work.program, tensors, device))
+    assert "gradients are recorded" in str(choose._default(work.program, node, elsewhere("cuda")))
     work.program.grad_enabled = False
-    assert choose._default(work.program, tensors, device) is None
+    assert choose._default(work.program, node, elsewhere("cuda")) is None
     monkeypatch.setattr(choose, "plain_size", lambda size: "s0")
-    assert "are open" in str(choose._default(work.program, tensors, device))
+    assert "are open" in str(choose._default(work.program, node, elsewhere("cuda")))
