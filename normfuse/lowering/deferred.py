@@ -44,8 +44,6 @@ def _refusal(spec: NormSpec, tensors: Tensors) -> str:
         return f"the weight or bias of {tensors.name} stands between it and what reads it"
     if spec.eps is None or not spec.eps >= SMALLEST or spec.eps_mode != "inside":
         return f"no factor takes the eps of {tensors.name}"
-    if tensors.is_written:
-        return f"the graph writes in place to what {tensors.name} reads"
     if tensors.other_reader or not tensors.matrices:
         reader = tensors.other_reader or "nothing"
         return f"{reader} reads {tensors.name}, and that is no product with a matrix"

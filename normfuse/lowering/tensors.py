@@ -33,8 +33,6 @@ class Tensors:
         matrices: of the products that read the norm, each with whether it is stored output by output, and
             what is added to the product.
         other_reader: what reads the norm and is no product, or nothing.
-        is_written: whether the graph writes to the source, weight or bias: where the norm stands they hold
-            something else perhaps than where what is beside it stands.
     """
 
     name: str
@@ -45,15 +43,12 @@ class Tensors:
     addends: tuple[torch.Tensor, torch.Tensor] | None = None
     matrices: tuple[tuple[torch.Tensor, bool, torch.Tensor | None], ...] = ()
     other_reader: str = ""
-    is_written: bool = False
 
     @classmethod
     def of(cls, node: Node, region: NormRegion) -> Tensors:
-        operands, effects = region.operands(node), Effects(node.graph)
+        operands = region.operands(node)
         products, other = products_behind(node)
-        given = (operands.source, operands.scale, operands.shift)
-        is_written = any(n is not None and effects.is_written(n) for n in given)
-        pair = None if is_written else addends(operands)
+        pair = addends(operands)
         return cls(
             described(node),
             tensor_of(operands.source),
@@ -63,7 +58,6 @@ class Tensors:
             None if pair is None else (pair[0].meta["val"], pair[1].meta["val"]),
             tuple((p.weight.meta["val"], p.is_linear, tensor_of(p.bias)) for p in products),
             "" if other is None else described(other),
-            is_written,
         )
 
 
@@ -86,6 +80,7 @@ def _is_plain(value: Node, total: Node) -> bool:
 
 
 def _follow(total: Node, operands: Operands) -> bool:
-    """Whether the kernel, which needs the weight and bias, can stand where the sum stands."""
-    given = [n for n in (operands.scale, operands.shift) if n is not None]
-    return all(n.op in ("placeholder", "get_attr") or n < total for n in given)
+    """Whether the kernel finds the sum, the weight and the bias where the sum stands as the norm does."""
+    given, effects = [n for n in (operands.scale, operands.shift) if n is not None], Effects(total.graph)
+    known = all(n.op in ("placeholder", "get_attr") or n < total for n in given)
+    return known and not any(effects.is_written(n) for n in (total, *given))
