@@ -20,7 +20,7 @@ import torch
 from normfuse.errors import InputError
 from normfuse.folding.recipe import Recipe
 from normfuse.folding.watch import Watch
-from normfuse.folding.whole import fold
+from normfuse.folding.whole import fold, folded
 from normfuse.torch_compat import outside_tracing, storage_id, storage_is_abandoned
 
 __all__ = [
@@ -196,22 +196,26 @@ class FoldedWeight(Reader):
 
     def agrees(self, sources: Sequence[torch.Tensor]) -> bool:
         """Whether the sources, read once more, give the tensor bit by bit."""
-        fresh, is_source = fold(self.recipe, sources)
+        fresh, is_source = self._folded(sources)
         return is_source == self.is_source and torch.equal(fresh, self.tensor)
 
     def refold(self, sources: Sequence[torch.Tensor]) -> None:
         """Compute the tensor again, into the same memory where autograd cannot have saved it."""
         self._note(sources)
         try:
-            fresh, is_source = fold(self.recipe, sources)
+            fresh, is_source = self._folded(sources)
             with outside_tracing():
-                stays = not (self.is_lent or self.is_source or is_source)
+                stays = not (self.is_lent or self.is_source)
                 self.tensor = self.tensor.copy_(fresh) if stays else fresh
             self.is_lent, self.is_source = False, is_source
         except BaseException:
             self.forget()
             raise
         self.refolds += 1
+
+    def _folded(self, sources: Sequence[torch.Tensor]) -> tuple[torch.Tensor, bool]:
+        """Anew; what has memory of its own keeps it, since a CUDA graph may hold the address."""
+        return fold(self.recipe, sources) if self.is_source else (folded(self.recipe, sources), False)
 
     def _shows(self, storage: torch.UntypedStorage) -> bool:
         return self.is_source and storage_id(self.tensor) == storage._cdata

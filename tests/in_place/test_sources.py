@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import normfuse
+from normfuse.folding import FoldedWeight
 from normfuse.ir.rounding import equals_to_rounding
+from tests.checkpoint.test_blocks import centre, recipe
 from tests.in_place.models import Text, applied, assert_same, copied_bytes, made, outputs, tokens
 
 
@@ -60,6 +62,20 @@ def test_a_weight_that_changes_gets_a_copy_and_loses_it_again() -> None:
     model.load_state_dict(written)
     assert_same(fast, before, ids)
     assert all(map(torch.equal, model.state_dict().values(), written.values()))
+
+
+def test_a_copy_stays_where_it_is() -> None:
+    """A CUDA graph may hold its address, also when the source comes to hold the same."""
+    weight = torch.nn.Parameter(torch.randn(60, 40).bfloat16())
+    made, _ = recipe(centre(0), weight)
+    held = FoldedWeight(made, [weight])
+    address = held.tensor.data_ptr()
+    with torch.no_grad():
+        weight.copy_(held.tensor)
+    held.refold([weight])
+    assert (held.tensor.data_ptr(), held.is_source) == (address, False)
+    assert held.agrees([weight])
+    assert FoldedWeight(made, [weight]).tensor.data_ptr() == weight.data_ptr()
 
 
 def test_new_parameters_are_not_written_to() -> None:
