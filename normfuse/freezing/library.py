@@ -18,10 +18,11 @@ import torch
 from torch.fx import Graph, Node
 
 from normfuse.errors import cause
-from normfuse.freezing.fastest import MKL, ONE_ROW, ONEDNN, PLAIN, fastest
+from normfuse.freezing.fastest import MKL, ONE_ROW, ONEDNN, PART, PARTS, PLAIN, fastest
 from normfuse.freezing.one_row import one_row
 from normfuse.inductor_compat import is_packable, register_product
 from normfuse.ir.calls import aten
+from normfuse.ir.emit import call
 
 __all__ = ["choosing_libraries"]
 
@@ -91,8 +92,8 @@ def _write(match: Any, *args: Any, **kwargs: Any) -> None:
     node: Node = match.output_node()
     choice = _choice(node)
     with match.graph.inserting_before(node):
-        if choice == ONEDNN:
-            made = _for_onednn(node)
+        if choice in (ONEDNN, PARTS):
+            made = _for_onednn(node, PART if choice == PARTS else _held(node).shape[0])
         elif choice == ONE_ROW and (own := one_row()):
             packed = match.graph.call_function(own.pack, (node.args[-1],))
             given = (node.args[-2], packed, _bias(node), _held(node).shape[1])
@@ -105,13 +106,23 @@ def _write(match: Any, *args: Any, **kwargs: Any) -> None:
     match.graph.erase_node(node)
 
 
-def _for_onednn(node: Node) -> Node:
-    """A product of oneDNN, whose weight is packed when the graph is frozen."""
-    data, weight = node.args[-2:]
-    turned = node.graph.call_function(aten.permute.default, (weight, (1, 0)))
-    packed = node.graph.call_function(torch.ops.mkldnn._reorder_linear_weight.default, (turned, _rows(node)))
-    operator = torch.ops.mkldnn._linear_pointwise.default
-    return node.graph.call_function(operator, (data, packed, _bias(node), "none", [], ""))
+def _for_onednn(node: Node, size: int) -> Node:
+    """The sum of products of oneDNN of at most ``size`` terms; weights are packed when a graph is frozen."""
+    graph, terms, made = node.graph, _held(node).shape[0], None
+    for start in range(0, terms, size):
+        data, weight = node.args[-2:]
+        if size < terms:
+            data = call(graph, aten.slice.Tensor, data, 1, start, start + size)
+            weight = call(graph, aten.slice.Tensor, weight, 0, start, start + size)
+        turned = call(graph, aten.permute.default, weight, [1, 0])
+        packed = graph.call_function(torch.ops.mkldnn._reorder_linear_weight, (turned, _rows(node)))
+        bias = _bias(node) if made is None else None
+        operator = torch.ops.mkldnn._linear_pointwise.default
+        product = graph.call_function(operator, (data, packed, bias, "none", [], ""))
+        product.meta.update(node.meta)
+        made = product if made is None else call(graph, aten.add.Tensor, made, product)
+    assert made is not None
+    return made
 
 
 def _leave(node: Node) -> None:

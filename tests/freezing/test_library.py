@@ -84,6 +84,30 @@ def test_inductor_takes_what_is_chosen(
     assert float((result - exact).norm() / exact.norm()) < 4 * 96 * 2**-24
 
 
+@pytest.mark.parametrize("terms", [600, 512])
+def test_long_sums_are_cut_into_parts(terms: int, measured: pytest.MonkeyPatch) -> None:
+    seconds = {"plain": 3.0, "mkl": 3.0, "onednn": 1.0, "onednn in parts": 2.0}
+    errors = {"plain": 1.0, "mkl": 1.0, "onednn": 1.5, "onednn in parts": 1.1}
+    measured.setattr(measuring, "_measure", lambda *_: (seconds, errors))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(terms, 64), nn.ReLU(), nn.Linear(64, terms, bias=False)).eval()
+    x = torch.randn(32, terms)
+    fast = torch.compile(model, backend="normfuse")
+    with torch.no_grad():
+        result, (code,) = run_and_get_code(fast, x)
+        exact = model.double()(x.double())
+    assert code.count(" = torch.ops.mkldnn._linear_pointwise.") == -(-terms // 256) + 1
+    # Sums of 600 and 64 products in float32, in any order.
+    assert float((result - exact).norm() / exact.norm()) < 2 * (terms + 64) * 2**-24
+
+
+def test_parts_are_measured_for_long_sums_and_are_more_exact() -> None:
+    assert "onednn in parts" not in measuring._measure(8, torch.randn(256, 32), is_cold=False)[0]
+    _, errors = measuring._measure(64, torch.randn(4096, 64), is_cold=False)
+    # A sum of parts is within one rounding for each part of the exact one.
+    assert errors["onednn in parts"] < 16 * 2**-24 * 4
+
+
 def test_inductor_chooses_elsewhere(measured: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     measured.setattr(measuring, "_measure", lambda rows, *_: calls.append(rows) or figures((3.0, 2.0, 1.0)))
