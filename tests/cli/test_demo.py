@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from normfuse.cli import comparison, demo, digits
 from normfuse.cli.app import app
 from normfuse.report import Report
 
-pytest.importorskip("sklearn")
+# Importing it takes a second, which every process of tests would pay for the one that runs this file.
+pytestmark = pytest.mark.skipif(find_spec("sklearn") is None, reason="the demo needs scikit-learn")
 
 
 def make_tiny(patch):
