@@ -44,7 +44,7 @@ _HEADER = """\
 
 A folded weight is made of the model's own, which may change at any time, by whatever writes to memory. Each
 row is a way to do so and a test (`tests/changes`): a model with LayerNorms that became RMSNorms and with
-BatchNorms that were folded is called, changed, and called again, three times over, and its answers are
+BatchNorms that were folded is called, changed, and called again, more than once, and its answers are
 compared with those of the model itself in float64. Models that several processes share (DDP, FSDP,
 collectives) have tests of their own in `tests/distributed`.
 

@@ -44,7 +44,7 @@ def test_a_change(one: Way, frozen: bool, monkeypatch: pytest.MonkeyPatch) -> No
     if frozen:
         hold(monkeypatch)
     compiled = Compiled(frozen)
-    for again in range(3):
+    for again in range(2 if frozen else 3):  # compiled anew by each change, nothing is left of the one before
         before = compiled.answers()
         torch.manual_seed(again)
         one.change(compiled.model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -15,11 +16,11 @@ from normfuse.cli import comparison, demo, digits
 from normfuse.cli.app import app
 from normfuse.report import Report
 
-pytest.importorskip("sklearn")
+# Importing it takes a second, which every process of tests would pay for the one that runs this file.
+pytestmark = pytest.mark.skipif(find_spec("sklearn") is None, reason="the demo needs scikit-learn")
 
 
-@pytest.fixture
-def tiny(monkeypatch):
+def make_tiny(patch):
     """The quick demo with eager in the place of both compilers, and a clock that allows three steps."""
 
     def compile_with(model, backend):
@@ -30,23 +31,38 @@ def tiny(monkeypatch):
     shrunk = demo.Scale(3.0, scale.layers, scale.width, scale.decoder, brief, brief)
     ticks = iter(range(100))
     train = digits.train
-    monkeypatch.setattr(demo, "train", lambda *args: train(*args, clock=lambda: next(ticks)))
-    monkeypatch.setattr(demo.Scale, "quick", classmethod(lambda cls: shrunk))
-    monkeypatch.setattr(comparison, "compile_with", compile_with)
-    monkeypatch.setattr(normfuse, "last_report", Report, raising=False)
-    return monkeypatch
+    patch.setattr(demo, "train", lambda *args: train(*args, clock=lambda: next(ticks)))
+    patch.setattr(demo.Scale, "quick", classmethod(lambda cls: shrunk))
+    patch.setattr(comparison, "compile_with", compile_with)
+    patch.setattr(normfuse, "last_report", Report, raising=False)
+    return patch
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    return make_tiny(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """One run to its end: its result, what it wrote, and the number of threads before and after it."""
+    path, before = tmp_path_factory.mktemp("demo") / "out.json", torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        make_tiny(patch)
+        result = run("--quick", "--debug", "--json", str(path))
+    return result, path, (before, torch.get_num_threads())
 
 
 def run(*options):
     return CliRunner().invoke(app, ["demo", *options])
 
 
-def test_equal_answers_exit_with_0_and_are_written_as_json(tiny, tmp_path):
-    result = run("--quick", "--debug", "--json", str(tmp_path / "out.json"))
+def test_equal_answers_exit_with_0_and_are_written_as_json(done):
+    result, path, _ = done
     assert result.exit_code == 0, result.output
     assert "differing predictions: 0 of 360" in result.output
     assert "inductor again (noise floor)" in result.output
-    written = json.loads((tmp_path / "out.json").read_text())
+    written = json.loads(path.read_text())
     assert written["agreed"] is True
     assert written["digits"]["steps"] == 2
     for part in ("digits", "decoder"):
@@ -88,10 +104,10 @@ def test_errors_are_one_line_unless_debugged(tiny):
         CliRunner().invoke(app, ["demo", "--quick", "--debug"], catch_exceptions=False)
 
 
-def test_the_number_of_threads_is_given_back(tiny):
-    before = torch.get_num_threads()
-    assert run("--quick").exit_code == 0
-    assert torch.get_num_threads() == before
+def test_the_number_of_threads_is_given_back(done):
+    result, _, (before, after) = done
+    assert result.exit_code == 0
+    assert after == before
 
 
 @pytest.mark.parametrize("arguments", [[], ["demo"], ["bench"], ["rewrite"]])

@@ -39,6 +39,7 @@ from normfuse.verify.judge import BUDGET, DOUBLE_BOUND, HOPELESS, SPREAD
 from normfuse.verify.oracle import execute_wide, wide_arithmetic
 from tests.fuzz.changing import stays_current
 from tests.fuzz.network import Case, build, copies, retyped
+from tests.fuzz.reached import State, States
 from tests.fuzz.recipe import Recipe
 
 __all__ = ["FIRES", "check"]
@@ -310,15 +311,17 @@ def _rules_commute(program: Program, case: Case, thorough: bool) -> None:
     """
     wanted = evaluate(program.gm, case.given, case.weights, len(case.arguments))
     ways = [*_orders(), *((most,) for most in combinations(RULE_NAMES, len(RULE_NAMES) - 1))]
+    states, compared = States(program, rewritten), set[State]()
     for order in ways if thorough else [ways[case.recipe.seed // 5 % len(ways)]]:
-        current, folded = program, list[Tensor]()
-        for rules in order:
-            current, _, more = rewritten(current, only=list(rules))
-            folded += more
-        found = evaluate(current.gm, case.given, [*case.weights, *folded], len(case.arguments))
+        reached = states.after(order)
+        if reached in compared:
+            continue
+        compared.add(reached)
+        gm, folded = reached.program.gm, reached.folded
+        found = evaluate(gm, case.given, [*case.weights, *folded], len(case.arguments))
         if not _almost_equal(wanted, found):
             named = " then ".join("+".join(rules) or "nothing" for rules in order)
-            _within_noise(program, current, folded, case, named)
+            _within_noise(program, reached.program, folded, case, named)
 
 
 def _orders() -> Iterator[tuple[tuple[str, ...], ...]]:

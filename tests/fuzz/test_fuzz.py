@@ -7,6 +7,7 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,11 +16,12 @@ import torch
 
 from normfuse.analysis import absorb
 from normfuse.passes.place import Placement
-from tests.fuzz import campaign
+from tests.fuzz import campaign, properties
 from tests.fuzz.campaign import Tally, find_failure, run_batch, shortfalls, summary
 from tests.fuzz.changing import stays_current
 from tests.fuzz.network import build
 from tests.fuzz.properties import FIRES, check, copied
+from tests.fuzz.reached import State, States, content
 from tests.fuzz.recipe import Recipe
 
 CASES = 80
@@ -112,6 +114,26 @@ def test_a_rule_that_never_fires_is_named(name):
     assert shortfalls(fired, 1000) == []
     fired[name] = 19
     assert shortfalls(fired, 1000) == [name]
+
+
+def test_orders_that_meet_go_on_as_one_and_end_where_they_would_alone():
+    recipe = Recipe.from_json((Path(__file__).parent / "planted" / "shared_weight.json").read_text("utf-8"))
+    case = build(recipe, torch.float64)
+    program, orders, runs = case.program(case.capture()), list(islice(properties._orders(), 6)), []
+
+    def counted(*given, **options):
+        runs.append(options)
+        return properties.rewritten(*given, **options)
+
+    states = States(program, counted)
+    for order in orders:
+        alone, folded = program, []
+        for rules in order:
+            alone, _, more = properties.rewritten(alone, only=list(rules))
+            folded += more
+        assert content(states.after(order)) == content(State(alone, folded))
+    assert len({content(states.after((rules,))) for rules in orders[0]}) > 1, "all rules do the same here"
+    assert len(runs) < sum(map(len, orders))
 
 
 def test_the_properties_see_a_stale_weight():
