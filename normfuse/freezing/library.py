@@ -1,8 +1,9 @@
 """Each product with a constant weight is given to the library that is best with it.
 
-That is MKL, which Inductor takes for float32, oneDNN, a kernel for one row, or what the model calls. On some
-processors oneDNN's packed products take two thirds of MKL's time, on others MKL's are faster. And they add up
-in other orders: for few rows a packed product may be 2.5 times as far from float64 as the model's own.
+That is MKL, which Inductor takes for float32, oneDNN, the kernels of :mod:`normfuse.freezing.blocks`, or what
+the model calls. On some processors MKL's products are the fastest, on others they take up to twice as long as
+the others. And all add up in other orders: oneDNN, which adds one term after the other, was found up to 2.5
+times as far from float64 as the model's own.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import torch
 from torch.fx import Graph, Node
 
 from normfuse.errors import cause
-from normfuse.freezing.fastest import MKL, ONE_ROW, ONEDNN, PART, PARTS, PLAIN, fastest
-from normfuse.freezing.one_row import one_row
+from normfuse.freezing.blocks import blocks
+from normfuse.freezing.fastest import BLOCKS, MKL, ONEDNN, PLAIN, fastest, fastest_for_any
 from normfuse.inductor_compat import is_packable, register_product
 from normfuse.ir.calls import aten
 from normfuse.ir.emit import call
+from normfuse.torch_compat import size_hint
 
 __all__ = ["choosing_libraries"]
 
@@ -66,9 +68,10 @@ def _is_ours(match: Any) -> bool:
 
 def _choice(node: Node) -> str:
     rows, held = _rows(node), _held(node)
-    if not isinstance(rows, int) or held.dtype != torch.float32:
-        return PLAIN  # how a product adds up depends on the number of rows
-    return fastest(rows, held, _constant_bytes(node.graph))
+    if held.dtype != torch.float32:
+        return PLAIN
+    choose = fastest if isinstance(rows, int) else fastest_for_any
+    return choose(size_hint(rows), held, _constant_bytes(node.graph))
 
 
 def _rows(node: Node) -> Any:
@@ -92,9 +95,9 @@ def _write(match: Any, *args: Any, **kwargs: Any) -> None:
     node: Node = match.output_node()
     choice = _choice(node)
     with match.graph.inserting_before(node):
-        if choice in (ONEDNN, PARTS):
-            made = _for_onednn(node, PART if choice == PARTS else _held(node).shape[0])
-        elif choice == ONE_ROW and (own := one_row()):
+        if choice == ONEDNN:
+            made = _for_onednn(node)
+        elif choice == BLOCKS and (own := blocks()):
             packed = match.graph.call_function(own.pack, (node.args[-1],))
             given = (node.args[-2], packed, _bias(node), _held(node).shape[1])
             made = match.graph.call_function(own.multiply, given)
@@ -106,23 +109,12 @@ def _write(match: Any, *args: Any, **kwargs: Any) -> None:
     match.graph.erase_node(node)
 
 
-def _for_onednn(node: Node, size: int) -> Node:
-    """The sum of products of oneDNN of at most ``size`` terms; weights are packed when a graph is frozen."""
-    graph, terms, made = node.graph, _held(node).shape[0], None
-    for start in range(0, terms, size):
-        data, weight = node.args[-2:]
-        if size < terms:
-            data = call(graph, aten.slice.Tensor, data, 1, start, start + size)
-            weight = call(graph, aten.slice.Tensor, weight, 0, start, start + size)
-        turned = call(graph, aten.permute.default, weight, [1, 0])
-        packed = graph.call_function(torch.ops.mkldnn._reorder_linear_weight, (turned, _rows(node)))
-        bias = _bias(node) if made is None else None
-        operator = torch.ops.mkldnn._linear_pointwise.default
-        product = graph.call_function(operator, (data, packed, bias, "none", [], ""))
-        product.meta.update(node.meta)
-        made = product if made is None else call(graph, aten.add.Tensor, made, product)
-    assert made is not None
-    return made
+def _for_onednn(node: Node) -> Node:
+    """The same product by oneDNN, whose weight is packed when the graph is frozen."""
+    turned = call(node.graph, aten.permute.default, node.args[-1], [1, 0])
+    packed = node.graph.call_function(torch.ops.mkldnn._reorder_linear_weight, (turned, _rows(node)))
+    operator = torch.ops.mkldnn._linear_pointwise.default
+    return node.graph.call_function(operator, (node.args[-2], packed, _bias(node), "none", [], ""))
 
 
 def _leave(node: Node) -> None:
