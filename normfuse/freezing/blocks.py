@@ -19,12 +19,19 @@ import torch
 from normfuse.errors import cause
 from normfuse.inductor_compat import compiled_library
 
-__all__ = ["Blocks", "blocks"]
+__all__ = ["Blocks", "Packed", "blocks", "packed_once"]
 
 log = logging.getLogger("normfuse")
 
 #: So many outputs' weights lie side by side.
 _BLOCK = 32
+
+
+Key = tuple[int, int]
+"""The size of a packed weight, and a sum over its bits."""
+
+Packed = dict[Key, torch.Tensor]
+"""Weights in blocks."""
 
 
 class Blocks(NamedTuple):
@@ -49,6 +56,16 @@ def blocks() -> Blocks | None:
     torch.library.register_fake("normfuse::pack_in_blocks", _packed)
     torch.library.register_fake("normfuse::multiply_blocks", _made)
     return Blocks(torch.ops.normfuse.pack_in_blocks.default, torch.ops.normfuse.multiply_blocks.default)
+
+
+def packed_once(own: Blocks, weight: torch.Tensor, known: Packed) -> tuple[Key, torch.Tensor]:
+    """The key of a weight ``[in, out]``, and it in blocks: one of ``known`` where the numbers are equal."""
+    packed: torch.Tensor = own.pack(weight)
+    bits = packed.view(torch.int32)
+    key = packed.numel(), int(bits.sum(dtype=torch.int64))
+    if key in known and torch.equal(known[key].view(torch.int32), bits):
+        return key, known[key]
+    return key, packed
 
 
 def _packed(weight: torch.Tensor) -> torch.Tensor:

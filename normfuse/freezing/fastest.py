@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
 
@@ -41,9 +41,12 @@ _COMPARED = 1024
 PLAIN, MKL, ONEDNN, BLOCKS = "plain", "mkl", "onednn", "blocks"
 
 
-def fastest(rows: int, weight: torch.Tensor, total: int) -> str:
-    """The library for a weight ``[in, out]`` of a model whose weights are ``total`` bytes."""
-    return best_of(figures(rows, weight, total), rows)
+def fastest(rows: int, weight: torch.Tensor, total: int, among: Collection[str] = ()) -> str:
+    """The library for a weight ``[in, out]`` of a model whose weights are ``total`` bytes.
+
+    ``among`` are the names to choose from beside ``PLAIN``, all of them without any.
+    """
+    return best_of(figures(rows, weight, total), rows, among)
 
 
 def fastest_for_any(rows: int, weight: torch.Tensor, total: int) -> str:
@@ -52,16 +55,16 @@ def fastest_for_any(rows: int, weight: torch.Tensor, total: int) -> str:
     How the libraries add up depends on that number, so only blocks are compared with the model's own product.
     They have to be faster for few rows as well.
     """
-    for number in (_FEW_ROWS, rows):
-        seconds, errors = figures(number, weight, total)
-        names = {PLAIN, BLOCKS} & seconds.keys()
-        if best_of(({n: seconds[n] for n in names}, {n: errors[n] for n in names}), number) == PLAIN:
-            return PLAIN
-    return BLOCKS
+    is_faster = all(fastest(n, weight, total, (BLOCKS,)) == BLOCKS for n in (_FEW_ROWS, rows))
+    return BLOCKS if is_faster else PLAIN
 
 
-def best_of(found: Figures, rows: int) -> str:
+def best_of(found: Figures, rows: int, among: Collection[str] = ()) -> str:
     """The fastest library among those that are precise enough."""
+    if among:
+        seconds, errors = found
+        names = {PLAIN, *among} & seconds.keys()
+        found = {n: seconds[n] for n in names}, {n: errors[n] for n in names}
     return quickest(found, PLAIN, _MARGIN_OF_ONE_ROW if rows == 1 else _MARGIN, _ERROR)
 
 

@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -19,29 +20,42 @@ import torch
 from torch.fx import Graph, Node
 
 from normfuse.errors import cause
-from normfuse.freezing.blocks import blocks
+from normfuse.freezing.blocks import Blocks, Packed, blocks, packed_once
 from normfuse.freezing.fastest import BLOCKS, MKL, ONEDNN, PLAIN, fastest, fastest_for_any
-from normfuse.inductor_compat import is_packable, register_product
+from normfuse.inductor_compat import is_packable, mark_constant, register_product
 from normfuse.ir.calls import aten
 from normfuse.ir.emit import call
-from normfuse.torch_compat import size_hint
+from normfuse.torch_compat import outside_tracing, size_hint
 
-__all__ = ["choosing_libraries"]
+__all__ = ["Choices", "choosing_libraries"]
 
 log = logging.getLogger("normfuse")
 
 _here = threading.local()
 
 
+@dataclass
+class Choices:
+    """Where products go: to any library, or only where weights are used that other graphs have in blocks.
+
+    ``held`` are those weights, None where there is no such graph. ``packed`` are the weights that this graph
+    has in blocks, and ``has_others`` says whether a weight was packed in another way.
+    """
+
+    held: Packed | None
+    packed: Packed = field(default_factory=dict)
+    has_others: bool = False
+
+
 @contextmanager
-def choosing_libraries() -> Iterator[None]:
+def choosing_libraries(held: Packed | None = None) -> Iterator[Choices]:
     """Within it, Inductor's freezing packs each weight for the library that is best with it, or for none."""
     _register()
-    _here.chooses = True
+    _here.choices = Choices(held)
     try:
-        yield
+        yield _here.choices
     finally:
-        _here.chooses = False
+        del _here.choices
 
 
 @cache
@@ -57,21 +71,26 @@ def _register() -> None:
 
 def _is_ours(match: Any) -> bool:
     """Whether a product is not to be packed for MKL, as Inductor does."""
-    if not getattr(_here, "chooses", False) or not is_packable(match):
+    choices: Choices | None = getattr(_here, "choices", None)
+    if choices is None or not is_packable(match):
         return False
-    node = match.output_node()
+    choice = _choice(match.output_node(), choices)
+    choices.has_others |= choice in (MKL, ONEDNN)
+    return choice != MKL
+
+
+def _choice(node: Node, choices: Choices) -> str:
+    """The library of a product; Inductor's, MKL, where normfuse has no say."""
     data, weight = node.args[-2:]
-    if weight.op != "get_attr" or data.meta["val"].dtype != torch.float32:
-        return False
-    return _choice(node) != MKL
-
-
-def _choice(node: Node) -> str:
+    if weight.op != "get_attr" or data.meta["val"].dtype != torch.float32:  # type: ignore[union-attr]
+        return MKL
     rows, held = _rows(node), _held(node)
     if held.dtype != torch.float32:
         return PLAIN
-    choose = fastest if isinstance(rows, int) else fastest_for_any
-    return choose(size_hint(rows), held, _constant_bytes(node.graph))
+    total = _constant_bytes(node.graph)
+    if not isinstance(rows, int):
+        return fastest_for_any(size_hint(rows), held, total)
+    return fastest(rows, held, total, () if choices.held is None else (BLOCKS,))
 
 
 def _rows(node: Node) -> Any:
@@ -93,13 +112,12 @@ def _held(node: Node) -> torch.Tensor:
 def _write(match: Any, *args: Any, **kwargs: Any) -> None:
     """Write a product as what was chosen for it, which is not MKL's."""
     node: Node = match.output_node()
-    choice = _choice(node)
+    choice = _choice(node, _here.choices)
     with match.graph.inserting_before(node):
         if choice == ONEDNN:
             made = _for_onednn(node)
         elif choice == BLOCKS and (own := blocks()):
-            packed = match.graph.call_function(own.pack, (node.args[-1],))
-            given = (node.args[-2], packed, _bias(node), _held(node).shape[1])
+            given = (node.args[-2], _in_blocks(node, own), _bias(node), _held(node).shape[1])
             made = match.graph.call_function(own.multiply, given)
         else:
             _leave(node)
@@ -107,6 +125,19 @@ def _write(match: Any, *args: Any, **kwargs: Any) -> None:
     made.meta.update(node.meta)
     node.replace_all_uses_with(made)
     match.graph.erase_node(node)
+
+
+def _in_blocks(node: Node, own: Blocks) -> Node:
+    """The weight of a product in blocks, as a constant of the graph."""
+    owner, choices = node.graph.owning_module, _here.choices
+    assert owner is not None
+    with outside_tracing():
+        key, packed = packed_once(own, _held(node), {**(choices.held or {}), **choices.packed})
+    choices.packed[key] = packed
+    mark_constant(packed)
+    name = f"in_blocks_{sum(name.startswith('in_blocks_') for name, _ in owner.named_buffers())}"
+    owner.register_buffer(name, packed)
+    return node.graph.get_attr(name)
 
 
 def _for_onednn(node: Node) -> Node:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import warnings
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch._inductor.utils import run_and_get_code
 
+import normfuse
 from normfuse.freezing import fastest as measuring
-from normfuse.freezing.blocks import blocks
+from normfuse.freezing.blocks import blocks, packed_once
 from tests.freezing.test_library import Products
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="freezing needs MKL")
@@ -180,3 +184,64 @@ def test_rows_that_change(few: float, wanted: int, monkeypatch: pytest.MonkeyPat
             exact = torch.nn.functional.linear(x.double(), model.weight.double(), model.bias.double())
             # A sum of 48 products and a bias in float32, in any order.
             assert float((fast(x) - exact).norm() / exact.norm()) < 49 * 2**-24
+
+
+def held(entries: int) -> int:
+    """How many memories of so many numbers in float32, or more, tensors have."""
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tensors = [t for t in gc.get_objects() if type(t) in (torch.Tensor, torch.nn.Parameter)]
+    found = [t.untyped_storage() for t in tensors if t.layout == torch.strided and not t.is_mkldnn]
+    return len({one.data_ptr() for one in found if one.nbytes() >= 4 * entries})
+
+
+@pytest.mark.parametrize("dynamic", [False, None])
+def test_graphs_of_one_model_hold_what_is_packed_once(
+    dynamic: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second graph would take MKL's product; what is held already is what it gets."""
+
+    def found(rows: int, *_: object) -> measuring.Figures:
+        seconds = {"plain": 3.0, "mkl": 2.0 if rows == 30 else 0.5, "onednn": 3.0, "blocks": 1.0}
+        return seconds, dict.fromkeys(seconds, 1.0)
+
+    monkeypatch.setattr(measuring, "_measured", dict)
+    monkeypatch.setattr(measuring, "_remember", lambda known: None)
+    monkeypatch.setattr(measuring, "_measure", found)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(173, 391), torch.nn.Linear(391, 173, bias=False)).eval()
+    exact = copy.deepcopy(model).double()
+    fast = torch.compile(model, backend="normfuse", dynamic=dynamic)
+    before = held(173 * 391)
+    sizes = list[int]()
+    with torch.no_grad():
+        for is_changed in (False, True):
+            if is_changed:
+                model[0].weight.mul_(2)
+                exact[0].weight.mul_(2)
+            for rows in (30, 30, 1, 1, 7, 7):
+                x = torch.randn(rows, 173)
+                wanted = exact(x.double())
+                # Sums of 173 and 391 products in float32, in any order, and a bias.
+                assert float((fast(x) - wanted).norm() / wanted.norm()) < 2 * (173 + 391 + 1) * 2**-24
+                sizes.append(normfuse.last_report(fast).frozen_bytes)
+                assert held(173 * 391) <= before + 2
+    # The first call after a change is answered by the model itself.
+    assert sizes[1::2] == 2 * [2 * 4 * 173 * 391, 0, 0]
+    del model, fast
+    torch._dynamo.reset()
+    assert held(173 * 391) <= before
+
+
+def test_equal_weights_are_packed_once() -> None:
+    own = blocks()
+    assert own is not None
+    weight, known = torch.randn(40, 50), dict[tuple[int, int], torch.Tensor]()
+    key, first = packed_once(own, weight, known)
+    known[key] = first
+    assert packed_once(own, weight.t().contiguous().t(), known)[1] is first
+    turned = weight[[1, 0, *range(2, 40)]]
+    assert packed_once(own, turned, known)[0] == key, "the same numbers in another order"
+    assert packed_once(own, turned, known)[1] is not first
+    assert packed_once(own, weight + 1, known)[0] != key
