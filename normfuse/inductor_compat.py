@@ -25,6 +25,7 @@ __all__ = [
     "compiled_library",
     "freezes_by_itself",
     "is_packable",
+    "mark_constant",
     "modules_let_go",
     "quiet_choices",
     "register_product",
@@ -89,6 +90,13 @@ def register_product(applies: Callable[[Any], bool], replace: Callable[..., None
     addmm = CallFunction(torch.ops.aten.addmm.default, Arg(), Arg(), Arg(), **factors)
     for pattern in (addmm, CallFunction(torch.ops.aten.mm.default, Arg(), Arg())):
         register_freezing_graph_pattern(pattern, extra_check=applies)(replace)
+
+
+def mark_constant(value: torch.Tensor) -> None:
+    """Have Inductor's cache on disk find a constant of a frozen graph in the graph, and not keep a copy."""
+    from torch._inductor.freezing_utils import maybe_set_is_frozen_param
+
+    maybe_set_is_frozen_param(value)
 
 
 def is_packable(match: Any) -> bool:

@@ -69,14 +69,14 @@ def note_freezing(
     """Say in the report what freezing would do to a graph, and what it would be worth."""
     plan = _plan(gm, rewritten, example_inputs, options, {})
     if plan is not None:
-        _report(rewritten, plan)
+        _report(rewritten, plan.bytes)
         rewritten.report.products = time_of_products(plan.products)
 
 
-def _report(rewritten: RewrittenGraph, plan: Freezing) -> None:
+def _report(rewritten: RewrittenGraph, size: int) -> None:
     """Folded copies are not held beside what is stored in another order."""
     report = rewritten.report
-    report.frozen, report.frozen_bytes, report.copied_bytes = 1, plan.bytes, 0
+    report.frozen, report.frozen_bytes, report.copied_bytes = 1, size, 0
 
 
 def _plan(
@@ -121,26 +121,37 @@ def _compiled(
     fakes = [fake_of(v, rewritten.fake_mode) if p >= len(example_inputs) else v for p, v in enumerate(given)]
     tuned = settings_for(settings)
     with autocast_off(), torch.no_grad(), modules_let_go():
-        compiled = _inductor(module, [fakes[p] for p in kept], options, tuned)
+        compiled = _inductor(module, [fakes[p] for p in kept], options, tuned, state)
     let_go(module)
     if is_autocast_enabled():
         compiled = without_autocast(compiled)
     state.compiled = compiled
-    _report(rewritten, plan)
+    _report(rewritten, state.bytes)
     return FrozenCall(state, kept, gm, compiled_again(), plan.written)
 
 
 def _inductor(
-    module: GraphModule, fakes: Sequence[Any], options: Options, settings: Mapping[str, Any]
+    module: GraphModule,
+    fakes: Sequence[Any],
+    options: Options,
+    settings: Mapping[str, Any],
+    state: FrozenWeights,
 ) -> inner.Compiled:
     """Where Inductor cannot go on with what normfuse packs, it packs the weights itself."""
     try:
-        with choosing_libraries():
-            return inner.run_inner(module, fakes, options, settings)
+        with choosing_libraries(state.held) as choices:
+            compiled = inner.run_inner(module, fakes, options, settings)
+        state.packed, state.is_shareable = choices.packed, state.is_shareable and not choices.has_others
+        if state.held is not None:
+            new = state.packed.keys() - state.held.keys()
+            state.bytes = sum(state.packed[key].nbytes for key in new)
+            state.held = None
+        return compiled
     except Exception as error:
         if is_strict() or _is_for_others(error):
             raise
         log.info("compiled again, without a choice of libraries", exc_info=error)
+        state.is_shareable, state.held = False, None
         return inner.run_inner(module, fakes, options, settings)
 
 
@@ -154,5 +165,5 @@ def _state(
     watched = {i: inputs[p].owner for i, p in enumerate(places) if is_watched(inputs[p].node, program)}
     sources = [example_inputs[p] for p in places]
     state = FrozenWeights(graph, places, sources, list(owners.values()), watched)
-    state.rows, state.bytes = plan.rows, plan.bytes
+    state.rows, state.bytes, state.is_shareable = plan.rows, plan.bytes, plan.is_shareable
     return state

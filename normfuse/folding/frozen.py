@@ -19,7 +19,8 @@ class FrozenWeights(Reader):
 
     ``compiled`` is what was compiled with them: a call of it is right as long as :meth:`hold_for` says so.
     ``graph`` is its name, ``rows`` the most rows of data that a product reads, ``bytes`` what the constants
-    take beside the originals.
+    take beside the originals. ``is_shareable`` says whether another graph can use all of these constants,
+    which are in ``packed`` or the originals; ``held`` is what this one may use of others.
     """
 
     def __init__(
@@ -34,6 +35,9 @@ class FrozenWeights(Reader):
         self.compiled: Callable[..., Any] | None = None
         self.graph = graph
         self.rows, self.bytes, self.calls = 0, 0, 0
+        self.is_shareable = False
+        self.packed: dict[tuple[int, int], torch.Tensor] = {}
+        self.held: dict[tuple[int, int], torch.Tensor] | None = None
         self._known = NOTHING
         super().__init__(sources, owners, watched)
 
@@ -61,7 +65,7 @@ class FrozenWeights(Reader):
 
     def release(self) -> None:
         """Give the memory back: the model is gone, or another graph holds its weights now."""
-        self.compiled, self._known = None, NOTHING
+        self.compiled, self._known, self.packed = None, NOTHING, {}
         super().release()
 
     def shares(self, other: FrozenWeights) -> bool:

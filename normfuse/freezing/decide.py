@@ -50,6 +50,13 @@ class Freezing:
         sizes = {product.weight: product.bytes for product in self.products}
         return sum(sizes.values())
 
+    @property
+    def is_shareable(self) -> bool:
+        """Whether the weights are matrices in float32, which may be stored alike for any number of rows."""
+        weights = [tensor_of(product.weight) for product in self.products]
+        is_float32 = all(w is not None and w.dtype == torch.float32 for w in weights)
+        return is_float32 and all(product.node.target in LINEAR for product in self.products)
+
 
 def plan_freezing(
     options: Options,

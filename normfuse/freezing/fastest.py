@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
 
 import torch
 
+from normfuse.freezing.blocks import blocks
 from normfuse.freezing.caches import evict, last_cache
-from normfuse.freezing.one_row import one_row
 from normfuse.inductor_compat import cache_folder
 from normfuse.measured import Figures, keep_figures, kept_figures, quickest
 from normfuse.torch_compat import outside_tracing
 
-__all__ = ["MKL", "ONEDNN", "ONE_ROW", "PART", "PARTS", "PLAIN", "best_of", "fastest", "figures"]
+__all__ = ["BLOCKS", "MKL", "ONEDNN", "PLAIN", "best_of", "fastest", "fastest_for_any", "figures"]
 
 log = logging.getLogger("normfuse")
 
@@ -33,23 +33,38 @@ _MARGIN_OF_ONE_ROW = 0.85
 _ERROR = 1.25
 #: Each is called so often, in turns, and the fastest call counts; what takes so many seconds, less often.
 _CALLS, _FEW_CALLS, _LONG = 5, 2, 0.03
-#: Sums of so many terms are about as exact as MKL's, which adds up blocks of 192. oneDNN adds all terms one
-#: after the other: 1.5 times as far from float64 for 768 of them, 2.2 times for 3,072 (AMD EPYC, Zen 4). In
-#: parts of this size it was 1.15 times as far, for 3 to 15 % more time.
-PART = 256
+#: What stands for few rows where their number may change.
+_FEW_ROWS = 2
 #: Rows and columns of a product that are compared with float64.
 _COMPARED = 1024
 
-PLAIN, MKL, ONEDNN, PARTS, ONE_ROW = "plain", "mkl", "onednn", "onednn in parts", "one_row"
+PLAIN, MKL, ONEDNN, BLOCKS = "plain", "mkl", "onednn", "blocks"
 
 
-def fastest(rows: int, weight: torch.Tensor, total: int) -> str:
-    """The library for a weight ``[in, out]`` of a model whose weights are ``total`` bytes."""
-    return best_of(figures(rows, weight, total), rows)
+def fastest(rows: int, weight: torch.Tensor, total: int, among: Collection[str] = ()) -> str:
+    """The library for a weight ``[in, out]`` of a model whose weights are ``total`` bytes.
+
+    ``among`` are the names to choose from beside ``PLAIN``, all of them without any.
+    """
+    return best_of(figures(rows, weight, total), rows, among)
 
 
-def best_of(found: Figures, rows: int) -> str:
+def fastest_for_any(rows: int, weight: torch.Tensor, total: int) -> str:
+    """The same for a number of rows that may change, and is ``rows`` to begin with.
+
+    How the libraries add up depends on that number, so only blocks are compared with the model's own product.
+    They have to be faster for few rows as well.
+    """
+    is_faster = all(fastest(n, weight, total, (BLOCKS,)) == BLOCKS for n in (_FEW_ROWS, rows))
+    return BLOCKS if is_faster else PLAIN
+
+
+def best_of(found: Figures, rows: int, among: Collection[str] = ()) -> str:
     """The fastest library among those that are precise enough."""
+    if among:
+        seconds, errors = found
+        names = {PLAIN, *among} & seconds.keys()
+        found = {n: seconds[n] for n in names}, {n: errors[n] for n in names}
     return quickest(found, PLAIN, _MARGIN_OF_ONE_ROW if rows == 1 else _MARGIN, _ERROR)
 
 
@@ -75,26 +90,24 @@ def _measure(rows: int, weight: torch.Tensor, is_cold: bool) -> Figures:
     with outside_tracing():
         data, turned = torch.randn(rows, weight.shape[0]), weight.detach().t()
         for_mkl = torch.ops.mkl._mkl_reorder_linear_weight(turned.contiguous(), rows)
+        by_onednn = torch.ops.mkldnn._linear_pointwise
         for_onednn = torch.ops.mkldnn._reorder_linear_weight(turned, rows)
-        contenders: dict[str, tuple[Sequence[torch.Tensor], Callable[[], torch.Tensor]]] = {
-            PLAIN: ([turned], lambda: torch.mm(data, turned.t())),
-            MKL: ([for_mkl], lambda: torch.ops.mkl._mkl_linear(data, for_mkl, turned, None, rows)),
-            ONEDNN: ([for_onednn], lambda: _summed(data, [for_onednn])),
+        contenders: dict[str, tuple[torch.Tensor, Callable[[], torch.Tensor]]] = {
+            PLAIN: (turned, lambda: torch.mm(data, turned.t())),
+            MKL: (for_mkl, lambda: torch.ops.mkl._mkl_linear(data, for_mkl, turned, None, rows)),
+            ONEDNN: (for_onednn, lambda: by_onednn(data, for_onednn, None, "none", [], "")),
         }
-        if weight.shape[0] > PART:
-            parts = [torch.ops.mkldnn._reorder_linear_weight(w, rows) for w in turned.split(PART, 1)]
-            contenders[PARTS] = parts, lambda: _summed(data, parts)
-        if rows == 1 and (own := one_row()):
+        if own := blocks():
             packed = own.pack(weight)
-            contenders[ONE_ROW] = [packed], lambda: own.multiply(data, packed, None, weight.shape[1])
+            contenders[BLOCKS] = packed, lambda: own.multiply(data, packed, None, weight.shape[1])
         exact = data[:_COMPARED].double() @ turned[:_COMPARED].double().t()
         seconds, errors = dict.fromkeys(contenders, float("inf")), dict[str, float]()
         for turn in range(_CALLS):
             if turn == _FEW_CALLS and min(seconds.values()) > _LONG:
                 break
             for name, (held, call) in contenders.items():
-                for one in held if is_cold else ():
-                    evict(one)
+                if is_cold:
+                    evict(held)
                 started = time.perf_counter()
                 found = call()
                 seconds[name] = min(seconds[name], time.perf_counter() - started)
@@ -102,15 +115,6 @@ def _measure(rows: int, weight: torch.Tensor, is_cold: bool) -> Figures:
                     part = found[:_COMPARED, :_COMPARED].double()
                     errors[name] = float((part - exact).norm() / exact.norm())
     return seconds, errors
-
-
-def _summed(data: torch.Tensor, packed: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The sum of the products of parts of the data with parts of a weight, each packed for oneDNN."""
-    first, *others = data.split(PART, 1) if len(packed) > 1 else (data,)
-    made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(first, packed[0], None, "none", [], "")
-    for part, weight in zip(others, packed[1:], strict=True):
-        made = torch.ops.mkldnn._linear_pointwise.binary(part, made, weight, None, "add")
-    return made
 
 
 @cache
@@ -124,5 +128,5 @@ def _remember(known: dict[str, Figures]) -> None:
 
 
 def _file() -> Path:
-    name = f"normfuse-products-6-{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}.json"
+    name = f"normfuse-products-7-{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}.json"
     return cache_folder() / name

@@ -1,8 +1,9 @@
 """Each product with a constant weight is given to the library that is best with it.
 
-That is MKL, which Inductor takes for float32, oneDNN, a kernel for one row, or what the model calls. On some
-processors oneDNN's packed products take two thirds of MKL's time, on others MKL's are faster. And they add up
-in other orders: for few rows a packed product may be 2.5 times as far from float64 as the model's own.
+That is MKL, which Inductor takes for float32, oneDNN, the kernels of :mod:`normfuse.freezing.blocks`, or what
+the model calls. On some processors MKL's products are the fastest, on others they take up to twice as long as
+the others. And all add up in other orders: oneDNN, which adds one term after the other, was found up to 2.5
+times as far from float64 as the model's own.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -18,28 +20,42 @@ import torch
 from torch.fx import Graph, Node
 
 from normfuse.errors import cause
-from normfuse.freezing.fastest import MKL, ONE_ROW, ONEDNN, PART, PARTS, PLAIN, fastest
-from normfuse.freezing.one_row import one_row
-from normfuse.inductor_compat import is_packable, register_product
+from normfuse.freezing.blocks import Blocks, Packed, blocks, packed_once
+from normfuse.freezing.fastest import BLOCKS, MKL, ONEDNN, PLAIN, fastest, fastest_for_any
+from normfuse.inductor_compat import is_packable, mark_constant, register_product
 from normfuse.ir.calls import aten
 from normfuse.ir.emit import call
+from normfuse.torch_compat import outside_tracing, size_hint
 
-__all__ = ["choosing_libraries"]
+__all__ = ["Choices", "choosing_libraries"]
 
 log = logging.getLogger("normfuse")
 
 _here = threading.local()
 
 
+@dataclass
+class Choices:
+    """Where products go: to any library, or only where weights are used that other graphs have in blocks.
+
+    ``held`` are those weights, None where there is no such graph. ``packed`` are the weights that this graph
+    has in blocks, and ``has_others`` says whether a weight was packed in another way.
+    """
+
+    held: Packed | None
+    packed: Packed = field(default_factory=dict)
+    has_others: bool = False
+
+
 @contextmanager
-def choosing_libraries() -> Iterator[None]:
+def choosing_libraries(held: Packed | None = None) -> Iterator[Choices]:
     """Within it, Inductor's freezing packs each weight for the library that is best with it, or for none."""
     _register()
-    _here.chooses = True
+    _here.choices = Choices(held)
     try:
-        yield
+        yield _here.choices
     finally:
-        _here.chooses = False
+        del _here.choices
 
 
 @cache
@@ -55,20 +71,26 @@ def _register() -> None:
 
 def _is_ours(match: Any) -> bool:
     """Whether a product is not to be packed for MKL, as Inductor does."""
-    if not getattr(_here, "chooses", False) or not is_packable(match):
+    choices: Choices | None = getattr(_here, "choices", None)
+    if choices is None or not is_packable(match):
         return False
-    node = match.output_node()
+    choice = _choice(match.output_node(), choices)
+    choices.has_others |= choice in (MKL, ONEDNN)
+    return choice != MKL
+
+
+def _choice(node: Node, choices: Choices) -> str:
+    """The library of a product; Inductor's, MKL, where normfuse has no say."""
     data, weight = node.args[-2:]
-    if weight.op != "get_attr" or data.meta["val"].dtype != torch.float32:
-        return False
-    return _choice(node) != MKL
-
-
-def _choice(node: Node) -> str:
+    if weight.op != "get_attr" or data.meta["val"].dtype != torch.float32:  # type: ignore[union-attr]
+        return MKL
     rows, held = _rows(node), _held(node)
-    if not isinstance(rows, int) or held.dtype != torch.float32:
-        return PLAIN  # how a product adds up depends on the number of rows
-    return fastest(rows, held, _constant_bytes(node.graph))
+    if held.dtype != torch.float32:
+        return PLAIN
+    total = _constant_bytes(node.graph)
+    if not isinstance(rows, int):
+        return fastest_for_any(size_hint(rows), held, total)
+    return fastest(rows, held, total, () if choices.held is None else (BLOCKS,))
 
 
 def _rows(node: Node) -> Any:
@@ -90,13 +112,12 @@ def _held(node: Node) -> torch.Tensor:
 def _write(match: Any, *args: Any, **kwargs: Any) -> None:
     """Write a product as what was chosen for it, which is not MKL's."""
     node: Node = match.output_node()
-    choice = _choice(node)
+    choice = _choice(node, _here.choices)
     with match.graph.inserting_before(node):
-        if choice in (ONEDNN, PARTS):
-            made = _for_onednn(node, PART if choice == PARTS else _held(node).shape[0])
-        elif choice == ONE_ROW and (own := one_row()):
-            packed = match.graph.call_function(own.pack, (node.args[-1],))
-            given = (node.args[-2], packed, _bias(node), _held(node).shape[1])
+        if choice == ONEDNN:
+            made = _for_onednn(node)
+        elif choice == BLOCKS and (own := blocks()):
+            given = (node.args[-2], _in_blocks(node, own), _bias(node), _held(node).shape[1])
             made = match.graph.call_function(own.multiply, given)
         else:
             _leave(node)
@@ -106,23 +127,25 @@ def _write(match: Any, *args: Any, **kwargs: Any) -> None:
     match.graph.erase_node(node)
 
 
-def _for_onednn(node: Node, size: int) -> Node:
-    """The sum of products of oneDNN of at most ``size`` terms; weights are packed when a graph is frozen."""
-    graph, terms, made = node.graph, _held(node).shape[0], None
-    for start in range(0, terms, size):
-        data, weight = node.args[-2:]
-        if size < terms:
-            data = call(graph, aten.slice.Tensor, data, 1, start, start + size)
-            weight = call(graph, aten.slice.Tensor, weight, 0, start, start + size)
-        turned = call(graph, aten.permute.default, weight, [1, 0])
-        packed = graph.call_function(torch.ops.mkldnn._reorder_linear_weight, (turned, _rows(node)))
-        bias = _bias(node) if made is None else None
-        operator = torch.ops.mkldnn._linear_pointwise.default
-        product = graph.call_function(operator, (data, packed, bias, "none", [], ""))
-        product.meta.update(node.meta)
-        made = product if made is None else call(graph, aten.add.Tensor, made, product)
-    assert made is not None
-    return made
+def _in_blocks(node: Node, own: Blocks) -> Node:
+    """The weight of a product in blocks, as a constant of the graph."""
+    owner, choices = node.graph.owning_module, _here.choices
+    assert owner is not None
+    with outside_tracing():
+        key, packed = packed_once(own, _held(node), {**(choices.held or {}), **choices.packed})
+    choices.packed[key] = packed
+    mark_constant(packed)
+    name = f"in_blocks_{sum(name.startswith('in_blocks_') for name, _ in owner.named_buffers())}"
+    owner.register_buffer(name, packed)
+    return node.graph.get_attr(name)
+
+
+def _for_onednn(node: Node) -> Node:
+    """The same product by oneDNN, whose weight is packed when the graph is frozen."""
+    turned = call(node.graph, aten.permute.default, node.args[-1], [1, 0])
+    packed = node.graph.call_function(torch.ops.mkldnn._reorder_linear_weight, (turned, _rows(node)))
+    operator = torch.ops.mkldnn._linear_pointwise.default
+    return node.graph.call_function(operator, (node.args[-2], packed, _bias(node), "none", [], ""))
 
 
 def _leave(node: Node) -> None:

@@ -1,4 +1,4 @@
-"""Weights are held at most twice: as the model holds them, and as one graph does that gains by it.
+"""Weights are held at most twice: as the model holds them, and as the graphs do that gain by it.
 
 The constants of all models may take a share of the machine's memory.
 """
@@ -17,17 +17,24 @@ _TAKEN = "its weights are constants of another graph already, which reads fewer 
 
 
 def make_room(state: FrozenWeights) -> str:
-    """Take the weights of ``state`` from graphs that hold them, or say why not.
+    """Take the weights of ``state`` from graphs that hold them, unless both can share them, or say why not.
 
-    A graph with few rows gains most: the step that decodes one token, and not the one that reads the prompt.
-    Among equals the one that came last is the one that will be called again, as where sizes turn out to vary.
-    A graph that loses its weights is compiled without them, once.
+    Graphs whose constants are stored alike share them. Of others one holds the weights, and a graph with few
+    rows gains most: the step that decodes one token, and not the one that reads the prompt. Among equals the
+    one that came last is the one that will be called again, as where sizes turn out to vary. A graph that
+    loses its weights is compiled without them, once.
     """
     others = living_frozen()
-    rivals = [one for one in others if one.shares(state)]
+    sharing = [one for one in others if one.shares(state)]
+    for one in [one for one in sharing if not _is_current(one)]:
+        one.release()  # its next call would find the change
+        sharing.remove(one)
+    can_share = state.is_shareable and all(one.is_shareable for one in sharing)
+    state.held = {k: v for one in sharing for k, v in one.packed.items()} if can_share and sharing else None
+    rivals = [] if can_share else sharing
     if any(one.rows < state.rows for one in rivals):
         return _TAKEN
-    held = sum(one.bytes for one in others if one not in rivals)
+    held = sum(one.bytes for one in others if one not in sharing)
     if reason := too_large(state.bytes + held):
         return reason
     for one in rivals:
@@ -35,6 +42,11 @@ def make_room(state: FrozenWeights) -> str:
             give_up(one.graph, [s for ref in one.sources if (s := ref()) is not None], _TAKEN)
         one.release()
     return ""
+
+
+def _is_current(state: FrozenWeights) -> bool:
+    sources = [source for ref in state.sources if (source := ref()) is not None]
+    return len(sources) == len(state.sources) and state.is_current(sources)
 
 
 def too_large(size: int) -> str:

@@ -36,7 +36,7 @@ def test_the_last_cache(
     assert caches.last_cache.__wrapped__() == wanted
 
 
-@pytest.mark.parametrize(("total", "evicted"), [(1000, set()), (1001, {"plain", "mkl", "onednn", "one_row"})])
+@pytest.mark.parametrize(("total", "evicted"), [(1000, set()), (1001, {"plain", "mkl", "onednn", "blocks"})])
 def test_weights_beyond_the_last_cache_are_evicted(
     total: int, evicted: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ import normfuse
 from normfuse.backends import inner
 from normfuse.folding.frozen import living_frozen
 from normfuse.freezing import steadiness
+from normfuse.freezing.decide import Freezing
 from tests.backends.networks import example, prenorm
 from tests.freezing.holding import compilations, hold
 
@@ -331,8 +332,9 @@ def test_under_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_weights_are_constants_of_the_graph_with_the_fewest_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when a prompt is read first, and then token after token."""
+    """As when a prompt is read first, and then token after token, and each stores them in its own way."""
     hold(monkeypatch)
+    monkeypatch.setattr(Freezing, "is_shareable", False)
     gc.collect()
     before = len(living_frozen())
     model = prenorm()
@@ -346,6 +348,24 @@ def test_weights_are_constants_of_the_graph_with_the_fewest_rows(monkeypatch: py
     (one,) = [f for f in living_frozen() if f.sources[0]() is model.embed.weight or f.rows == 6][-1:]
     assert one.rows == 6, "six tokens of one example"
     assert len([s for s in compilations if s.get("freezing")]) <= 4
+
+
+def test_graphs_that_store_weights_alike_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch)
+    monkeypatch.setattr(Freezing, "is_shareable", True)
+    gc.collect()
+    before = len(living_frozen())
+    model = prenorm()
+    fast = torch.compile(model, backend="normfuse", dynamic=False)
+    for batch in (8, 1, 2, 8, 1):
+        assert difference(fast, model, example(batch)) < BOUND
+    assert len(living_frozen()) == before + 3
+    assert [settings["freezing"] for settings in compilations] == [True] * 3
+    with torch.no_grad():
+        model.head.weight.mul_(2)
+    for batch in (8, 1, 2, 8, 1, 2):
+        assert difference(fast, model, example(batch)) < BOUND
+    assert len(living_frozen()) == before + 3
 
 
 def test_on_holds_them_for_each_graph(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,29 +84,11 @@ def test_inductor_takes_what_is_chosen(
     assert float((result - exact).norm() / exact.norm()) < 4 * 96 * 2**-24
 
 
-@pytest.mark.parametrize("terms", [600, 512])
-def test_long_sums_are_cut_into_parts(terms: int, measured: pytest.MonkeyPatch) -> None:
-    seconds = {"plain": 3.0, "mkl": 3.0, "onednn": 1.0, "onednn in parts": 2.0}
-    errors = {"plain": 1.0, "mkl": 1.0, "onednn": 1.5, "onednn in parts": 1.1}
-    measured.setattr(measuring, "_measure", lambda *_: (seconds, errors))
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(terms, 64), nn.ReLU(), nn.Linear(64, terms, bias=False)).eval()
-    x = torch.randn(32, terms)
-    fast = torch.compile(model, backend="normfuse")
-    with torch.no_grad():
-        result, (code,) = run_and_get_code(fast, x)
-        exact = model.double()(x.double())
-    assert code.count(" = torch.ops.mkldnn._linear_pointwise.") == -(-terms // 256) + 1
-    # Sums of 600 and 64 products in float32, in any order.
-    assert float((result - exact).norm() / exact.norm()) < 2 * (terms + 64) * 2**-24
-
-
-def test_parts_are_measured_for_long_sums_and_are_more_exact() -> None:
-    assert "onednn in parts" not in measuring._measure(8, torch.randn(256, 32), is_cold=False)[0]
+def test_sums_in_blocks_are_short() -> None:
     _, errors = measuring._measure(64, torch.randn(4096, 64), is_cold=False)
-    # 256 terms and 16 parts are rounded as often, each time by 2**-24 of the sizes added: of 4,096 terms
-    # these are 0.64 * 4096 together, and the sum is about their root, 64.
-    assert errors["onednn in parts"] < (256 + 16) * 2**-24 * 64
+    # 192 terms and 22 sums are rounded as often, each time by 2**-24 of the sizes added: of 4,096 terms these
+    # are 0.64 * 4096 together, and the sum is about their root, 64.
+    assert errors["blocks"] < (192 + 22) * 2**-24 * 64
 
 
 def test_inductor_chooses_elsewhere(measured: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,188 @@
+// Products of float32 data with a constant weight that is stored in blocks of outputs; see blocks.py.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <utility>
+#include <vector>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+// A product and its addition are one instruction, which rounds once; Inductor's options forbid that.
+#ifdef __clang__
+#pragma clang fp contract(fast)
+#else
+#pragma GCC optimize("fp-contract=fast")
+#endif
+
+using torch::stable::Tensor;
+
+// What a register file holds: a tile of kRows rows and kParts times kLanes outputs, or for one row the sums
+// of a block side by side, for kInputs inputs at once.
+#ifdef __AVX512F__
+constexpr int kRows = 14, kParts = 2, kInputs = 4;
+#else
+constexpr int kRows = 6, kParts = 1, kInputs = 2;
+#endif
+constexpr int64_t kLanes = 16, kBlock = 2 * kLanes, kPage = 1 << 21;
+// Sums of at most so many terms in a tile, which lie kStep apart in what is read; and so many for one row.
+constexpr int64_t kTerms = 192, kStep = kTerms + 16, kTermsOfOneRow = 64;
+// So many rows are multiplied with a block before the next one is read.
+constexpr int64_t kMost = 20 * kRows;
+typedef float Vector __attribute__((vector_size(4 * kLanes)));
+typedef float Unaligned __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+
+static inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
+
+static inline void add(float* to, const Vector& sum) {
+    *reinterpret_cast<Unaligned*>(to) = load(to) + sum;
+}
+
+// Add the product of R rows, kStep apart, with some inputs of a block to sums, [R, kBlock].
+template <int R>
+static void multiply(const float* rows, const float* block, int64_t terms, float* made) {
+    for (int part = 0; part < kBlock / kLanes; part += kParts) {
+        Vector sums[R][kParts] = {};
+        for (int64_t k = 0; k < terms; k++) {
+            Vector weight[kParts];
+            for (int h = 0; h < kParts; h++) weight[h] = load(block + k * kBlock + (part + h) * kLanes);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+                for (int h = 0; h < kParts; h++) sums[r][h] += rows[r * kStep + k] * weight[h];
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+            for (int h = 0; h < kParts; h++) add(made + r * kBlock + (part + h) * kLanes, sums[r][h]);
+    }
+}
+
+typedef void (*Multiply)(const float*, const float*, int64_t, float*);
+
+template <int... R>
+static Multiply of_height(int64_t height, std::integer_sequence<int, R...>) {
+    static constexpr Multiply all[] = {multiply<R + 1>...};
+    return all[height - 1];
+}
+
+// The product of one row with a block, [in, kBlock]: short sums, and the sum of these.
+static void multiply_one(const float* row, const float* block, int64_t in, float* made) {
+    Vector total[2] = {};
+    for (int64_t k = 0; k < in;) {
+        Vector sums[kInputs][2] = {};
+        const int64_t end = std::min(in, k + kTermsOfOneRow);
+        for (; k + kInputs <= end; k += kInputs)
+            for (int i = 0; i < kInputs; i++)
+                for (int h = 0; h < 2; h++)
+                    sums[i][h] += row[k + i] * load(block + (k + i) * kBlock + h * kLanes);
+        for (; k < end; k++)
+            for (int h = 0; h < 2; h++) sums[0][h] += row[k] * load(block + k * kBlock + h * kLanes);
+        for (int half = kInputs / 2; half; half /= 2)
+            for (int i = 0; i < half; i++)
+                for (int h = 0; h < 2; h++) sums[i][h] += sums[i + half][h];
+        for (int h = 0; h < 2; h++) total[h] += sums[0][h];
+    }
+    std::memcpy(made, total, sizeof(total));
+}
+
+// Memory for so many numbers, in large pages where it is worth it and the system has them.
+static Tensor room(const Tensor& like, int64_t count) {
+    if (count * 4 < kPage) return torch::stable::new_empty(like, {count});
+    Tensor whole = torch::stable::new_empty(like, {count + kPage / 4});
+    const int64_t before = -reinterpret_cast<intptr_t>(whole.data_ptr()) & (kPage - 1);
+    Tensor part = torch::stable::narrow(whole, 0, before / 4, count);
+#ifdef MADV_HUGEPAGE
+    madvise(part.data_ptr(), count * 4, MADV_HUGEPAGE);
+#endif
+    return part;
+}
+
+Tensor pack(Tensor weight) {
+    const int64_t in = weight.size(0), out = weight.size(1);
+    const int64_t by_in = weight.stride(0), by_out = weight.stride(1);
+    const int64_t blocks = (out + kBlock - 1) / kBlock;
+    Tensor packed = room(weight, blocks * in * kBlock);
+    const float* from = static_cast<const float*>(weight.data_ptr());
+    float* to = static_cast<float*>(packed.data_ptr());
+    for (int64_t first = 0; first < out; first += kBlock)
+        for (int64_t k = 0; k < in; k++, to += kBlock)
+            for (int64_t j = 0; j < kBlock; j++)
+                to[j] = first + j < out ? from[k * by_in + (first + j) * by_out] : 0.0f;
+    return packed;
+}
+
+// Some rows of data in the order in which tiles read them, [in / kTerms, rows, kStep]; one row as it is.
+static void lay_out(const Tensor& data, int64_t top, int64_t rows, float* to) {
+    const int64_t in = data.size(1), by_row = data.stride(0), by_in = data.stride(1);
+    const float* from = static_cast<const float*>(data.data_ptr()) + top * by_row;
+    const int64_t step = rows == 1 ? kTerms : kStep;
+    torch::stable::parallel_for(0, rows, 1 + 32768 / std::max<int64_t>(in, 1), [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; r++)
+            for (int64_t k = 0; k < in; k += kTerms) {
+                const float* row = from + r * by_row + k * by_in;
+                float* held = to + (k / kTerms * rows + r) * step;
+                const int64_t terms = std::min(kTerms, in - k);
+                if (by_in == 1) std::memcpy(held, row, 4 * terms);
+                else for (int64_t i = 0; i < terms; i++) held[i] = row[i * by_in];
+            }
+    });
+}
+
+// The product of rows that are laid out with a block, in sums, [rows, kBlock]; the tiles are about equally high.
+static void multiply_all(const float* laid, int64_t rows, int64_t in, const float* block, float* sums) {
+    const int64_t tiles = (rows + kRows - 1) / kRows;
+    std::fill(sums, sums + rows * kBlock, 0.0f);
+    for (int64_t k = 0; k < in; k += kTerms, laid += rows * kStep)
+        for (int64_t tile = 0; tile < tiles; tile++) {
+            const int64_t r = rows * tile / tiles, height = rows * (tile + 1) / tiles - r;
+            const Multiply multiply = of_height(height, std::make_integer_sequence<int, kRows>());
+            multiply(laid + r * kStep, block + k * kBlock, std::min(kTerms, in - k), sums + r * kBlock);
+        }
+}
+
+Tensor product(Tensor data, Tensor packed, std::optional<Tensor> bias, int64_t out) {
+    const int64_t rows = data.size(0), in = data.size(1), most = std::min(rows, kMost);
+    Tensor result = torch::stable::new_empty(data, {rows, out});
+    Tensor copy = torch::stable::new_empty(data, {(in + kTerms - 1) / kTerms * most * kStep});
+    float* laid = static_cast<float*>(copy.data_ptr());
+    const float* held = static_cast<const float*>(packed.data_ptr());
+    const float* shift = bias ? static_cast<const float*>(bias->data_ptr()) : nullptr;
+    const int64_t by_shift = bias ? bias->stride(0) : 0;
+    const int64_t grain = std::max<int64_t>(1, 32768 / (kBlock * std::max<int64_t>(most * in, 1)));
+    for (int64_t top = 0; top < rows; top += most) {
+        const int64_t here = std::min(most, rows - top);
+        lay_out(data, top, here, laid);
+        float* made = static_cast<float*>(result.data_ptr()) + top * out;
+        torch::stable::parallel_for(0, (out + kBlock - 1) / kBlock, grain, [&](int64_t from, int64_t to) {
+            std::vector<float> sums(here * kBlock);
+            for (int64_t block = from; block < to; block++) {
+                const int64_t first = block * kBlock, count = std::min(kBlock, out - first);
+                if (here == 1) multiply_one(laid, held + first * in, in, sums.data());
+                else multiply_all(laid, here, in, held + first * in, sums.data());
+                float start[kBlock] = {};
+                if (shift)
+                    for (int64_t j = 0; j < count; j++) start[j] = shift[(first + j) * by_shift];
+                for (int64_t r = 0; r < here; r++)
+                    for (int64_t j = 0; j < count; j++)
+                        made[r * out + first + j] = sums[r * kBlock + j] + start[j];
+            }
+        });
+    }
+    return result;
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(normfuse, library) {
+    library.def("pack_in_blocks(Tensor weight) -> Tensor");
+    library.def("multiply_blocks(Tensor data, Tensor packed, Tensor? bias, int outputs) -> Tensor");
+}
+STABLE_TORCH_LIBRARY_IMPL(normfuse, CPU, library) {
+    library.impl("pack_in_blocks", TORCH_BOX(&pack));
+    library.impl("multiply_blocks", TORCH_BOX(&product));
+}

@@ -1,0 +1,247 @@
+"""Products with weights in blocks: values for all sizes and orders; Inductor takes them where they win."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch._inductor.utils import run_and_get_code
+
+import normfuse
+from normfuse.freezing import fastest as measuring
+from normfuse.freezing.blocks import blocks, packed_once
+from tests.freezing.test_library import Products
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="freezing needs MKL")
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+WEIGHTS = {
+    "by input": lambda inputs, outputs: torch.randn(inputs, outputs),
+    "by output": lambda inputs, outputs: torch.randn(outputs, inputs).t(),
+    "with gaps": lambda inputs, outputs: torch.randn(2 * inputs, 3 * outputs)[::2, ::3],
+}
+BIASES = {
+    "none": lambda outputs: None,
+    "whole": torch.randn,
+    "with gaps": lambda outputs: torch.randn(2 * outputs)[::2],
+    "one number": lambda outputs: torch.randn(1).expand(outputs),
+}
+DATA = {
+    "by row": lambda rows, inputs: torch.randn(rows, inputs),
+    "a part of rows": lambda rows, inputs: torch.randn(rows, 2 * inputs)[:, inputs:],
+    "with gaps": lambda rows, inputs: torch.randn(3 * rows, 2 * inputs)[::3, ::2],
+    "by input": lambda rows, inputs: torch.randn(inputs, rows).t(),
+    "one number a row": lambda rows, inputs: torch.randn(rows, 1).expand(rows, inputs),
+}
+
+
+def check(data: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    operators = blocks()
+    assert operators is not None
+    made = operators.multiply(data, operators.pack(weight), bias, weight.shape[1])
+    assert made.shape == (data.shape[0], weight.shape[1])
+    exact = data.double() @ weight.double() + (0 if bias is None else bias.double())
+    size = data.double().abs() @ weight.double().abs() + (0 if bias is None else bias.double().abs())
+    # Each term is rounded at its product and at no more additions than there are terms.
+    assert bool(((made - exact).abs() <= (weight.shape[0] + 2) * 2**-24 * size).all())
+    return made
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(1, 1), (2, 2), (5, 7), (33, 40), (63, 64), (130, 100), (64, 9), (700, 1100)]
+)
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 14, 15, 29, 130])
+def test_sizes(rows: int, inputs: int, outputs: int, threads: int) -> None:
+    torch.manual_seed(inputs)
+    check(torch.randn(rows, inputs), torch.randn(inputs, outputs), torch.randn(outputs))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("data", DATA)
+def test_orders(data: str, weight: str, bias: str, rows: int) -> None:
+    torch.manual_seed(0)
+    check(DATA[data](rows, 200), WEIGHTS[weight](200, 41), BIASES[bias](41))
+
+
+@pytest.mark.parametrize("rows", [279, 281, 563])
+def test_many_rows(rows: int, threads: int) -> None:
+    torch.manual_seed(0)
+    check(torch.randn(rows, 193), torch.randn(193, 33), None)
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(0, 4, 3), (3, 0, 5), (3, 4, 0), (1, 0, 2)])
+def test_nothing(rows: int, inputs: int, outputs: int) -> None:
+    check(torch.randn(rows, inputs), torch.randn(inputs, outputs), torch.randn(outputs))
+
+
+def test_a_row_does_not_depend_on_the_others() -> None:
+    torch.manual_seed(0)
+    data, weight = torch.randn(300, 500), torch.randn(500, 40)
+    whole = check(data, weight, None)
+    for rows in (2, 13, 150):
+        assert torch.equal(check(data[:rows], weight, None), whole[:rows])
+
+
+def test_numbers_that_are_not_finite_stay_in_their_row() -> None:
+    data, weight = torch.randn(20, 30), torch.randn(30, 40)
+    data[3, 4], data[7, 5], weight[:, 9] = float("nan"), float("inf"), 0.0
+    operators = blocks()
+    assert operators is not None
+    made = operators.multiply(data, operators.pack(weight), None, 40)
+    wanted = data @ weight
+    assert torch.equal(made.isnan(), wanted.isnan())
+    assert torch.equal(made.isinf(), wanted.isinf())
+
+
+def test_shapes_without_values() -> None:
+    operators = blocks()
+    assert operators is not None
+    weight = torch.randn(70, 45)
+    packed = operators.pack(weight)
+    for operator, given in (
+        (operators.pack, (weight,)),
+        (operators.multiply, (torch.randn(1, 70), packed, torch.randn(45), 45)),
+        (operators.multiply, (torch.randn(7, 70), packed, None, 45)),
+    ):
+        torch.library.opcheck(operator, given, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_large_weights_lie_on_large_pages() -> None:
+    operators = blocks()
+    assert operators is not None
+    weight = torch.randn(1024, 1024)
+    packed = operators.pack(weight)
+    assert packed.data_ptr() % (1 << 21) == 0
+    data = torch.randn(1, 1024)
+    made = operators.multiply(data, packed, None, 1024)
+    torch.testing.assert_close(
+        made.double(), data.double() @ weight.double(), rtol=0, atol=1026 * 2**-24 * 5000
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize("is_transposed", [True, False])
+def test_inductor_takes_it_where_it_is_fastest(
+    is_transposed: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"plain": 3.0, "mkl": 3.0, "onednn": 3.0, "blocks": 1.0}
+    monkeypatch.setattr(measuring, "_measured", dict)
+    monkeypatch.setattr(measuring, "_remember", lambda known: None)
+    monkeypatch.setattr(measuring, "_measure", lambda *_: (figures, dict.fromkeys(figures, 1.0)))
+    torch.manual_seed(0)
+    model, x = Products().eval(), torch.randn(rows, 48)
+    if is_transposed:
+        model.up.weight.data = model.up.weight.data.t().contiguous().t()
+    fast = torch.compile(model, backend="normfuse")
+    with torch.no_grad():
+        result, (code,) = run_and_get_code(fast, x)
+        assert code.count("torch.ops.normfuse.multiply_blocks.default(") == 2
+        assert "pack_in_blocks" not in code
+        # Two sums of at most 96 products in float32, in any order: 96 * 2**-24, twice, with room for both.
+        exact = torch.nn.Module.double(model)(x.double())
+    assert float((result - exact).norm() / exact.norm()) < 4 * 96 * 2**-24
+
+
+@pytest.mark.parametrize(("seconds", "wanted"), [(0.80, "blocks"), (0.90, "plain")])
+def test_it_has_to_be_clearly_faster_for_one_row(seconds: float, wanted: str) -> None:
+    figures = {"plain": 1.0, "mkl": 2.0, "onednn": 2.0, "blocks": seconds}
+    assert measuring.best_of((figures, dict.fromkeys(figures, 1.0)), rows=1) == wanted
+
+
+@pytest.mark.parametrize(("few", "wanted"), [(1.0, 1), (5.0, 0)])
+def test_rows_that_change(few: float, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are as exact for any number of rows; the libraries are not asked, whatever their speed."""
+
+    def found(rows: int, *_: object) -> measuring.Figures:
+        seconds = {"plain": 3.0, "mkl": 0.1, "onednn": 0.1, "blocks": few if rows == 2 else 1.0}
+        return seconds, dict.fromkeys(seconds, 1.0)
+
+    monkeypatch.setattr(measuring, "_measured", dict)
+    monkeypatch.setattr(measuring, "_remember", lambda known: None)
+    monkeypatch.setattr(measuring, "_measure", found)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(48, 96).eval()
+    fast = torch.compile(model, backend="normfuse", dynamic=True)
+    with torch.no_grad():
+        _, (code,) = run_and_get_code(fast, torch.randn(30, 48))
+        assert code.count("torch.ops.normfuse.multiply_blocks.default(") == wanted
+        for rows in (2, 31, 300):
+            x = torch.randn(rows, 48)
+            exact = torch.nn.functional.linear(x.double(), model.weight.double(), model.bias.double())
+            # A sum of 48 products and a bias in float32, in any order.
+            assert float((fast(x) - exact).norm() / exact.norm()) < 49 * 2**-24
+
+
+def held(entries: int) -> int:
+    """How many memories of so many numbers in float32, or more, tensors have."""
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tensors = [t for t in gc.get_objects() if type(t) in (torch.Tensor, torch.nn.Parameter)]
+    found = [t.untyped_storage() for t in tensors if t.layout == torch.strided and not t.is_mkldnn]
+    return len({one.data_ptr() for one in found if one.nbytes() >= 4 * entries})
+
+
+@pytest.mark.parametrize("dynamic", [False, None])
+def test_graphs_of_one_model_hold_what_is_packed_once(
+    dynamic: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second graph would take MKL's product; what is held already is what it gets."""
+
+    def found(rows: int, *_: object) -> measuring.Figures:
+        seconds = {"plain": 3.0, "mkl": 2.0 if rows == 30 else 0.5, "onednn": 3.0, "blocks": 1.0}
+        return seconds, dict.fromkeys(seconds, 1.0)
+
+    monkeypatch.setattr(measuring, "_measured", dict)
+    monkeypatch.setattr(measuring, "_remember", lambda known: None)
+    monkeypatch.setattr(measuring, "_measure", found)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(173, 391), torch.nn.Linear(391, 173, bias=False)).eval()
+    exact = copy.deepcopy(model).double()
+    fast = torch.compile(model, backend="normfuse", dynamic=dynamic)
+    before = held(173 * 391)
+    sizes = list[int]()
+    with torch.no_grad():
+        for is_changed in (False, True):
+            if is_changed:
+                model[0].weight.mul_(2)
+                exact[0].weight.mul_(2)
+            for rows in (30, 30, 1, 1, 7, 7):
+                x = torch.randn(rows, 173)
+                wanted = exact(x.double())
+                # Sums of 173 and 391 products in float32, in any order, and a bias.
+                assert float((fast(x) - wanted).norm() / wanted.norm()) < 2 * (173 + 391 + 1) * 2**-24
+                sizes.append(normfuse.last_report(fast).frozen_bytes)
+                assert held(173 * 391) <= before + 2
+    # The first call after a change is answered by the model itself.
+    assert sizes[1::2] == 2 * [2 * 4 * 173 * 391, 0, 0]
+    del model, fast
+    torch._dynamo.reset()
+    assert held(173 * 391) <= before
+
+
+def test_equal_weights_are_packed_once() -> None:
+    own = blocks()
+    assert own is not None
+    weight, known = torch.randn(40, 50), dict[tuple[int, int], torch.Tensor]()
+    key, first = packed_once(own, weight, known)
+    known[key] = first
+    assert packed_once(own, weight.t().contiguous().t(), known)[1] is first
+    turned = weight[[1, 0, *range(2, 40)]]
+    assert packed_once(own, turned, known)[0] == key, "the same numbers in another order"
+    assert packed_once(own, turned, known)[1] is not first
+    assert packed_once(own, weight + 1, known)[0] != key
