@@ -44,7 +44,7 @@ def in_turn():
             yield pytest.param(one.values[0], one.id, basis, id=f"{one.id}-{basis}", marks=marks)
 
 
-@pytest.mark.parametrize(("attack", "name", "basis"), in_turn())
+@pytest.mark.parametrize(("attack", "name", "basis"), [*in_turn()])
 def test_what_becomes_an_rms_norm_becomes_a_crms_norm(attack, name, basis):
     difference, report = rewritten(
         attack.model(), attack.args(), target="crms_norm", crms_basis=basis, skip=["fold_scale"]
