@@ -78,6 +78,13 @@ class Premise:
     def fact(self) -> Fact:
         return self.norm, self.question.reason
 
+    def is_met(self, sources: Sequence[Sequence[torch.Tensor]]) -> bool:
+        """Whether it holds for these sources of each recipe."""
+        pairs = zip(self.recipes, sources, strict=True)
+        if self.question.reason == "overflow":
+            return all(can_hold(recipe, given, self.question.dtype) for recipe, given in pairs)
+        return self.question.is_met([recipe.value(given) for recipe, given in pairs])
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -88,12 +95,7 @@ class Asked:
 
     def is_met(self, inputs: Sequence[Any]) -> bool:
         """Whether it holds for these graph inputs."""
-        question = self.premise.question
-        sources = [[inputs[p] for p in places] for places in self.positions]
-        pairs = zip(self.premise.recipes, sources, strict=True)
-        if question.reason == "overflow":
-            return all(can_hold(recipe, given, question.dtype) for recipe, given in pairs)
-        return question.is_met([recipe.value(given) for recipe, given in pairs])
+        return self.premise.is_met([[inputs[p] for p in places] for places in self.positions])
 
 
 class BrokenPremiseError(Exception):

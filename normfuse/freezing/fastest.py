@@ -39,6 +39,9 @@ _CALLS, _FEW_CALLS, _LONG = 5, 2, 0.03
 PART = 256
 #: Rows and columns of a product that are compared with float64.
 _COMPARED = 1024
+#: Of a product with more multiplications, so many are measured, on a part of its columns: beyond the caches
+#: each column takes as long as the next one, in every library.
+_MEASURED = 1 << 28
 
 PLAIN, MKL, ONEDNN, PARTS, ONE_ROW = "plain", "mkl", "onednn", "onednn in parts", "one_row"
 
@@ -73,7 +76,8 @@ def figures(rows: int, weight: torch.Tensor, total: int) -> Figures:
 def _measure(rows: int, weight: torch.Tensor, is_cold: bool) -> Figures:
     """The shortest times, in seconds, and the distances from float64 relative to the result, by library."""
     with outside_tracing():
-        data, turned = torch.randn(rows, weight.shape[0]), weight.detach().t()
+        weight = weight.detach().narrow(1, 0, _columns(rows, *weight.shape))
+        data, turned = torch.randn(rows, weight.shape[0]), weight.t()
         for_mkl = torch.ops.mkl._mkl_reorder_linear_weight(turned.contiguous(), rows)
         for_onednn = torch.ops.mkldnn._reorder_linear_weight(turned, rows)
         contenders: dict[str, tuple[Sequence[torch.Tensor], Callable[[], torch.Tensor]]] = {
@@ -93,6 +97,8 @@ def _measure(rows: int, weight: torch.Tensor, is_cold: bool) -> Figures:
             if turn == _FEW_CALLS and min(seconds.values()) > _LONG:
                 break
             for name, (held, call) in contenders.items():
+                if turn and errors[name] > _ERROR * errors[PLAIN]:
+                    continue  # it is not taken, however fast it is
                 for one in held if is_cold else ():
                     evict(one)
                 started = time.perf_counter()
@@ -102,6 +108,11 @@ def _measure(rows: int, weight: torch.Tensor, is_cold: bool) -> Figures:
                     part = found[:_COMPARED, :_COMPARED].double()
                     errors[name] = float((part - exact).norm() / exact.norm())
     return seconds, errors
+
+
+def _columns(rows: int, terms: int, columns: int) -> int:
+    """How many columns of a product are measured: enough to be compared, and for caches to be full."""
+    return min(columns, max(_COMPARED, _MEASURED // max(1, rows * terms)))
 
 
 def _summed(data: torch.Tensor, packed: Sequence[torch.Tensor]) -> torch.Tensor:

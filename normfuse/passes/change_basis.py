@@ -33,7 +33,6 @@ from normfuse.passes.place import Placement, Substitution
 from normfuse.passes.premises import rest_on_range, rest_on_small_bias
 from normfuse.passes.rule import Rule
 from normfuse.passes.settle_shifts import note_shift
-from normfuse.passes.stored_values import refusal_of_overflow
 from normfuse.passes.work import Restored, Work
 from normfuse.report import Site
 
@@ -126,8 +125,7 @@ def _read(
         return False
     behind = [(read, placement.behind(read)) for read in pushed.reads]
     made = [value for _, values in behind for value in values.values()]
-    if not _fits(norm, made, move, work):
-        placement.discard(made)
+    if not _fits(norm, made, move, work, placement):
         _write_out(norm, change, basis, work, placement)
         return False
     before = static_size(norm, move.axis)
@@ -143,18 +141,16 @@ def _read(
     return True
 
 
-def _fits(norm: Node, made: list[Node], move: Move, work: Work) -> bool:
+def _fits(norm: Node, made: list[Node], move: Move, work: Work, placement: Placement) -> bool:
     """Whether the dtype of what reads a norm can hold its weights, now and when they change."""
     program = work.program
     if program.grad_enabled:
         return True
-    if move.dtype == torch.float16 and refusal_of_overflow(norm, made, program) is not None:
+    if move.dtype == torch.float16 and rest_on_range(program, norm, made, placement) is not None:
         return False
     region = norm_of(norm)
     assert region is not None
     rest_on_small_bias(program, norm, region.operands(norm), move.dtype)
-    if move.dtype == torch.float16:
-        rest_on_range(program, norm, made)
     return True
 
 

@@ -43,7 +43,6 @@ from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.settle_shifts import note_shift, note_shifts
 from normfuse.passes.stored_values import (
     refusal_of_cancellation,
-    refusal_of_overflow,
     refusal_of_values,
     shift_is_large,
     watch_statistics,
@@ -245,13 +244,7 @@ class _Fold:
         return next((refusal for refusal in refusals if refusal is not None), None)
 
     def _refuse_made(self, node: Node, made: Iterable[Node]) -> Refusal | None:
-        made = list(made)
-        refusal = refusal_of_overflow(node, made, self._work.program)
-        if refusal is not None:
-            self._placement.discard(made)
-        else:
-            rest_on_range(self._work.program, node, made)
-        return refusal
+        return rest_on_range(self._work.program, node, list(made), self._placement)
 
     def _refuse_operands(self, node: Node, region: NormRegion) -> Refusal | None:
         spec, operands = region.spec, region.operands(node)

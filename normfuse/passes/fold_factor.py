@@ -32,7 +32,6 @@ from normfuse.passes.place import Placement
 from normfuse.passes.premises import rest_on_range
 from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.scaled_norms import refusal_before, refusal_behind, take_before, take_behind
-from normfuse.passes.stored_values import refusal_of_overflow
 from normfuse.passes.work import Work
 from normfuse.report import Refusal, Site
 
@@ -176,12 +175,7 @@ class _Folding:
             if refusal is not None:
                 return refusal
         made = self.placement.weights(plan, factor.value)
-        refusal = refusal_of_overflow(norm, made, self._program)
-        if refusal is not None:
-            self.placement.discard(made)
-        else:
-            rest_on_range(self._program, norm, made)
-        return refusal
+        return rest_on_range(self._program, norm, made, self.placement)
 
 
 def _waits(site: Site) -> bool:

@@ -35,11 +35,7 @@ from normfuse.passes.place import Placement
 from normfuse.passes.premises import rest_on_range, rest_on_small_bias
 from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.settle_shifts import note_shift
-from normfuse.passes.stored_values import (
-    refusal_of_large_bias,
-    refusal_of_overflow,
-    refusal_of_values,
-)
+from normfuse.passes.stored_values import refusal_of_large_bias, refusal_of_values
 from normfuse.passes.work import Restored, Work
 from normfuse.report import Refusal, Site
 
@@ -198,11 +194,9 @@ def _apply(node: Node, move: Move, work: Work, placement: Placement) -> Refusal 
     proof = folded_into_readers(FOLD_SCALE, node, move.reads, work)
     changed = [placement.behind(read) for read in move.reads]
     made = [value for one in changed for value in one.values()]
-    refusal = refusal_of_overflow(node, made, work.program)
+    refusal = rest_on_range(work.program, node, made, placement)
     if refusal is not None:
-        placement.discard(made)
         return refusal
-    rest_on_range(work.program, node, made)
     rest_on_small_bias(work.program, node, operands, move.dtype)
     for read, values in zip(move.reads, changed, strict=True):
         set_arguments(read.node, values)

@@ -166,3 +166,25 @@ def test_what_takes_long_is_measured_less_often(
     assert len(multiplied) == calls
     assert found == pytest.approx(dict.fromkeys(found, seconds))
     assert errors.keys() == found.keys()
+
+
+def test_of_a_large_product_a_part_is_measured() -> None:
+    rows, terms, columns = 64, 768, 50257
+    part = measuring._columns(rows, terms, columns)
+    assert part < columns
+    assert rows * terms * part <= measuring._MEASURED
+    assert measuring._columns(rows, terms, 96) == 96
+    assert measuring._columns(1 << 20, 1 << 20, columns) >= measuring._COMPARED
+
+
+def test_what_is_not_precise_enough_is_called_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def rough(data: torch.Tensor, packed: list[torch.Tensor]) -> torch.Tensor:
+        calls.append(len(packed))
+        return torch.zeros(len(data), 96)
+
+    monkeypatch.setattr(measuring, "_summed", rough)
+    _, errors = measuring._measure(4, torch.randn(48, 96), is_cold=False)
+    assert calls == [1]
+    assert errors["onednn"] > errors["plain"] * measuring._ERROR
