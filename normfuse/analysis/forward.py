@@ -89,11 +89,11 @@ class Pushed:
     sums: list[Crossed] = field(default_factory=list)
     norms: list[tuple[Node, int, Maps]] = field(default_factory=list)
 
-    def narrowest(self, value: Node) -> torch.dtype:
-        """The dtype of fewest bits in which anything between ``value`` and a weight is held."""
+    def dtypes(self, value: Node) -> frozenset[torch.dtype]:
+        """All dtypes in which anything between ``value`` and a weight is held, the weights included."""
         weights = (read.reading.weight.node for read in self.reads)
         held = [value, *(node for node, _ in self.carried), *weights]
-        return min((tensor.dtype for node in held for tensor in tensors_of(node)), key=lambda d: d.itemsize)
+        return frozenset(tensor.dtype for node in held for tensor in tensors_of(node))
 
 
 def push(

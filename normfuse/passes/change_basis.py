@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch.fx import Node
 
 from normfuse.analysis.centring import decide
@@ -146,11 +145,11 @@ def _fits(norm: Node, made: list[Node], move: Move, work: Work, placement: Place
     program = work.program
     if program.grad_enabled:
         return True
-    if move.dtype == torch.float16 and rest_on_range(program, norm, made, placement) is not None:
+    if move.meets_float16 and rest_on_range(program, norm, made, placement) is not None:
         return False
     region = norm_of(norm)
     assert region is not None
-    rest_on_small_bias(program, norm, region.operands(norm), move.dtype)
+    rest_on_small_bias(program, norm, region.operands(norm), move.coarsest)
     return True
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch.fx import Node
 
 from normfuse.analysis.affine_map import Standardise
@@ -117,15 +116,14 @@ def _pushed(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Move | 
     found = push(node, axis, maps, weights, are_normalized=True)
     if isinstance(found, Refusal):
         return found
-    dtype = found.narrowest(node)
-    refusal = _refuse_growth(node, found, dtype) or _refuse_integers(found, weights)
-    return refusal or Move(axis, maps, found.reads, dtype)
+    move = Move(axis, maps, found.reads, found.dtypes(node))
+    return _refuse_growth(node, found, move) or _refuse_integers(found, weights) or move
 
 
-def _refuse_growth(node: Node, found: Pushed, dtype: torch.dtype) -> Refusal | None:
+def _refuse_growth(node: Node, found: Pushed, move: Move) -> Refusal | None:
     """Values of a norm fit into float16; sums of many perhaps do only with a small weight."""
     grown = next((value for value, _ in found.carried if value.target not in _KEEP_SIZE), None)
-    if dtype != torch.float16 or grown is None:
+    if not move.meets_float16 or grown is None:
         return None
     message = f"without the weight of {described(node)}, {described(grown)} may be too large for float16"
     return Refusal("overflow", message, grown.name, "keep the values in a wider dtype")
@@ -188,7 +186,7 @@ def _apply(node: Node, move: Move, work: Work, placement: Placement) -> Refusal 
     region = norm_of(node)
     assert region is not None
     operands, spec = region.operands(node), without_affine(region.spec)
-    refusal = refusal_of_large_bias(node, operands, move.dtype, work.program)
+    refusal = refusal_of_large_bias(node, operands, move.coarsest, work.program)
     if refusal is not None:
         return refusal
     proof = folded_into_readers(FOLD_SCALE, node, move.reads, work)
@@ -197,7 +195,7 @@ def _apply(node: Node, move: Move, work: Work, placement: Placement) -> Refusal 
     refusal = rest_on_range(work.program, node, made, placement)
     if refusal is not None:
         return refusal
-    rest_on_small_bias(work.program, node, operands, move.dtype)
+    rest_on_small_bias(work.program, node, operands, move.coarsest)
     for read, values in zip(move.reads, changed, strict=True):
         set_arguments(read.node, values)
         if read.has_shift:
