@@ -97,6 +97,15 @@ class Asked:
         """Whether it holds for these graph inputs."""
         return self.premise.is_met([[inputs[p] for p in places] for places in self.positions])
 
+    @property
+    def places(self) -> frozenset[int]:
+        return frozenset(place for places in self.positions for place in places)
+
+    def reads_no_number(self, inputs: Sequence[Any]) -> bool:
+        """Whether one of its sources holds nan or infinity, so that all that is made of it does."""
+        with outside_tracing():
+            return not all(bool(torch.isfinite(inputs[place]).all()) for place in self.places)
+
 
 class BrokenPremiseError(Exception):
     """The weights are such that the graph would have been rewritten in another way.
@@ -105,7 +114,17 @@ class BrokenPremiseError(Exception):
     """
 
     def __init__(self, broken: Sequence[Asked], inputs: Sequence[Any]) -> None:
+        broken = _at_fault(broken, inputs)
         self.facts = frozenset(asked.premise.fact for asked in broken)
         read = [p for asked in broken for places in asked.positions for p in places]
         self.weight: torch.Tensor = inputs[read[0]]
         super().__init__(", ".join(f"{norm} ({reason})" for norm, reason in sorted(self.facts)))
+
+
+def _at_fault(broken: Sequence[Asked], inputs: Sequence[Any]) -> list[Asked]:
+    """Without those about a weight that took the map of another norm first, where that made it no number."""
+    spoilt = [one for one in broken if one.reads_no_number(inputs)]
+    return [
+        one for one in broken
+        if not any(o.places < one.places and o.premise.norm != one.premise.norm for o in spoilt)
+    ]  # fmt: skip
