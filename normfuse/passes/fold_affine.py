@@ -24,17 +24,17 @@ from normfuse.analysis.beside import Beside, beside
 from normfuse.analysis.forward import Pushed, push
 from normfuse.analysis.own_tap import OwnTap
 from normfuse.analysis.plan import Leaf, Plan, linear_parts, redirected
-from normfuse.analysis.weights import WeightValues, divided_refusal
+from normfuse.analysis.weights import divided_refusal
 from normfuse.folding import Premise
-from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import aten, set_arguments
-from normfuse.ir.effects import Effects, aliased_by
+from normfuse.ir.effects import aliased_by
 from normfuse.ir.emit import call
 from normfuse.ir.location import described
 from normfuse.ir.readers import value_readers
 from normfuse.ir.refresh import refresh_readers
 from normfuse.ir.region import NormRegion, norm_of
 from normfuse.ir.sizes import is_row_major, lies_alike, rank_of, static_size, tensor_of
+from normfuse.passes.decisions import weights_of
 from normfuse.passes.evidence import Certificate, folded_before, folded_behind, folded_beside
 from normfuse.passes.large_taps import leaves_of, refusal_of_large_tap
 from normfuse.passes.place import Placement
@@ -66,8 +66,7 @@ def is_stored(region: NormRegion | None) -> bool:
 
 def fold_affine(work: Work) -> None:
     """Fold every norm with stored statistics that weights can take; record a reason for each that stays."""
-    gm = work.program.gm
-    fold = _Fold(work, WeightValues(work.program, Effects(gm.graph)))
+    fold = _Fold(work)
     pending = [node for node in work.sites if is_stored(norm_of(node)) and work.may(node, FOLD_AFFINE.name)]
     while pending:
         left = [node for node in pending if not fold.run(node)]
@@ -79,10 +78,9 @@ def fold_affine(work: Work) -> None:
 class _Fold:
     """Folds one norm at a time; what was folded before is a weight for the next."""
 
-    def __init__(self, work: Work, weights: WeightValues) -> None:
-        self._work, self._weights = work, weights
+    def __init__(self, work: Work) -> None:
+        self._work, self._weights = work, weights_of(work)
         self._placement = Placement(work.program.gm.graph)
-        weights.admit(n for n in work.program.gm.graph.nodes if FOLD in n.meta)
 
     def run(self, node: Node) -> bool:
         """Whether the norm vanished; else its site has the reason of the last attempt."""

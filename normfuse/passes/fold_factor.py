@@ -19,13 +19,12 @@ from normfuse.analysis.absorb import absorb, refuse_widened
 from normfuse.analysis.channel_map import Diagonal
 from normfuse.analysis.factors import Factor, factor_of, norms_behind, refusal_of_place
 from normfuse.analysis.plan import Plan, redirected
-from normfuse.analysis.weights import WeightValues, divided_refusal
-from normfuse.folding.recipe import FOLD
-from normfuse.ir.effects import Effects
+from normfuse.analysis.weights import divided_refusal
 from normfuse.ir.location import described
 from normfuse.ir.readers import value_readers
 from normfuse.ir.region import norm_of
 from normfuse.ir.sizes import rank_of, tensor_of
+from normfuse.passes.decisions import weights_of
 from normfuse.passes.evidence import certificate
 from normfuse.passes.large_taps import leaves_of, refusal_of_large_tap
 from normfuse.passes.place import Placement
@@ -68,10 +67,8 @@ class _Folding:
     def __init__(self, work: Work) -> None:
         self.taken: dict[Node, _Taken] = {}
         self._work, self._program = work, work.program
-        graph = work.program.gm.graph
-        self.placement = Placement(graph)
-        self._weights = WeightValues(work.program, Effects(graph))
-        self._weights.admit(n for n in graph.nodes if FOLD in n.meta)
+        self.placement = Placement(work.program.gm.graph)
+        self._weights = weights_of(work)
 
     def behind(self, norm: Node) -> None:
         """The number that multiplies what a norm gives."""

@@ -20,14 +20,13 @@ from normfuse.analysis.plan import Maps
 from normfuse.analysis.ranges import SPLITS
 from normfuse.analysis.rows_layout import LAYOUT
 from normfuse.analysis.weights import WeightValues
-from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import CASTS, aten, set_arguments
 from normfuse.ir.canonical import canonical_region, is_core_of_groups, is_expressible
-from normfuse.ir.effects import Effects
 from normfuse.ir.location import described
 from normfuse.ir.region import NormRegion, Operands, norm_of
 from normfuse.ir.sizes import rank_of, shape_of
 from normfuse.ir.spec import NormSpec
+from normfuse.passes.decisions import weights_of
 from normfuse.passes.evidence import folded_into_readers
 from normfuse.passes.ownership import Move, settle_ownership
 from normfuse.passes.place import Placement
@@ -49,16 +48,14 @@ __all__ = ["FOLD_SCALE", "affine_of", "fold_scale", "refuse_operands", "without_
 
 def fold_scale(work: Work) -> None:
     """Move every weight and bias that all readers can take; record a reason for each that stays."""
-    graph = work.program.gm.graph
-    weights = WeightValues(work.program, Effects(graph))
-    weights.admit(n for n in graph.nodes if FOLD in n.meta)
+    weights = weights_of(work)
     moves: dict[Node, Move] = {}
     for node in work.sites:
         if _has_affine(norm_of(node)) and work.may(node, FOLD_SCALE.name):
             _sort(node, _planned(node, work, weights), moves, work)
     for node, refusal in settle_ownership(moves, weights).items():
         work.sites[node].refuse(refusal, FOLD_SCALE.name)
-    placement, changed = Placement(graph), set[Node]()
+    placement, changed = Placement(work.program.gm.graph), set[Node]()
     for node, move in moves.items():
         _run(node, move, work, weights, placement, changed)
 
