@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
-from normfuse.errors import OptionError
-from normfuse.ir.kinds import kinds_may_be_taught, known_kinds
-from normfuse.rule_names import RULE_NAMES
+from normfuse.option_checks import PREFIX, checked_values, unknown_name
 
 __all__ = ["PREFIX", "Options", "split_options", "unknown_name"]
-
-PREFIX = "normfuse."
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "target": ("rms_norm", "crms_norm", "layer_norm"),
-    "crms_basis": ("drop_last", "orthonormal"),
-    "policy": ("convert", "pays"),
-    "inner": ("inductor", "eager", "aot_eager"),
-    "verify": ("off", "output", "sites", "thorough"),
-    "allow": ("exact",),
-    "memory": ("copy",),
-    "freeze": ("auto", "on", "off"),
-    "lower": ("auto", "inductor", "triton", "deferred"),
-}
-#: Values that are not taken, and why.
-_NOT_TAKEN = {
-    ("allow", "approximate"): "is not there yet; leave it out",
-    ("memory", "in_place"): (
-        "is not taken: a graph does not show who else reads its weights, and a graph that is compiled later, "
-        "or code that is not compiled, would find them changed; call normfuse.apply(model, args, "
-        "paths='shown') before torch.compile, which then makes no copies"
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -97,23 +71,10 @@ class Options:
             OptionError: naming the option, the value, and what is allowed.
         """
         known = [f.name for f in fields(cls) if f.name != "inductor"]
-        for name, value in given.items():
+        for name in given:
             if name not in known:
                 raise unknown_name("option", name, known, prefix)
-            _check_choice(name, value)
-        values = dict(given)
-        for name in ("only", "skip"):
-            if values.get(name) is not None:
-                values[name] = _rules(name, values[name])
-        values["skip"] = values.get("skip") or ()
-        _check_together(values.get("only"), values["skip"], prefix)
-        _check_basis(values, prefix)
-        _check_freezing(values, prefix)
-        values |= _lowering(values, prefix)
-        if values.get("rotation") is not None:
-            values["rotation"] = _rotation(values, prefix)
-        if values.get("expect") is not None:
-            values["expect"] = _expectation(values["expect"])
+        values = checked_values(given, prefix)
         return cls(**values, inductor=dict(inductor or {}))
 
     def converts(self, grad_enabled: bool) -> bool:
@@ -135,104 +96,3 @@ def split_options(options: Mapping[str, Any] | None) -> tuple[dict[str, Any], di
     given = dict(options or {})
     ours = {k.removeprefix(PREFIX): v for k, v in given.items() if k.startswith(PREFIX)}
     return ours, {k: v for k, v in given.items() if not k.startswith(PREFIX)}
-
-
-def unknown_name(what: str, name: str, known: Iterable[str], prefix: str = "") -> OptionError:
-    """An error that names the nearest valid name."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    hint = f"; did you mean {prefix}{near[0]}?" if near else f"; choose one of {', '.join(sorted(known))}"
-    return OptionError(f"unknown {what} {prefix}{name!s}{hint}")
-
-
-def _check_choice(name: str, value: Any) -> None:
-    choices = _CHOICES.get(name)
-    if isinstance(value, str) and (name, value) in _NOT_TAKEN:
-        raise OptionError(f"{PREFIX}{name}={value!r} {_NOT_TAKEN[name, value]}")
-    if (
-        choices is not None
-        and value not in choices
-        and not (name in ("policy", "crms_basis") and value is None)
-    ):
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(map(repr, choices))}"
-        raise OptionError(f"{PREFIX}{name} does not take {value!r}; {hint}")
-    if name == "mode" and value is not None and not isinstance(value, str):
-        raise OptionError(f"{PREFIX}mode takes the name of an Inductor mode, not {value!r}")
-
-
-def _rules(name: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise OptionError(f"{PREFIX}{name} takes a list of rule names, not {value!r}")
-    for rule in value:
-        if rule not in RULE_NAMES:
-            raise unknown_name("rule", str(rule), RULE_NAMES)
-    return tuple(value)
-
-
-def _check_together(only: tuple[str, ...] | None, skip: tuple[str, ...], prefix: str) -> None:
-    """Refuse a rule that one list asks for and the other one leaves out."""
-    for rule in only or ():
-        if rule in skip:
-            raise OptionError(f"{prefix}only and {prefix}skip both name {rule}; leave it in one of them")
-
-
-def _check_basis(values: Mapping[str, Any], prefix: str) -> None:
-    """Refuse a basis without what is to be stored in it, and the other way round."""
-    target = values.get("target", "rms_norm")
-    if values.get("crms_basis") is not None and target != "crms_norm":
-        raise OptionError(f"{prefix}crms_basis goes with {prefix}target='crms_norm', not with {target!r}")
-    if target == "crms_norm" and "compress" in values["skip"]:
-        raise OptionError(f"{prefix}skip leaves out compress, which {prefix}target='crms_norm' asks for")
-
-
-def _check_freezing(values: Mapping[str, Any], prefix: str) -> None:
-    """Refuse to freeze where nothing is compiled."""
-    if prefix != PREFIX and "freeze" in values:
-        raise OptionError(
-            f"{prefix}freeze is for torch.compile; a rewritten program stores its weights anyway"
-        )
-    if values.get("freeze") == "on" and values.get("inner", "inductor") != "inductor":
-        raise OptionError(f"{prefix}freeze='on' goes with {prefix}inner='inductor', which compiles")
-
-
-def _lowering(values: Mapping[str, Any], prefix: str) -> dict[str, str]:
-    """What runs the norms of a rewritten program is for whoever compiles it."""
-    if prefix == PREFIX:
-        return {}
-    if "lower" in values:
-        raise OptionError(f"{prefix}lower is for torch.compile; a program runs without normfuse's kernels")
-    return {"lower": "inductor"}
-
-
-def _rotation(values: Mapping[str, Any], prefix: str) -> torch.Tensor:
-    """The matrix in float64, where it is orthogonal and something asks for it."""
-    given, only = values["rotation"], values["only"] if values.get("only") is not None else ("rotate",)
-    if prefix == PREFIX:
-        raise OptionError(f"{prefix}rotation is for normfuse.rewrite, which stores the rotated weights")
-    if values.get("target", "rms_norm") != "rms_norm":
-        raise OptionError(f"{prefix}rotation goes with {prefix}target='rms_norm', not {values['target']!r}")
-    if "rotate" in values["skip"] or "rotate" not in only:
-        raise OptionError(f"{prefix}only or {prefix}skip leaves out rotate, which {prefix}rotation asks for")
-    if not isinstance(given, torch.Tensor) or given.dim() != 2 or given.shape[0] != given.shape[1]:
-        shape = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
-        raise OptionError(f"{prefix}rotation takes a square matrix, not {shape}")
-    matrix = given.detach().to(torch.float64)
-    off = (matrix @ matrix.T - torch.eye(len(matrix), dtype=torch.float64, device=matrix.device)).abs().max()
-    # What factorizations in float64 leave, and none in float32 (Higham 2002, section 19.3).
-    if not off <= 16 * len(matrix) * torch.finfo(torch.float64).eps:
-        raise OptionError(
-            f"{prefix}rotation is not orthogonal: its rows are off by {float(off):.2g}; "
-            "use torch.linalg.qr of a matrix in float64"
-        )
-    return matrix
-
-
-def _expectation(value: Any) -> dict[str, int]:
-    if not isinstance(value, Mapping):
-        raise OptionError(f"{PREFIX}expect takes a mapping from kind to count, not {value!r}")
-    for kind, count in value.items():
-        if kind not in known_kinds() and not (isinstance(kind, str) and kinds_may_be_taught()):
-            raise unknown_name("kind of norm", str(kind), known_kinds())
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise OptionError(f"{PREFIX}expect[{kind!r}] takes a count, not {count!r}")
-    return dict(value)

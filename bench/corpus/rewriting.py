@@ -36,11 +36,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 EXACT = 1e-11
 
 
-def by_rewrite(model: torch.nn.Module, inputs: Row, step: Callable[[str, Row], None]) -> Row:
+def by_rewrite(model: torch.nn.Module, inputs: Row, step: Callable[[str, Row], None], **options: Any) -> Row:
     """What became of every norm in float32, and under each dtype how far the rewritten model is off.
 
     ``step`` is told what is about to run, and the row so far. A model that cannot be exported is compiled
     instead, with eager mode behind it; its tables then stay, and one centring may follow a lookup.
+    ``options`` are those of ``normfuse.rewrite``.
     """
     row: Row = {"route": "export"}
     for dtype in DTYPES:
@@ -49,22 +50,22 @@ def by_rewrite(model: torch.nn.Module, inputs: Row, step: Callable[[str, Row], N
         held, given = _cast(copy.deepcopy(model), inputs, dtype)
         if row["route"] == "export":
             try:
-                row |= _exported(held, given, name, row)
+                row |= _exported(held, given, name, row, options)
                 continue
             except CaptureError as error:
                 if "found" in row:
                     row[name] = {"status": "not captured", "cause": sentence(error)}
                     continue
                 row |= {"route": "dynamo", "why": sentence(error)}
-        row |= _compiled(held, given, name, row)
+        row |= _compiled(held, given, name, row, options)
     return row
 
 
-def _exported(model: torch.nn.Module, given: Row, name: str, row: Row) -> Row:
+def _exported(model: torch.nn.Module, given: Row, name: str, row: Row, options: Row) -> Row:
     """One dtype; the norms are described by the first one."""
     exported = export_model(model, (), given, None)
     try:
-        rewritten = normfuse.rewrite(exported, verify="off")
+        rewritten = normfuse.rewrite(exported, **{"verify": "off", **options})
     except Exception as error:
         return {name: {"status": "crash", "cause": sentence(error)}}
     described = {} if "found" in row else _described(rewritten.report)
@@ -75,9 +76,10 @@ def _exported(model: torch.nn.Module, given: Row, name: str, row: Row) -> Row:
         return described | {name: {"status": "not judged", "cause": sentence(error)}}
 
 
-def _compiled(model: torch.nn.Module, given: Row, name: str, row: Row) -> Row:
+def _compiled(model: torch.nn.Module, given: Row, name: str, row: Row, options: Row) -> Row:
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="normfuse", options={"normfuse.inner": "eager"})
+    asked = {"normfuse.inner": "eager"} | {f"normfuse.{option}": value for option, value in options.items()}
+    compiled = torch.compile(model, backend="normfuse", options=asked)
     try:
         found = _verdict(compare(model, compiled, (), given))
     except Exception as error:

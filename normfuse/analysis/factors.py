@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from torch.fx import Node
 
 from normfuse.analysis.flow import Carries, Shift
-from normfuse.analysis.operator_table import flow
+from normfuse.analysis.operator_table import flow, may_multiply
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.location import described
 from normfuse.ir.readers import value_readers
@@ -55,7 +55,7 @@ def factor_of(node: Node) -> Factor | None:
 
 
 def _number(node: Node) -> Factor | None:
-    for axis in range(rank_of(node)):
+    for axis in range(rank_of(node) if may_multiply(node) else 0):
         found = flow(node, axis)
         if isinstance(found, Carries) and found.factor is not None:
             return Factor(node, found.operands[0][0], found.factor, False, node)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
 from normfuse.analysis.channel_map import Diagonal, Trait, dtype_of
 from normfuse.analysis.contraction import Reading, reading
@@ -27,7 +26,7 @@ from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import CASTS, aten, bind, is_call
 from normfuse.ir.location import described
 from normfuse.ir.moves import RESHAPES
-from normfuse.ir.readers import value_readers
+from normfuse.ir.readers import operands_of, value_readers
 from normfuse.ir.sizes import is_bounded_by, lies_alike, shape_of, tensors_of, widened_by
 from normfuse.report import Refusal
 
@@ -90,11 +89,11 @@ class Pushed:
     sums: list[Crossed] = field(default_factory=list)
     norms: list[tuple[Node, int, Maps]] = field(default_factory=list)
 
-    def narrowest(self, value: Node) -> torch.dtype:
-        """The dtype of fewest bits in which anything between ``value`` and a weight is held."""
+    def dtypes(self, value: Node) -> frozenset[torch.dtype]:
+        """All dtypes in which anything between ``value`` and a weight is held, the weights included."""
         weights = (read.reading.weight.node for read in self.reads)
         held = [value, *(node for node, _ in self.carried), *weights]
-        return min((tensor.dtype for node in held for tensor in tensors_of(node)), key=lambda d: d.itemsize)
+        return frozenset(tensor.dtype for node in held for tensor in tensors_of(node))
 
 
 def push(
@@ -198,7 +197,7 @@ def _joined(user: Node, value: Node, axis: int) -> tuple[int, int, int] | None:
 
 
 def _reads_once(user: Node, value: Node) -> bool:
-    return [leaf for leaf in tree_leaves((user.args, user.kwargs)) if leaf is value] == [value]
+    return sum(operand is value for operand in operands_of(user)) == 1
 
 
 def _regrouped(user: Node, value: Node, axis: int, maps: Maps) -> list[tuple[Node, Maps]] | None:

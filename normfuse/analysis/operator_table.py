@@ -15,28 +15,35 @@ from typing import Any
 
 from torch._ops import HigherOrderOperator
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
 from normfuse.analysis.channel_map import ChannelMap
 from normfuse.analysis.flow import Blocks, Carries, Flow, Scales, Vanishes
+from normfuse.errors import InvariantError
 from normfuse.ir.calls import aten, bind, is_call, known_as
 from normfuse.ir.dtypes import FLOATS
 from normfuse.ir.location import described
+from normfuse.ir.readers import operands_of
 from normfuse.ir.region import norm_of
 from normfuse.ir.sizes import rank_of, tensors_of
 from normfuse.report import Refusal
 
-__all__ = ["ROWS", "block", "carried_axis", "flow", "row", "unknown"]
+__all__ = ["ROWS", "block", "carried_axis", "flow", "may_multiply", "row", "unknown"]
 
 Row = Callable[[Node, dict[str, Any], int], Flow]
 ROWS: dict[object, Row] = {}
+#: The operators whose rows may name a number that all channels are multiplied by.
+_MULTIPLIERS: set[object] = set()
 
 
-def row(*targets: object) -> Callable[[Row], Row]:
-    """Register the row of some operators, those of other libraries by name; ``axis`` is never negative."""
+def row(*targets: object, multiplies: bool = False) -> Callable[[Row], Row]:
+    """Register the row of some operators, those of other libraries by name; ``axis`` is never negative.
+
+    Only one that ``multiplies`` may return a ``factor``.
+    """
 
     def register(function: Row) -> Row:
         ROWS.update(dict.fromkeys(targets, function))
+        _MULTIPLIERS.update(targets if multiplies else ())
         return function
 
     return register
@@ -45,6 +52,11 @@ def row(*targets: object) -> Callable[[Row], Row]:
 def block(node: Node, code: str, message: str, remedy: str = "") -> Blocks:
     """A refusal at ``node``."""
     return Blocks(Refusal(code, message, node.name, remedy))
+
+
+def may_multiply(node: Node) -> bool:
+    """Whether the row of an operator may name a number that it multiplies by."""
+    return known_as(node) in _MULTIPLIERS
 
 
 def flow(node: Node, axis: int) -> Flow:
@@ -82,6 +94,8 @@ def unknown(node: Node) -> Blocks:
 def _checked(node: Node, found: Flow) -> Flow:
     """What holds for every row: maps act on floating values, and on an operand wherever it is read."""
     if isinstance(found, Carries):
+        if found.factor is not None and not may_multiply(node):
+            raise InvariantError(f"the row of {node.target} is not registered as one that multiplies")
         operands = found.operands
     elif isinstance(found, Scales):
         operands = ((found.operand, found.axis),)
@@ -90,8 +104,7 @@ def _checked(node: Node, found: Flow) -> Flow:
     if not all(t.dtype in FLOATS for n in (node, *(o for o, _ in operands)) for t in tensors_of(n)):
         return block(node, "nonlinear_writer", f"{described(node)} computes with numbers that are not floats")
     roles, distinct = Counter(o for o, _ in operands), tuple(dict.fromkeys(operands))
-    leaves = (leaf for leaf in tree_leaves((node.args, node.kwargs)) if isinstance(leaf, Node))
-    reads = Counter(leaf for leaf in leaves if leaf in roles)
+    reads = Counter(operand for operand in operands_of(node) if operand in roles)
     if reads != roles or len(distinct) != len(roles):
         return block(node, "nonlinear_writer", f"{described(node)} reads one value in two roles")
     if not isinstance(found, Carries):

@@ -60,7 +60,7 @@ def _unscaled(node: Node, bound: dict[str, Any]) -> tuple[Node, ...]:
     return tuple(t for t in terms if isinstance(t, Node))
 
 
-@row(aten.mul.Tensor, aten.div.Tensor)
+@row(aten.mul.Tensor, aten.div.Tensor, multiplies=True)
 def _product(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     left, right = bound["self"], bound["other"]
     if left is right:
@@ -106,12 +106,12 @@ def _between(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     return Carries(tuple(axes), shift=Shift.EVERYWHERE)
 
 
-@row(aten.mul.Scalar, aten.div.Scalar)
+@row(aten.mul.Scalar, aten.div.Scalar, multiplies=True)
 def _times_number(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     return Carries(((bound["self"], axis),), factor=_number(bound["other"], node.target is aten.div.Scalar))
 
 
-@row(aten.neg.default)
+@row(aten.neg.default, multiplies=True)
 def _negated(node: Node, bound: dict[str, Any], axis: int) -> Flow:
     return Carries(((bound["self"], axis),), factor=-1.0)
 

@@ -29,6 +29,7 @@ from normfuse.freezing.tuning import settings_for
 from normfuse.inductor_compat import modules_let_go
 from normfuse.ir.program import Program
 from normfuse.options import Options
+from normfuse.passes.collector import collector_at_rest
 from normfuse.torch_compat import autocast_off
 
 __all__ = ["compile_frozen", "note_freezing"]
@@ -79,6 +80,7 @@ def _report(rewritten: RewrittenGraph, size: int) -> None:
     report.frozen, report.frozen_bytes, report.copied_bytes = 1, size, 0
 
 
+@collector_at_rest()
 def _plan(
     gm: GraphModule,
     rewritten: RewrittenGraph,
@@ -155,6 +157,7 @@ def _inductor(
         return inner.run_inner(module, fakes, options, settings)
 
 
+@collector_at_rest()
 def _state(
     graph: str, plan: Freezing, slots: Slots, program: Program, example_inputs: Sequence[Any]
 ) -> FrozenWeights:

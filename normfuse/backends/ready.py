@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from normfuse.backends.dynamo import hand_on_marks
 from normfuse.folding import Asked, Folded, Premise, Slot, Slots, can_watch
 from normfuse.folding.whole import fold
 from normfuse.ir.program import Program, Role
+from normfuse.passes.collector import collector_at_rest
 from normfuse.passes.lift_constants import lift_constants
 from normfuse.report import Report
 from normfuse.torch_compat import FakeTensorMode
@@ -45,12 +46,15 @@ class Ready:
     constants: tuple[torch.Tensor, ...] = ()
 
 
+@collector_at_rest()
 def ready(gm: GraphModule, rewritten: RewrittenGraph) -> Ready:
     """The rewritten graph, or the one that Dynamo made where nothing was rewritten."""
     if not rewritten.is_changed:
         return Ready(gm, Slots(()))
     program, folded = rewritten.program, rewritten.folded
-    slots = Slots([_slot(one, program) for one in folded], [_asked(p, program) for p in program.premises])
+    places = {given.node: place for place, given in enumerate(program.inputs)}
+    asked = [_asked(premise, places) for premise in program.premises]
+    slots = Slots([_slot(one, program, places) for one in folded], asked)
     module, added, constants = lift_constants(program.gm)
     hand_on_marks(gm, module, [*(one.node for one in folded), *added])
     return Ready(module, slots, tuple(constants))
@@ -63,13 +67,10 @@ def check_rewritten(
         check_output(gm, rewritten.wide, rewritten.program.gm, example_inputs, folded)
 
 
-def _slot(one: Folded, program: Program) -> Slot:
-    positions = {i.node: p for p, i in enumerate(program.inputs)}
-    owners = [program.inputs[positions[s]].owner for s in one.sources]
+def _slot(one: Folded, program: Program, places: Mapping[Node, int]) -> Slot:
+    owners = [program.inputs[places[s]].owner for s in one.sources]
     watched = {i: owners[i] for i, s in enumerate(one.sources) if is_watched(s, program)}
-    return Slot(
-        one.recipe, [positions[s] for s in one.sources], [o for o in owners if o is not None], watched
-    )
+    return Slot(one.recipe, [places[s] for s in one.sources], [o for o in owners if o is not None], watched)
 
 
 def is_watched(source: Node, program: Program) -> bool:
@@ -82,9 +83,8 @@ def is_watched(source: Node, program: Program) -> bool:
     return is_buffer and can_watch(found.value, owner)
 
 
-def _asked(premise: Premise, program: Program) -> Asked:
-    positions = {i.node: p for p, i in enumerate(program.inputs)}
-    return Asked(premise, tuple(tuple(positions[s] for s in sources) for sources in premise.sources))
+def _asked(premise: Premise, places: Mapping[Node, int]) -> Asked:
+    return Asked(premise, tuple(tuple(places[s] for s in sources) for sources in premise.sources))
 
 
 def copied_bytes(rewritten: RewrittenGraph, example_inputs: Sequence[Any]) -> int:

@@ -154,7 +154,6 @@ def _options(given: dict[str, Any]) -> Options:
         if name not in known:
             raise OptionError(f"{name} is no option for a checkpoint folder; choose from {', '.join(known)}")
     options = Options.checked({"policy": "convert", **given, "verify": "off"}, prefix="")
-    check_rules(options, prefix="")
     if options.target == "crms_norm":
         raise OptionError(
             "target='crms_norm' changes sizes, which a class cannot hold; rewrite a program (.pt2)"
@@ -164,6 +163,7 @@ def _options(given: dict[str, Any]) -> Options:
             raise OptionError(
                 f"only names {rule}, which has no form in a checkpoint folder; rewrite a program"
             )
+    check_rules(options, prefix="")
     return options
 
 

@@ -78,6 +78,13 @@ class Premise:
     def fact(self) -> Fact:
         return self.norm, self.question.reason
 
+    def is_met(self, sources: Sequence[Sequence[torch.Tensor]]) -> bool:
+        """Whether it holds for these sources of each recipe."""
+        pairs = zip(self.recipes, sources, strict=True)
+        if self.question.reason == "overflow":
+            return all(can_hold(recipe, given, self.question.dtype) for recipe, given in pairs)
+        return self.question.is_met([recipe.value(given) for recipe, given in pairs])
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -88,12 +95,16 @@ class Asked:
 
     def is_met(self, inputs: Sequence[Any]) -> bool:
         """Whether it holds for these graph inputs."""
-        question = self.premise.question
-        sources = [[inputs[p] for p in places] for places in self.positions]
-        pairs = zip(self.premise.recipes, sources, strict=True)
-        if question.reason == "overflow":
-            return all(can_hold(recipe, given, question.dtype) for recipe, given in pairs)
-        return question.is_met([recipe.value(given) for recipe, given in pairs])
+        return self.premise.is_met([[inputs[p] for p in places] for places in self.positions])
+
+    @property
+    def places(self) -> frozenset[int]:
+        return frozenset(place for places in self.positions for place in places)
+
+    def reads_no_number(self, inputs: Sequence[Any]) -> bool:
+        """Whether one of its sources holds nan or infinity, so that all that is made of it does."""
+        with outside_tracing():
+            return not all(bool(torch.isfinite(inputs[place]).all()) for place in self.places)
 
 
 class BrokenPremiseError(Exception):
@@ -103,7 +114,17 @@ class BrokenPremiseError(Exception):
     """
 
     def __init__(self, broken: Sequence[Asked], inputs: Sequence[Any]) -> None:
+        broken = _at_fault(broken, inputs)
         self.facts = frozenset(asked.premise.fact for asked in broken)
         read = [p for asked in broken for places in asked.positions for p in places]
         self.weight: torch.Tensor = inputs[read[0]]
         super().__init__(", ".join(f"{norm} ({reason})" for norm, reason in sorted(self.facts)))
+
+
+def _at_fault(broken: Sequence[Asked], inputs: Sequence[Any]) -> list[Asked]:
+    """Without those about a weight that took the map of another norm first, where that made it no number."""
+    spoilt = [one for one in broken if one.reads_no_number(inputs)]
+    return [
+        one for one in broken
+        if not any(o.places < one.places and o.premise.norm != one.premise.norm for o in spoilt)
+    ]  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 from torch.fx import Node
 
 from normfuse.folding.blocks import BLOCK, fold_blocks
+from normfuse.folding.bound import bound_of
 from normfuse.folding.precision import fits
 from normfuse.folding.recipe import FOLD, Recipe
 from normfuse.ir.rounding import equals_to_rounding
@@ -45,9 +46,18 @@ def fold(recipe: Recipe, sources: Sequence[torch.Tensor]) -> tuple[torch.Tensor,
     made = folded(recipe, sources)
     with outside_tracing():
         held = next((source for source in sources if _looks_like(source, made)), None)
-        if held is not None and equals_to_rounding(held, recipe.in_dtype(torch.float64).value(sources)):
+        if held is not None and _is_held(held, made, recipe, sources):
             return held.detach(), True
     return made, False
+
+
+def _is_held(
+    source: torch.Tensor, made: torch.Tensor, recipe: Recipe, sources: Sequence[torch.Tensor]
+) -> bool:
+    """Mostly bit by bit, as where a map is the identity; else the weight is computed once more to tell."""
+    return torch.equal(source, made) or equals_to_rounding(
+        source, recipe.in_dtype(torch.float64).value(sources)
+    )
 
 
 def _looks_like(source: torch.Tensor, made: torch.Tensor) -> bool:
@@ -61,6 +71,8 @@ def _looks_like(source: torch.Tensor, made: torch.Tensor) -> bool:
 
 def can_hold(recipe: Recipe, sources: Sequence[torch.Tensor], dtype: torch.dtype) -> bool:
     """Whether this dtype holds what ``recipe`` computes; see :func:`normfuse.folding.precision.fits`."""
+    if dtype != torch.float16 and bound_of(recipe, sources) < torch.finfo(dtype).max / 2:
+        return True
     wide = recipe.in_dtype(torch.float64)
     shape = _shape(recipe, sources)
     if shape is None or dtype == torch.float16:  # of which whole rows and columns are looked at

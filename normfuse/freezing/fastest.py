@@ -37,6 +37,9 @@ _CALLS, _FEW_CALLS, _LONG = 5, 2, 0.03
 _FEW_ROWS = 2
 #: Rows and columns of a product that are compared with float64.
 _COMPARED = 1024
+#: Of a product with more multiplications, so many are measured, on a part of its columns: beyond the caches
+#: each column takes as long as the next one, in every library.
+_MEASURED = 1 << 28
 
 PLAIN, MKL, ONEDNN, BLOCKS = "plain", "mkl", "onednn", "blocks"
 
@@ -88,7 +91,9 @@ def figures(rows: int, weight: torch.Tensor, total: int) -> Figures:
 def _measure(rows: int, weight: torch.Tensor, is_cold: bool) -> Figures:
     """The shortest times, in seconds, and the distances from float64 relative to the result, by library."""
     with outside_tracing():
-        data, turned = torch.randn(rows, weight.shape[0]), weight.detach().t()
+        columns = _columns(rows, *weight.shape)
+        parts, weight = weight.shape[1] / max(1, columns), weight.detach().narrow(1, 0, columns)
+        data, turned = torch.randn(rows, weight.shape[0]), weight.t()
         for_mkl = torch.ops.mkl._mkl_reorder_linear_weight(turned.contiguous(), rows)
         by_onednn = torch.ops.mkldnn._linear_pointwise
         for_onednn = torch.ops.mkldnn._reorder_linear_weight(turned, rows)
@@ -103,18 +108,25 @@ def _measure(rows: int, weight: torch.Tensor, is_cold: bool) -> Figures:
         exact = data[:_COMPARED].double() @ turned[:_COMPARED].double().t()
         seconds, errors = dict.fromkeys(contenders, float("inf")), dict[str, float]()
         for turn in range(_CALLS):
-            if turn == _FEW_CALLS and min(seconds.values()) > _LONG:
+            if turn == _FEW_CALLS and min(seconds.values()) > parts * _LONG:
                 break
             for name, (held, call) in contenders.items():
+                if turn and errors[name] > _ERROR * errors[PLAIN]:
+                    continue  # it is not taken, however fast it is
                 if is_cold:
                     evict(held)
                 started = time.perf_counter()
                 found = call()
-                seconds[name] = min(seconds[name], time.perf_counter() - started)
+                seconds[name] = min(seconds[name], parts * (time.perf_counter() - started))
                 if not turn:
                     part = found[:_COMPARED, :_COMPARED].double()
                     errors[name] = float((part - exact).norm() / exact.norm())
     return seconds, errors
+
+
+def _columns(rows: int, terms: int, columns: int) -> int:
+    """How many columns of a product are measured: enough to be compared, and for caches to be full."""
+    return min(columns, max(_COMPARED, _MEASURED // max(1, rows * terms)))
 
 
 @cache

@@ -1,12 +1,14 @@
-"""Which readers of a value read its entries, and not its type alone."""
+"""What an operator reads, and which readers of a value read its entries, not its type alone."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
 
 from torch.fx import Node
 
 from normfuse.ir.calls import aten, is_call
 
-__all__ = ["reads_only_type", "value_readers"]
+__all__ = ["operands_of", "reads_only_type", "value_readers"]
 
 _SHAPE_ONLY = (
     aten.sym_size.int, aten.sym_stride.int, aten.sym_numel.default, aten._assert_tensor_metadata.default,
@@ -17,6 +19,22 @@ _TYPE_OF_OTHER = (
     aten.to.other, aten.type_as.default, aten.reshape_as.default, aten.view_as.default,
     aten.expand_as.default,
 )  # fmt: skip
+
+
+def operands_of(node: Node) -> Iterator[Node]:
+    """What a node reads, as often as it reads it; lists are looked into."""
+    yield from _nodes(node.args)
+    yield from _nodes(node.kwargs)
+
+
+def _nodes(argument: object) -> Iterator[Node]:
+    if isinstance(argument, Node):
+        yield argument
+    elif isinstance(argument, (tuple, list)):
+        for one in argument:
+            yield from _nodes(one)
+    elif isinstance(argument, Mapping):
+        yield from _nodes(tuple(argument.values()))
 
 
 def reads_only_type(user: Node, node: Node) -> bool:

@@ -138,7 +138,7 @@ def _plan_norms(change: Change, basis: Basis, work: Work, weights: WeightValues)
 
 def _keeps_precision(norm: Node, operands: Operands, move: Move, program: Program) -> bool:
     """Whether readers may add the bias of a norm, as where they take it without a change of basis."""
-    return operands.shift is None or refusal_of_large_bias(norm, operands, move.dtype, program) is None
+    return operands.shift is None or refusal_of_large_bias(norm, operands, move.coarsest, program) is None
 
 
 def _is_row_major(node: Node) -> bool:
@@ -155,8 +155,8 @@ def _moved(norm: Node, axis: int, maps: Maps, basis: Basis, weights: WeightValue
     pushed = push(norm, axis, maps, weights, are_normalized=basis.keeps_lengths)
     if isinstance(pushed, Refusal):
         return pushed
-    dtype = pushed.narrowest(norm)
-    return _fixed(norm, axis, pushed, basis.into) or Move(axis, maps, pushed.reads, dtype)
+    dtypes = pushed.dtypes(norm)
+    return _fixed(norm, axis, pushed, basis.into) or Move(axis, maps, pushed.reads, dtypes)
 
 
 def _fixed(norm: Node, axis: int, pushed: Pushed, into: ChannelMap) -> Refusal | None:

@@ -42,10 +42,10 @@ CATALOGUE: dict[str, Claim] = {claim.name: claim for claim in (*STAGES, *RULES)}
 
 
 def check_rules(options: Options, prefix: str = PREFIX) -> None:
-    """Refuse options that ask for a rule by name and for a target that leaves it out.
+    """Refuse options that ask for a rule by name, and leave out what it does not run without.
 
     Raises:
-        OptionError: naming the rule and the target; ``prefix`` is how the caller spells options.
+        OptionError: naming the rule and what is missing; ``prefix`` is how the caller spells options.
     """
     for rule in RULES:
         if rule.name in (options.only or ()) and not rule.serves(options.target):
@@ -53,3 +53,5 @@ def check_rules(options: Options, prefix: str = PREFIX) -> None:
                 f"{prefix}only asks for {rule.name}, which does not run with "
                 f"{prefix}target={options.target!r}; leave one of the two out"
             )
+    if "rotate" in (options.only or ()) and options.rotation is None:
+        raise OptionError(f"{prefix}only asks for rotate, which needs a matrix: normfuse.rewrite's rotation")

@@ -8,32 +8,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch.fx import Node
 
-from normfuse.analysis.centring import decide
 from normfuse.analysis.forward import Pushed, push
 from normfuse.analysis.plan import Maps
 from normfuse.analysis.resize import channels_of, resize
-from normfuse.analysis.stream import Value, explore
 from normfuse.analysis.weights import WeightValues
-from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import aten, set_arguments
 from normfuse.ir.canonical import canonical_region, scaled, shifted
-from normfuse.ir.effects import Effects
 from normfuse.ir.emit import call
 from normfuse.ir.readers import reads_only_type
 from normfuse.ir.region import norm_of
 from normfuse.ir.sizes import is_row_major, rank_of, static_size
 from normfuse.ir.spec import NormSpec
 from normfuse.passes.basis import Basis, Change, plan
+from normfuse.passes.decisions import streams_of, substitutions, weights_of
 from normfuse.passes.evidence import Certificate, evidence
 from normfuse.passes.ownership import Move
-from normfuse.passes.place import Placement, Substitution
+from normfuse.passes.place import Placement
 from normfuse.passes.premises import rest_on_range, rest_on_small_bias
 from normfuse.passes.rule import Rule
 from normfuse.passes.settle_shifts import note_shift
-from normfuse.passes.stored_values import refusal_of_overflow
 from normfuse.passes.work import Restored, Work
 from normfuse.report import Site
 
@@ -49,10 +44,10 @@ def change_basis(work: Work, rule: Rule, basis: Basis) -> int:
     changes = _plans(work, rule, basis)
     proofs = {n: evidence(rule, n, c.stream, c.decision, work) for c in changes for n in c.decision.converted}
     placement = Placement(graph)
-    placement.substitute([s for change in changes for s in _substitutions(change)])
+    placement.substitute([s for change in changes for s in substitutions(change.decision)])
     for change in changes:
         _write(change, basis, placement)
-    weights, places = _weights(work), sum(change.decision.cut is not None for change in changes)
+    weights, places = weights_of(work), sum(change.decision.cut is not None for change in changes)
     for change in changes:
         for norm, refusal in change.decision.refusals.items():
             work.sites[norm].refuse(refusal, rule.name)
@@ -70,32 +65,11 @@ def _record(site: Site, core: NormSpec, rule: Rule, proof: Certificate) -> None:
         site.convert(core, rule.name, proof)
 
 
-def _weights(work: Work) -> WeightValues:
-    graph = work.program.gm.graph
-    weights = WeightValues(work.program, Effects(graph))
-    weights.admit(n for n in graph.nodes if FOLD in n.meta)
-    return weights
-
-
 def _plans(work: Work, rule: Rule, basis: Basis) -> list[Change]:
-    graph, weights, found = work.program.gm.graph, _weights(work), list[Change]()
-    effects, order = Effects(graph), {node: i for i, node in enumerate(graph.nodes)}
+    weights = weights_of(work)
     settled = {node for node in work.sites if not work.may(node, rule.name)}
-    seen: set[Value] = set()
-    for node in work.sites:
-        value = basis.reads(node)
-        if value is None or value in seen or node in settled:
-            continue
-        stream = explore(value, weights, effects, basis.reads)
-        seen.update(stream.members)
-        decision = decide(stream, weights, order, True, settled, (basis.into,))
-        found.append(plan(stream, decision, basis, work, weights))
-    return found
-
-
-def _substitutions(change: Change) -> list[Substitution]:
-    decision = change.decision
-    return [(v[0], operand, p) for v in decision.centred for operand, p in decision.plans.get(v, ())]
+    found = streams_of(work, weights, settled, True, basis.reads, (basis.into,))
+    return [plan(stream, decision, basis, work, weights) for stream, decision in found]
 
 
 def _write(change: Change, basis: Basis, placement: Placement) -> None:
@@ -126,8 +100,7 @@ def _read(
         return False
     behind = [(read, placement.behind(read)) for read in pushed.reads]
     made = [value for _, values in behind for value in values.values()]
-    if not _fits(norm, made, move, work):
-        placement.discard(made)
+    if not _fits(norm, made, move, work, placement):
         _write_out(norm, change, basis, work, placement)
         return False
     before = static_size(norm, move.axis)
@@ -143,18 +116,16 @@ def _read(
     return True
 
 
-def _fits(norm: Node, made: list[Node], move: Move, work: Work) -> bool:
+def _fits(norm: Node, made: list[Node], move: Move, work: Work, placement: Placement) -> bool:
     """Whether the dtype of what reads a norm can hold its weights, now and when they change."""
     program = work.program
     if program.grad_enabled:
         return True
-    if move.dtype == torch.float16 and refusal_of_overflow(norm, made, program) is not None:
+    if move.meets_float16 and rest_on_range(program, norm, made, placement) is not None:
         return False
     region = norm_of(norm)
     assert region is not None
-    rest_on_small_bias(program, norm, region.operands(norm), move.dtype)
-    if move.dtype == torch.float16:
-        rest_on_range(program, norm, made)
+    rest_on_small_bias(program, norm, region.operands(norm), move.coarsest)
     return True
 
 

@@ -24,17 +24,17 @@ from normfuse.analysis.beside import Beside, beside
 from normfuse.analysis.forward import Pushed, push
 from normfuse.analysis.own_tap import OwnTap
 from normfuse.analysis.plan import Leaf, Plan, linear_parts, redirected
-from normfuse.analysis.weights import WeightValues, divided_refusal
+from normfuse.analysis.weights import divided_refusal
 from normfuse.folding import Premise
-from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import aten, set_arguments
-from normfuse.ir.effects import Effects, aliased_by
+from normfuse.ir.effects import aliased_by
 from normfuse.ir.emit import call
 from normfuse.ir.location import described
 from normfuse.ir.readers import value_readers
 from normfuse.ir.refresh import refresh_readers
 from normfuse.ir.region import NormRegion, norm_of
 from normfuse.ir.sizes import is_row_major, lies_alike, rank_of, static_size, tensor_of
+from normfuse.passes.decisions import weights_of
 from normfuse.passes.evidence import Certificate, folded_before, folded_behind, folded_beside
 from normfuse.passes.large_taps import leaves_of, refusal_of_large_tap
 from normfuse.passes.place import Placement
@@ -43,7 +43,6 @@ from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.settle_shifts import note_shift, note_shifts
 from normfuse.passes.stored_values import (
     refusal_of_cancellation,
-    refusal_of_overflow,
     refusal_of_values,
     shift_is_large,
     watch_statistics,
@@ -67,8 +66,7 @@ def is_stored(region: NormRegion | None) -> bool:
 
 def fold_affine(work: Work) -> None:
     """Fold every norm with stored statistics that weights can take; record a reason for each that stays."""
-    gm = work.program.gm
-    fold = _Fold(work, WeightValues(work.program, Effects(gm.graph)))
+    fold = _Fold(work)
     pending = [node for node in work.sites if is_stored(norm_of(node)) and work.may(node, FOLD_AFFINE.name)]
     while pending:
         left = [node for node in pending if not fold.run(node)]
@@ -80,10 +78,9 @@ def fold_affine(work: Work) -> None:
 class _Fold:
     """Folds one norm at a time; what was folded before is a weight for the next."""
 
-    def __init__(self, work: Work, weights: WeightValues) -> None:
-        self._work, self._weights = work, weights
+    def __init__(self, work: Work) -> None:
+        self._work, self._weights = work, weights_of(work)
         self._placement = Placement(work.program.gm.graph)
-        weights.admit(n for n in work.program.gm.graph.nodes if FOLD in n.meta)
 
     def run(self, node: Node) -> bool:
         """Whether the norm vanished; else its site has the reason of the last attempt."""
@@ -245,13 +242,7 @@ class _Fold:
         return next((refusal for refusal in refusals if refusal is not None), None)
 
     def _refuse_made(self, node: Node, made: Iterable[Node]) -> Refusal | None:
-        made = list(made)
-        refusal = refusal_of_overflow(node, made, self._work.program)
-        if refusal is not None:
-            self._placement.discard(made)
-        else:
-            rest_on_range(self._work.program, node, made)
-        return refusal
+        return rest_on_range(self._work.program, node, list(made), self._placement)
 
     def _refuse_operands(self, node: Node, region: NormRegion) -> Refusal | None:
         spec, operands = region.spec, region.operands(node)

@@ -19,20 +19,18 @@ from normfuse.analysis.absorb import absorb, refuse_widened
 from normfuse.analysis.channel_map import Diagonal
 from normfuse.analysis.factors import Factor, factor_of, norms_behind, refusal_of_place
 from normfuse.analysis.plan import Plan, redirected
-from normfuse.analysis.weights import WeightValues, divided_refusal
-from normfuse.folding.recipe import FOLD
-from normfuse.ir.effects import Effects
+from normfuse.analysis.weights import divided_refusal
 from normfuse.ir.location import described
 from normfuse.ir.readers import value_readers
 from normfuse.ir.region import norm_of
 from normfuse.ir.sizes import rank_of, tensor_of
+from normfuse.passes.decisions import weights_of
 from normfuse.passes.evidence import certificate
 from normfuse.passes.large_taps import leaves_of, refusal_of_large_tap
 from normfuse.passes.place import Placement
 from normfuse.passes.premises import rest_on_range
 from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.scaled_norms import refusal_before, refusal_behind, take_before, take_behind
-from normfuse.passes.stored_values import refusal_of_overflow
 from normfuse.passes.work import Work
 from normfuse.report import Refusal, Site
 
@@ -69,10 +67,8 @@ class _Folding:
     def __init__(self, work: Work) -> None:
         self.taken: dict[Node, _Taken] = {}
         self._work, self._program = work, work.program
-        graph = work.program.gm.graph
-        self.placement = Placement(graph)
-        self._weights = WeightValues(work.program, Effects(graph))
-        self._weights.admit(n for n in graph.nodes if FOLD in n.meta)
+        self.placement = Placement(work.program.gm.graph)
+        self._weights = weights_of(work)
 
     def behind(self, norm: Node) -> None:
         """The number that multiplies what a norm gives."""
@@ -176,12 +172,7 @@ class _Folding:
             if refusal is not None:
                 return refusal
         made = self.placement.weights(plan, factor.value)
-        refusal = refusal_of_overflow(norm, made, self._program)
-        if refusal is not None:
-            self.placement.discard(made)
-        else:
-            rest_on_range(self._program, norm, made)
-        return refusal
+        return rest_on_range(self._program, norm, made, self.placement)
 
 
 def _waits(site: Site) -> bool:

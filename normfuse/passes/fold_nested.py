@@ -17,15 +17,14 @@ import torch
 from torch.fx import Node
 
 from normfuse.analysis.weights import WeightValues
-from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import aten, is_call
 from normfuse.ir.canonical import is_expressible, respell
-from normfuse.ir.effects import Effects
 from normfuse.ir.grad_mode import switches_gradients
 from normfuse.ir.location import described
 from normfuse.ir.readers import value_readers
 from normfuse.ir.region import NormRegion, norm_of, norms_in
 from normfuse.ir.spec import NormSpec
+from normfuse.passes.decisions import weights_of
 from normfuse.passes.evidence import certificate
 from normfuse.passes.fold_scale import without_affine
 from normfuse.passes.place import Placement
@@ -42,9 +41,7 @@ _NO_READERS = (aten.sym_size.int, aten.sym_numel.default, aten._assert_tensor_me
 
 def fold_nested(work: Work) -> None:
     """Take norms into the norms that read them; record a reason for each that reads one as it is."""
-    graph = work.program.gm.graph
-    weights, placement = WeightValues(work.program, Effects(graph)), Placement(graph)
-    weights.admit(n for n in graph.nodes if FOLD in n.meta)
+    weights, placement = weights_of(work), Placement(work.program.gm.graph)
     for inner in [node for node, _ in norms_in(work.program.gm)]:
         region = norm_of(inner)  # another one than at first, where it has taken a norm itself
         assert region is not None

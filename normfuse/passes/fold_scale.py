@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch.fx import Node
 
 from normfuse.analysis.affine_map import Standardise
@@ -21,25 +20,20 @@ from normfuse.analysis.plan import Maps
 from normfuse.analysis.ranges import SPLITS
 from normfuse.analysis.rows_layout import LAYOUT
 from normfuse.analysis.weights import WeightValues
-from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import CASTS, aten, set_arguments
 from normfuse.ir.canonical import canonical_region, is_core_of_groups, is_expressible
-from normfuse.ir.effects import Effects
 from normfuse.ir.location import described
 from normfuse.ir.region import NormRegion, Operands, norm_of
 from normfuse.ir.sizes import rank_of, shape_of
 from normfuse.ir.spec import NormSpec
+from normfuse.passes.decisions import weights_of
 from normfuse.passes.evidence import folded_into_readers
 from normfuse.passes.ownership import Move, settle_ownership
 from normfuse.passes.place import Placement
 from normfuse.passes.premises import rest_on_range, rest_on_small_bias
 from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.settle_shifts import note_shift
-from normfuse.passes.stored_values import (
-    refusal_of_large_bias,
-    refusal_of_overflow,
-    refusal_of_values,
-)
+from normfuse.passes.stored_values import refusal_of_large_bias, refusal_of_values
 from normfuse.passes.work import Restored, Work
 from normfuse.report import Refusal, Site
 
@@ -54,16 +48,14 @@ __all__ = ["FOLD_SCALE", "affine_of", "fold_scale", "refuse_operands", "without_
 
 def fold_scale(work: Work) -> None:
     """Move every weight and bias that all readers can take; record a reason for each that stays."""
-    graph = work.program.gm.graph
-    weights = WeightValues(work.program, Effects(graph))
-    weights.admit(n for n in graph.nodes if FOLD in n.meta)
+    weights = weights_of(work)
     moves: dict[Node, Move] = {}
     for node in work.sites:
         if _has_affine(norm_of(node)) and work.may(node, FOLD_SCALE.name):
             _sort(node, _planned(node, work, weights), moves, work)
     for node, refusal in settle_ownership(moves, weights).items():
         work.sites[node].refuse(refusal, FOLD_SCALE.name)
-    placement, changed = Placement(graph), set[Node]()
+    placement, changed = Placement(work.program.gm.graph), set[Node]()
     for node, move in moves.items():
         _run(node, move, work, weights, placement, changed)
 
@@ -121,15 +113,14 @@ def _pushed(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Move | 
     found = push(node, axis, maps, weights, are_normalized=True)
     if isinstance(found, Refusal):
         return found
-    dtype = found.narrowest(node)
-    refusal = _refuse_growth(node, found, dtype) or _refuse_integers(found, weights)
-    return refusal or Move(axis, maps, found.reads, dtype)
+    move = Move(axis, maps, found.reads, found.dtypes(node))
+    return _refuse_growth(node, found, move) or _refuse_integers(found, weights) or move
 
 
-def _refuse_growth(node: Node, found: Pushed, dtype: torch.dtype) -> Refusal | None:
+def _refuse_growth(node: Node, found: Pushed, move: Move) -> Refusal | None:
     """Values of a norm fit into float16; sums of many perhaps do only with a small weight."""
     grown = next((value for value, _ in found.carried if value.target not in _KEEP_SIZE), None)
-    if dtype != torch.float16 or grown is None:
+    if not move.meets_float16 or grown is None:
         return None
     message = f"without the weight of {described(node)}, {described(grown)} may be too large for float16"
     return Refusal("overflow", message, grown.name, "keep the values in a wider dtype")
@@ -192,18 +183,16 @@ def _apply(node: Node, move: Move, work: Work, placement: Placement) -> Refusal 
     region = norm_of(node)
     assert region is not None
     operands, spec = region.operands(node), without_affine(region.spec)
-    refusal = refusal_of_large_bias(node, operands, move.dtype, work.program)
+    refusal = refusal_of_large_bias(node, operands, move.coarsest, work.program)
     if refusal is not None:
         return refusal
     proof = folded_into_readers(FOLD_SCALE, node, move.reads, work)
     changed = [placement.behind(read) for read in move.reads]
     made = [value for one in changed for value in one.values()]
-    refusal = refusal_of_overflow(node, made, work.program)
+    refusal = rest_on_range(work.program, node, made, placement)
     if refusal is not None:
-        placement.discard(made)
         return refusal
-    rest_on_range(work.program, node, made)
-    rest_on_small_bias(work.program, node, operands, move.dtype)
+    rest_on_small_bias(work.program, node, operands, move.coarsest)
     for read, values in zip(move.reads, changed, strict=True):
         set_arguments(read.node, values)
         if read.has_shift:

@@ -14,6 +14,7 @@ from torch.fx import Node
 from normfuse.analysis.forward import Read
 from normfuse.analysis.plan import Maps
 from normfuse.analysis.weights import WeightValues
+from normfuse.ir.dtypes import digits
 from normfuse.ir.location import described
 from normfuse.report import Refusal
 
@@ -27,17 +28,28 @@ _Taken = dict[Node, list[tuple[Maps, Maps]]]
 class Move:
     """How what a norm does behind its core reaches its readers: along this axis, by these maps.
 
-    ``dtype`` is the narrowest in which its values are held on the way.
+    ``dtypes`` are those in which its values are held on the way. Which is the narrowest depends on what is
+    asked: float16 holds the smaller numbers, bfloat16 fewer digits.
     """
 
     axis: int
     maps: Maps
     reads: list[Read]
-    dtype: torch.dtype
+    dtypes: frozenset[torch.dtype]
 
     @property
     def readers(self) -> set[Node]:
         return {read.node for read in self.reads}
+
+    @property
+    def meets_float16(self) -> bool:
+        """Whether a value may be too large, or a weight too small, for a dtype on the way."""
+        return torch.float16 in self.dtypes
+
+    @property
+    def coarsest(self) -> torch.dtype:
+        """The dtype of fewest digits."""
+        return min((dtype for dtype in self.dtypes if dtype.is_floating_point), key=digits)
 
 
 def settle_ownership(moves: dict[Node, Move], weights: WeightValues) -> dict[Node, Refusal]:

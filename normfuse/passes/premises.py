@@ -6,7 +6,7 @@ weight is: where gradients are recorded, the algebra on weights that train runs 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -17,7 +17,9 @@ from normfuse.ir.program import Program
 from normfuse.ir.region import Operands
 from normfuse.ir.sizes import tensor_of
 from normfuse.passes.hoist import recipe_of
-from normfuse.passes.stored_values import held_in
+from normfuse.passes.place import Placement
+from normfuse.passes.stored_values import refusal_of_overflow
+from normfuse.report import Refusal
 
 __all__ = ["rest_on_precision", "rest_on_range", "rest_on_small_bias", "small_shift"]
 
@@ -56,10 +58,22 @@ def _about_operands(program: Program, norm: Node, asked: Question, operands: Ope
     return Premise(norm.name, replace(asked, places=places), recipes, sources)
 
 
-def rest_on_range(program: Program, norm: Node, folded: Iterable[Node]) -> None:
-    """The dtype of the weights that the norm is folded into can hold them."""
-    for weight in folded:
-        recipe, sources = recipe_of(program, weight)
-        question = Question("overflow", held_in(norm, recipe))
-        wide = replace(recipe, dtype=torch.float64)
-        program.premises.append(Premise(norm.name, question, (wide,), (sources,)))
+def rest_on_range(
+    program: Program, norm: Node, folded: Sequence[Node], placement: Placement
+) -> Refusal | None:
+    """The dtype of the weights that the norm is folded into can hold them; else they are discarded."""
+    asked = [_in_range(program, norm, weight) for weight in folded]
+    refusal = refusal_of_overflow(norm, asked, program)
+    if refusal is None:
+        program.premises.extend(asked)
+    else:
+        placement.discard(folded)
+    return refusal
+
+
+def _in_range(program: Program, norm: Node, weight: Node) -> Premise:
+    """Asked for the dtype in which the weight meets the norm's values: autocast has it cast to theirs."""
+    recipe, sources = recipe_of(program, weight)
+    values: torch.dtype = norm.meta["val"].dtype
+    question = Question("overflow", values if values == torch.float16 else recipe.dtype)
+    return Premise(norm.name, question, (recipe.in_dtype(torch.float64),), (sources,))

@@ -13,19 +13,18 @@ from dataclasses import replace
 from torch.fx import Node
 
 from normfuse.analysis import Centre
-from normfuse.analysis.centring import Decision, decide
+from normfuse.analysis.centring import Decision
 from normfuse.analysis.cost import training_traffic
 from normfuse.analysis.savings import cost_of_centring
-from normfuse.analysis.stream import Stream, Value, explore, norm_axis
+from normfuse.analysis.stream import Stream, norm_axis
 from normfuse.analysis.weights import WeightValues
-from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import bind
 from normfuse.ir.canonical import canonical_region, is_expressible
-from normfuse.ir.effects import Effects
 from normfuse.ir.region import norms_in
 from normfuse.ir.spec import NormSpec
+from normfuse.passes.decisions import streams_of, substitutions, weights_of
 from normfuse.passes.evidence import Certificate, evidence
-from normfuse.passes.place import Placement, Substitution
+from normfuse.passes.place import Placement
 from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.work import Work
 from normfuse.report import Refusal, Site
@@ -37,40 +36,15 @@ _ASK = 'ask for it with policy="convert"'
 
 def recentre(work: Work) -> None:
     """Convert every LayerNorm that the policy allows; record a reason for each that stays."""
-    gm = work.program.gm
     _refuse_in_advance(work)
-    effects = Effects(gm.graph)
-    weights = WeightValues(work.program, effects)
-    weights.admit(n for n in gm.graph.nodes if FOLD in n.meta)
-    converts = work.options.converts(work.program.grad_enabled)
-    order = {node: i for i, node in enumerate(gm.graph.nodes)}
-    settled = {
-        node
-        for node, site in work.sites.items()
-        if site.refusal is not None or not work.may(node, RECENTRE.name)
-    }
-    seen: set[Value] = set()
-    found: list[tuple[Stream, Decision]] = []
-    for node in work.sites:
-        value = norm_axis(node)
-        if value is None or value in seen or node in settled:
-            continue
-        stream = explore(value, weights, effects, centres=not weights.divided)
-        seen.update(stream.members)
-        work.streams |= {norm: len(found) for norms in stream.norms.values() for norm in norms}
-        decision = decide(stream, weights, order, converts, settled)
-        if not converts:
-            _name_the_policy(decision)
-        if work.program.grad_enabled and not converts:
-            _keep_what_does_not_pay(decision, weights)
-        found.append((stream, decision))
+    found = _decided(work)
     proofs = {
         n: evidence(RECENTRE, n, stream, decision, work)
         for stream, decision in found
         for n in decision.converted
     }
-    placement = Placement(gm.graph)
-    placement.substitute([p for _, decision in found for p in _substitutions(decision)])
+    placement = Placement(work.program.gm.graph)
+    placement.substitute([p for _, decision in found for p in substitutions(decision)])
     for stream, decision in found:
         _drop_centrings(stream, decision, placement)
         _apply(work, stream, decision, placement)
@@ -78,12 +52,22 @@ def recentre(work: Work) -> None:
         _convert(work, node, proof)
 
 
-def _substitutions(decision: Decision) -> list[Substitution]:
-    return [
-        (value[0], operand, plan)
-        for value in decision.centred
-        for operand, plan in decision.plans.get(value, ())
-    ]
+def _decided(work: Work) -> list[tuple[Stream, Decision]]:
+    """What the policy leaves of what could be done, stream by stream."""
+    converts, weights = work.options.converts(work.program.grad_enabled), weights_of(work)
+    settled = {
+        node
+        for node, site in work.sites.items()
+        if site.refusal is not None or not work.may(node, RECENTRE.name)
+    }
+    found = list(streams_of(work, weights, settled, converts))
+    for number, (stream, decision) in enumerate(found):
+        work.streams |= {norm: number for norms in stream.norms.values() for norm in norms}
+        if not converts:
+            _name_the_policy(decision)
+        if work.program.grad_enabled and not converts:
+            _keep_what_does_not_pay(decision, weights)
+    return found
 
 
 def _refuse_in_advance(work: Work) -> None:

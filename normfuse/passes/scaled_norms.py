@@ -30,7 +30,6 @@ from normfuse.ir.spec import NormSpec
 from normfuse.passes.hoist import recipe_of, value_of
 from normfuse.passes.place import Placement
 from normfuse.passes.premises import rest_on_range
-from normfuse.passes.stored_values import refusal_of_overflow
 from normfuse.report import Refusal
 
 __all__ = ["refusal_before", "refusal_behind", "take_before", "take_behind"]
@@ -52,11 +51,9 @@ def take_behind(norm: Node, placement: Placement, program: Program) -> Refusal |
     spec, operands = _norm(norm).spec, _norm(norm).operands(norm)
     operands = _times(operands, spec.post_factor, placement, norm)
     made = [node for node in (operands.scale, operands.shift) if node is not None]
-    refusal = refusal_of_overflow(norm, made, program)
+    refusal = rest_on_range(program, norm, made, placement)
     if refusal is not None:
-        placement.discard(made)
         return refusal
-    rest_on_range(program, norm, made)
     respell(norm, replace(spec, post_factor=1.0, weight_offset=0.0), operands)
     return None
 

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch.fx import Node
 
-from normfuse.folding import Recipe, can_watch
+from normfuse.folding import Premise, can_watch
 from normfuse.folding.precision import Moments, may_cancel
-from normfuse.folding.whole import can_hold
 from normfuse.ir.location import described
 from normfuse.ir.program import Program
 from normfuse.ir.region import Operands, norm_of
@@ -19,7 +18,6 @@ from normfuse.report import Refusal
 from normfuse.torch_compat import outside_tracing
 
 __all__ = [
-    "held_in",
     "refusal_of_cancellation",
     "refusal_of_large_bias",
     "refusal_of_overflow",
@@ -124,28 +122,22 @@ def refusal_of_values(node: Node, operands: Operands, eps: float, program: Progr
     return None
 
 
-def refusal_of_overflow(node: Node, folded: Iterable[Node], program: Program) -> Refusal | None:
+def refusal_of_overflow(node: Node, asked: Iterable[Premise], program: Program) -> Refusal | None:
     """Refuse folded weights that their dtype cannot hold: there the norm's own arithmetic is wider."""
     if (node.name, "overflow") in program.doubted:
         return _doubted("overflow", node)
-    for weight in folded:
-        recipe, sources = recipe_of(program, weight)
-        values = [program.weights[s].value for s in sources]
-        if program.values_later and any(value.is_meta for value in values):
-            continue  # a premise says so, for whoever has the values
-        if not can_hold(recipe, values, held_in(node, recipe)):
+    for premise in asked:
+        values = [[program.weights[s].value for s in sources] for sources in premise.sources]
+        if program.values_later and any(value.is_meta for held in values for value in held):
+            continue  # it is asked by whoever has the values
+        if not premise.is_met(values):
+            dtype = premise.question.dtype
             return Refusal(
                 "overflow",
-                f"with {described(node)} folded into it, a weight would overflow {held_in(node, recipe)} or "
-                "be too small to be precise", node.name, "keep the weights in a wider dtype",
+                f"with {described(node)} folded into it, a weight would overflow {dtype} or be too small to "
+                "be precise", node.name, "keep the weights in a wider dtype",
             )  # fmt: skip
     return None
-
-
-def held_in(node: Node, recipe: Recipe) -> torch.dtype:
-    """The dtype in which a weight meets the values of a norm: autocast has it cast to theirs."""
-    dtype: torch.dtype = node.meta["val"].dtype
-    return dtype if dtype == torch.float16 else recipe.dtype
 
 
 def _doubted(code: str, node: Node) -> Refusal:

@@ -89,6 +89,42 @@ def test_statistics_that_are_none_are_left_to_the_norm(statistic: str, value: fl
     assert [s.refusal.code for s in normfuse.last_report().sites if s.refusal] == ["bad_statistics"]
 
 
+def between() -> nn.Module:
+    return nn.Sequential(nn.BatchNorm2d(6), nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8), nn.MaxPool2d(2))
+
+
+def test_what_is_no_number_keeps_its_own_norm_alone() -> None:
+    """The weight between two norms has the maps of both, and is no number for the sake of one."""
+    torch.manual_seed(0)
+    model: Any = between().eval()
+    fast, compilations = compiled(model)
+    with torch.no_grad():
+        fast(X)
+        assert normfuse.last_report().after == {}
+        model[0].running_mean[0] = float("nan")
+        for _ in range(2):
+            torch.testing.assert_close(fast(X), model(X), equal_nan=True)
+    assert len(compilations) == 2
+    sites = normfuse.last_report().sites
+    assert [s.refusal.code if s.refusal else "" for s in sites] == ["bad_statistics", ""]
+
+
+def test_a_number_that_is_too_large_is_doubted_for_all_that_it_reaches() -> None:
+    """Each of them would be compiled by itself otherwise, one after the other."""
+    torch.manual_seed(0)
+    model: Any = between().eval().half()
+    fast, compilations = compiled(model)
+    with torch.no_grad():
+        fast(X.half() * 1e-3)
+        model[0].weight.fill_(60000.0)
+        model[0].running_var.fill_(1e-4)
+        for _ in range(2):
+            fast(X.half() * 1e-3)
+    assert len(compilations) == 2
+    sites = normfuse.last_report().sites
+    assert [s.refusal.code if s.refusal else "" for s in sites] == ["overflow", "overflow"]
+
+
 def error(found: torch.Tensor, model: nn.Module, x: torch.Tensor) -> float:
     import copy
 

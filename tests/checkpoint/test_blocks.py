@@ -151,3 +151,18 @@ def test_what_a_model_computes_itself_is_not_cut(monkeypatch):
     monkeypatch.setattr(whole, "BLOCK", 500)
     monkeypatch.setattr(whole, "fold_blocks", lambda *_: pytest.fail("cut"))
     whole.folded(made, [WEIGHT, torch.ones(40)])
+
+
+def test_a_source_that_holds_the_folded_weight_bit_by_bit_is_taken_as_it_is(monkeypatch):
+    """The weight is computed once, and a second time only to tell how far a source is from it."""
+    computed = []
+    plain = Recipe.value
+    monkeypatch.setattr(Recipe, "value", lambda *given: computed.append(given) or plain(*given))
+    made, _ = recipe(scale(1), WEIGHT, torch.ones(40))
+    found, is_source = whole.fold(made, [WEIGHT, torch.ones(40)])
+    assert is_source
+    assert found.data_ptr() == WEIGHT.data_ptr()
+    assert not computed
+    near = torch.full((40,), 1 + torch.finfo(torch.float32).eps)
+    assert not whole.fold(made, [WEIGHT, near])[1]
+    assert computed

@@ -22,7 +22,7 @@ from normfuse.benchmark.settings import CONTENDERS
 from normfuse.cli import options as choices
 from normfuse.cli.app import app
 from normfuse.cli.commands.bench import Contender
-from normfuse.options import _CHOICES
+from normfuse.option_checks import _CHOICES
 from normfuse.passes.place import Placement
 from normfuse.pt2 import load_program, save_program
 from normfuse.rule_names import RULE_NAMES

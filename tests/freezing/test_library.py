@@ -12,6 +12,7 @@ from torch._inductor.utils import run_and_get_code
 
 from normfuse.freezing import fastest as measuring
 from normfuse.freezing import library
+from normfuse.freezing.blocks import blocks
 
 pytestmark = pytest.mark.skipif(
     not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()), reason="needs both"
@@ -148,3 +149,35 @@ def test_what_takes_long_is_measured_less_often(
     assert len(multiplied) == calls
     assert found == pytest.approx(dict.fromkeys(found, seconds))
     assert errors.keys() == found.keys()
+
+
+def test_of_a_large_product_a_part_is_measured() -> None:
+    rows, terms, columns = 64, 768, 50257
+    part = measuring._columns(rows, terms, columns)
+    assert part < columns
+    assert rows * terms * part <= measuring._MEASURED
+    assert measuring._columns(rows, terms, 96) == 96
+    assert measuring._columns(1 << 20, 1 << 20, columns) >= measuring._COMPARED
+
+
+def test_the_seconds_of_a_part_stand_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count()
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: 0.001 * next(clock))
+    monkeypatch.setattr(measuring, "_columns", lambda *_: 24)
+    seconds, _ = measuring._measure(7, torch.randn(48, 96), is_cold=False)
+    assert seconds == pytest.approx(dict.fromkeys(seconds, 0.004))
+
+
+def test_what_is_not_precise_enough_is_called_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    operators = blocks()
+    assert operators is not None
+
+    def rough(data: torch.Tensor, *_: object) -> torch.Tensor:
+        calls.append(len(data))
+        return torch.zeros(len(data), 96)
+
+    monkeypatch.setattr(measuring, "blocks", lambda: operators._replace(multiply=rough))
+    _, errors = measuring._measure(4, torch.randn(48, 96), is_cold=False)
+    assert calls == [4]
+    assert errors["blocks"] > errors["plain"] * measuring._ERROR

@@ -32,7 +32,7 @@ MODULES = (
     "analysis.together", "analysis.resize", "ir.span", "passes.basis", "passes.change_basis",
     "passes.canonicalize", "passes.functionalize", "passes.lift", *(f"passes.{rule}" for rule in RULE_NAMES),
     "passes.scaled_norms", "passes.ownership", "passes.settle_shifts", "passes.stored_values",
-    "passes.premises",
+    "passes.premises", "passes.decisions",
     "passes.spreads", "patterns.around", "ir.moves",
     "folding.precision", "folding.premise", "folding.conditions", "ir.effects", "ir.readers",
     "folding.contents", "folding.sampled", "folding.writers", "lowering.choose", "lowering.kernel",

@@ -179,3 +179,33 @@ def test_a_weight_that_is_laid_out_anew_when_it_is_cast_lies_as_it_did() -> None
         found, wanted = compiled(model)(x), model(x)
     assert codes(normfuse.last_report()) == []
     assert (found.stride(), found.dtype) == (wanted.stride(), wanted.dtype)
+
+
+@pytest.mark.parametrize("other", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_what_is_held_in_float16_is_found_beside_any_other_dtype(other: torch.dtype, is_first: bool) -> None:
+    """bfloat16 has as many bits, and holds numbers as large as float32 does."""
+
+    def run(s: Net, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        h = s.norm(x)
+        first = s.one(h.to(other)) if is_first else None
+        narrow = s.two((h * 4).sum(0, keepdim=True).half())
+        return narrow, s.one(h.to(other)) if first is None else first
+
+    model = network(run, nn.RMSNorm(D))
+    model.one.to(other)
+    model.two.half()
+    with torch.no_grad():
+        compiled(model)(rows())
+    assert codes(normfuse.last_report()) == ["overflow"]
+
+
+def test_a_bias_is_judged_by_the_dtype_of_fewest_digits() -> None:
+    """A quarter of the weight is small enough for float32, and too large for what reads in bfloat16."""
+    model = network(lambda s, x: (s.one(h := s.norm(x)), s.two(h.bfloat16())), nn.LayerNorm(D))
+    model.two.bfloat16()
+    with torch.no_grad():
+        model.norm.weight.fill_(1.0)
+        model.norm.bias.fill_(0.25)
+        compiled(model)(rows())
+    assert codes(normfuse.last_report()) == ["large_bias"]
