@@ -135,8 +135,8 @@ def numerator(x: Tensor) -> Tensor:
 
 
 OTHERS = [
-    tiled, tiled_by_reshape, interleaved_rows, of_rows, of_other_values, within_groups, of_two_groups, of_moved_values,
-    numerator,
+    tiled, tiled_by_reshape, interleaved_rows, of_rows, of_other_values, within_groups, of_two_groups,
+    of_moved_values, numerator,
 ]  # fmt: skip
 
 
