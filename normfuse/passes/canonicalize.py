@@ -1,9 +1,10 @@
-"""Drop operators that hand their input on unchanged, and name dtypes instead of pointing at them.
+"""Drop operators that hand their input on unchanged, and give one name to what has several.
 
     to(x, x.dtype) -> x        alias(x) -> x        dropout(x, p, train=False) -> x
     dropout(x, p=0) -> x, which draws no random numbers either
     to(to(x, wider), x.dtype) -> x
     type_as(x, y) -> to(x, y.dtype)                multiply(x, y) -> mul(x, y)
+    movedim(x, 1, -1) -> permute(x, ...)           narrow(x, 1, 2, 3) -> slice(x, 1, 2, 5)
 
 Bitwise neutral. Nothing is dropped where the graph writes to the memory concerned, nor what the
 graph returns, so aliasing and mutation stay what they were.
@@ -20,6 +21,7 @@ from normfuse.ir.dtypes import WIDER
 from normfuse.ir.effects import Effects, is_returned
 from normfuse.ir.grad_mode import switches_gradients
 from normfuse.ir.sizes import lies_alike, same, tensor_of
+from normfuse.passes.views import name_view
 
 __all__ = ["canonicalize"]
 
@@ -31,6 +33,10 @@ _ALIASES: dict[object, Any] = {
     aten.true_divide.Tensor: aten.div.Tensor,
     aten.subtract.Tensor: aten.sub.Tensor,
     aten.clip.default: aten.clamp.default,
+    aten.swapaxes.default: aten.transpose.int,
+    aten.swapdims.default: aten.transpose.int,
+    aten.moveaxis.int: aten.movedim.int,
+    aten.moveaxis.intlist: aten.movedim.intlist,
 }
 
 
@@ -41,6 +47,7 @@ def canonicalize(gm: GraphModule) -> int:
     for node in list(gm.graph.nodes):
         if node.target in _ALIASES:
             node.target = _ALIASES[node.target]
+        name_view(node)
         if is_call(node, aten.type_as.default, aten.to.other) and not effects.is_written(node):
             _name_the_dtype(node)
         value = None if switches else _brought_back(node)
