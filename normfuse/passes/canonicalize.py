@@ -2,7 +2,7 @@
 
     to(x, x.dtype) -> x        alias(x) -> x        dropout(x, p, train=False) -> x
     dropout(x, p=0) -> x, which draws no random numbers either
-    to(to(x, wider), x.dtype) -> x
+    to(to(x, wider), x.dtype) -> x                 torch.tensor(0.1) -> full([], 0.1)
     type_as(x, y) -> to(x, y.dtype)                multiply(x, y) -> mul(x, y)
     movedim(x, 1, -1) -> permute(x, ...)           narrow(x, 1, 2, 3) -> slice(x, 1, 2, 5)
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.fx import GraphModule, Node
 
 from normfuse.ir.calls import CASTS, aten, bind, is_call
@@ -48,6 +49,7 @@ def canonicalize(gm: GraphModule) -> int:
         if node.target in _ALIASES:
             node.target = _ALIASES[node.target]
         name_view(node)
+        _write_out(node, gm, effects)
         if is_call(node, aten.type_as.default, aten.to.other) and not effects.is_written(node):
             _name_the_dtype(node)
         value = None if switches else _brought_back(node)
@@ -59,6 +61,22 @@ def canonicalize(gm: GraphModule) -> int:
             gm.graph.erase_node(node)
             removed += 1
     return removed
+
+
+def _write_out(node: Node, gm: GraphModule, effects: Effects) -> None:
+    """``torch.tensor(1e-4)`` inside of a model, as it is traced: a number, which depends on no call."""
+    lifted = node.args[0] if is_call(node, aten.detach_.default) else None
+    if not isinstance(lifted, Node) or not is_call(lifted, aten.lift_fresh.default):
+        return
+    constant, fake = lifted.args[0], tensor_of(node)
+    held = getattr(gm, str(constant.target), None) if isinstance(constant, Node) else None
+    is_number = isinstance(held, torch.Tensor) and held.dim() == 0 and type(held) is torch.Tensor
+    alone = set(effects.writers(lifted)) <= {node} and len(lifted.users) == 1
+    if fake is None or not is_number or not alone or is_returned(node) or not fake.is_floating_point():
+        return
+    number = held.item()  # type: ignore[union-attr]
+    node.target, node.args = aten.full.default, ([], number)
+    node.kwargs = {"dtype": fake.dtype, "device": fake.device}
 
 
 def _name_the_dtype(node: Node) -> None:
