@@ -192,3 +192,22 @@ OTHERS: dict[str, Spelling] = {
 def test_other_functions_stay_what_they_are(name: str) -> None:
     model, made, x = rewritten(OTHERS[name])
     assert distance(made.module()(x), model(x)) <= EXACT
+
+
+class Viewed(nn.Module):
+    """An RMSNorm, whose scale is made of a stored root, and views that another layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.write, self.read, self.norm = nn.Linear(3, C), nn.Linear(C, C), Norm(lambda n, x: x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.rms_norm(self.write(x), (C,), eps=EPS) * (self.norm.weight / self.norm.std) + self.norm.bias
+        return self.read(y.view(2, 5, C).view(-1, C)).view(2, 5, C)
+
+
+def test_what_a_norm_ahead_has_taken_is_no_norm_of_its_own() -> None:
+    model, x = Viewed().double().eval(), torch.randn(2, 5, 3, dtype=torch.float64)
+    made = normfuse.rewrite(model, (x,))
+    assert made.report.found == {"rms_norm": 1}
+    assert distance(made.module()(x), model(x)) <= EXACT
