@@ -133,7 +133,7 @@ def mix_norm(
     """
     if not all(type(count) is int for count in (layer, num_layers)) or not 1 <= layer <= num_layers:
         raise OptionError(f"mix_norm: layers count from 1 to {num_layers!r}; there is no {layer!r}")
-    if not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
+    if not 0 <= alpha <= 1:
         raise OptionError(f"mix_norm: alpha is a number from 0 to 1, not {alpha!r}")
     place = PostNorm if layer <= math.floor(Fraction(str(alpha)) * num_layers) else PreNorm
     return place(norm, sublayer)

@@ -45,7 +45,6 @@ MADE_WRONG = [
     (lambda: layers.ScaledLayerNorm(8.0, 1), f"ScaledLayerNorm: normalized_shape {COUNT} 8.0"),
     (lambda: layers.PreNorm(torch.nn.LayerNorm(8), torch.nn.Linear(8, 8)), "write lambda: LayerNorm"),
     (lambda: layers.mix_norm(torch.nn.Identity, torch.nn.Linear(8, 8), 1.5, 8), "there is no 1.5"),
-    (lambda: layers.mix_norm(torch.nn.Identity, torch.nn.Linear(8, 8), 1, 8, "1"), "alpha is a number"),
 ]
 
 
