@@ -64,10 +64,12 @@ def canonicalize(gm: GraphModule) -> int:
 
 
 def _write_out(node: Node, gm: GraphModule, effects: Effects) -> None:
-    """``torch.tensor(1e-4)`` inside of a model, as it is traced: a number, which depends on no call."""
-    lifted = node.args[0] if is_call(node, aten.detach_.default) else None
-    if not isinstance(lifted, Node) or not is_call(lifted, aten.lift_fresh.default):
+    """``torch.tensor(1e-4)`` inside of a model, as it is traced: a number, or new memory at each call."""
+    if is_call(node, aten.lift_fresh.default):
+        node.target = aten.lift_fresh_copy.default
+    if not _detaches_a_constant(node):
         return
+    lifted = node.all_input_nodes[0]
     constant, fake = lifted.args[0], tensor_of(node)
     held = getattr(gm, str(constant.target), None) if isinstance(constant, Node) else None
     is_number = isinstance(held, torch.Tensor) and held.dim() == 0 and type(held) is torch.Tensor
