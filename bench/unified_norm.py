@@ -164,6 +164,9 @@ def main(
         made = _measured(child, seconds) if memory is None else _peak(memory, child)
         sys.stdout.write(json.dumps(made) + "\n")
         return
+    unknown = [size for size in sizes or () if size not in SIZES]
+    if unknown:
+        raise typer.BadParameter(f"no size {unknown[0]!r}; there are {', '.join(SIZES)}")
     results = {size: _in_processes(size, processes, seconds) for size in sizes or SIZES}
     if json_file is not None:
         write_text(json_file, json_text({"machine": machine(), "results": results}))

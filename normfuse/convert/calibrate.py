@@ -16,7 +16,7 @@ from normfuse.arguments import bound_arguments
 from normfuse.convert.calibration import Calibration
 from normfuse.convert.distance import Distance
 from normfuse.convert.observing import Observed, observing
-from normfuse.convert.plan import Entry, Plan, plan_for
+from normfuse.convert.plan import Entry, Plan, check_only, plan_for
 from normfuse.convert.swap import Swap
 from normfuse.convert.targets import check_target
 from normfuse.errors import InputError, OptionError
@@ -117,6 +117,7 @@ def _plan(
 
 def _own_layers(model: nn.Module, only: Sequence[str] | None) -> Plan:
     """Copies of layers that take statistics, which do not stand inside of one another."""
+    check_only(only)
     plan, inside = Plan(), set[nn.Module]()
     for name, module in model.named_modules():
         if not hasattr(module, "set_statistics") or module in inside or not name:

@@ -11,7 +11,7 @@ from torch import nn
 from normfuse.convert.plan import Entry, plan_for
 from normfuse.convert.swap import Swap
 from normfuse.convert.targets import check_target
-from normfuse.errors import InputError
+from normfuse.errors import InputError, OptionError
 from normfuse.nn import ProgressiveNorm
 
 __all__ = ["Conversion", "convert"]
@@ -83,6 +83,8 @@ def convert(
     if not isinstance(model, nn.Module):
         raise InputError(f"convert takes an nn.Module, not {type(model).__name__}")
     check_target(to, options)
+    if not progressive and (warm, step, r0) != (0, 300_000, 1.0):
+        raise OptionError("warm, step and r0 are those of a schedule: they go with progressive=True")
 
     def wrap(old: nn.Module, new: nn.Module) -> nn.Module:
         return ProgressiveNorm(old, new, warm, step, r0) if progressive else new

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from normfuse.convert.affine import Affine, affine_of, is_norm
 from normfuse.convert.targets import made
-from normfuse.errors import InputError
+from normfuse.errors import InputError, OptionError
 
-__all__ = ["Entry", "Plan", "plan_for"]
+__all__ = ["Entry", "Plan", "check_only", "plan_for"]
 
 Wrap = Callable[[nn.Module, nn.Module], nn.Module]
 
@@ -63,6 +63,7 @@ def plan_for(
     wrap: Wrap | None = None,
 ) -> Plan:
     """A new layer for each norm over the last axis whose name one of the patterns ``only`` matches."""
+    check_only(only)
     plan, held = Plan(), Counter(_identities(model))
     like = next(model.parameters(), torch.zeros(()))
     for name, module in list(model.named_modules()):
@@ -78,6 +79,16 @@ def plan_for(
         plan.replacements[module] = layer if wrap is None else wrap(module, layer)
         plan.converted.append(Entry(name, kind, becomes=to))
     return plan
+
+
+def check_only(only: object) -> None:
+    """Refuse one pattern in the place of a list, whose letters would be taken for patterns.
+
+    Raises:
+        OptionError: naming the list that is meant.
+    """
+    if isinstance(only, str):
+        raise OptionError(f"only is a list of patterns: write only=[{only!r}]")
 
 
 def _identities(model: nn.Module) -> list[int]:

@@ -14,7 +14,7 @@ from torch.fx import Node
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.sizes import same, shape_of
 
-__all__ = ["COPIES", "RESHAPES", "Axes", "is_move"]
+__all__ = ["COPIES", "RESHAPES", "TURNS", "Axes", "is_move"]
 
 #: Operators that count the same elements, in the same order, by other axes.
 RESHAPES = (
@@ -24,12 +24,13 @@ RESHAPES = (
 )  # fmt: skip
 #: Operators that return their input, at most laid out anew.
 COPIES = (aten.clone.default, aten.contiguous.default, aten.alias.default)
-_TURNS = (aten.transpose.int, aten.mT.default, aten.permute.default)
+#: Operators that return views with the axes in another order.
+TURNS = (aten.transpose.int, aten.mT.default, aten.permute.default)
 
 
 def is_move(node: Node) -> bool:
     """Whether an operator returns the entries of its first operand, at most in other places."""
-    return is_call(node, *RESHAPES, *COPIES, *_TURNS)
+    return is_call(node, *RESHAPES, *COPIES, *TURNS)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Axes:
 
     def behind(self, move: Node) -> Axes | None:
         """The axes behind one more move; None where it cuts one, or sizes are not known to agree."""
-        if is_call(move, *_TURNS):
+        if is_call(move, *TURNS):
             return replace(self, dims=self._turned(move))
         return self._counted_by(shape_of(move))
 

@@ -54,10 +54,10 @@ class BatchNorm(WithStatistics, nn.BatchNorm1d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_count(self, "num_features", num_features)
         super().__init__(num_features, eps, momentum, affine, True, device, dtype)
         for name in ("running_mean", "running_var"):
             self._buffers[name] = widened(self.get_buffer(name))
-        check_count(self, "num_features", num_features)
         check_eps(self, eps)
         check_share(self, "momentum", momentum)
 

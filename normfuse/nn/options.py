@@ -9,7 +9,9 @@ from torch import nn
 
 from normfuse.errors import OptionError
 
-__all__ = ["check_count", "check_eps", "check_groups", "check_share", "listed"]
+__all__ = [
+    "check_count", "check_eps", "check_groups", "check_module", "check_number", "check_share", "listed",
+]  # fmt: skip
 
 
 def check_count(layer: nn.Module, name: str, value: Any, least: int = 1) -> int:
@@ -57,6 +59,28 @@ def check_share(layer: nn.Module, name: str, value: Any) -> float:
     if not _is_number(value) or not 0.0 <= value <= 1.0:
         raise OptionError(f"{_name(layer)}: {name} is a number from 0 to 1, not {value!r}")
     return float(value)
+
+
+def check_number(layer: nn.Module, name: str, value: Any) -> float:
+    """``value`` where it is a finite number.
+
+    Raises:
+        OptionError: naming the layer and the option.
+    """
+    if not _is_number(value) or not math.isfinite(value):
+        raise OptionError(f"{_name(layer)}: {name} is a finite number, not {value!r}")
+    return float(value)
+
+
+def check_module(layer: nn.Module, name: str, value: Any) -> nn.Module:
+    """``value`` where it is a module.
+
+    Raises:
+        OptionError: naming the layer and the option.
+    """
+    if not isinstance(value, nn.Module):
+        raise OptionError(f"{_name(layer)}: {name} is a module, not {value!r}")
+    return value
 
 
 def listed(layer: nn.Module, size: str, *names: str) -> str:

@@ -23,6 +23,11 @@ class _Placed(nn.Module):
 
     def __init__(self, norm: NormFactory, sublayer: nn.Module) -> None:
         super().__init__()
+        if isinstance(norm, nn.Module):
+            raise OptionError(
+                f"{type(self).__name__} takes a function that makes a norm, and this is one already; write "
+                f"lambda: {type(norm).__name__}(...)"
+            )
         self.norm = norm()
         self.sublayer = sublayer
         if not isinstance(self.norm, nn.Module):
@@ -43,7 +48,7 @@ class PreNorm(_Placed):
         sublayer: F; further arguments of a call go to it.
 
     Raises:
-        OptionError: where ``norm`` makes no module.
+        OptionError: where ``norm`` is a module, or makes none.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -126,8 +131,8 @@ def mix_norm(
     Raises:
         OptionError: for a layer that is not there, or an alpha outside of 0 to 1.
     """
-    if not 1 <= layer <= num_layers:
-        raise OptionError(f"mix_norm: layers count from 1 to {num_layers}; there is no {layer!r}")
+    if not all(type(count) is int for count in (layer, num_layers)) or not 1 <= layer <= num_layers:
+        raise OptionError(f"mix_norm: layers count from 1 to {num_layers!r}; there is no {layer!r}")
     if not 0 <= alpha <= 1:
         raise OptionError(f"mix_norm: alpha is a number from 0 to 1, not {alpha!r}")
     place = PostNorm if layer <= math.floor(Fraction(str(alpha)) * num_layers) else PreNorm

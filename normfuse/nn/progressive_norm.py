@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normfuse.nn.options import check_count, check_share
+from normfuse.nn.options import check_count, check_module, check_share
 from normfuse.nn.precision import wide_dtype
 from normfuse.nn.recomputing import kept, refuse_second_run
 from normfuse.warn import warn_user
@@ -53,7 +53,8 @@ class ProgressiveNorm(nn.Module):
         self, norm1: nn.Module, norm2: nn.Module, warm: int = 0, step: int = 300_000, r0: float = 1.0
     ) -> None:
         super().__init__()
-        self.norm1, self.norm2, self.r0 = norm1, norm2, check_share(self, "r0", r0)
+        self.norm1, self.norm2 = check_module(self, "norm1", norm1), check_module(self, "norm2", norm2)
+        self.r0 = check_share(self, "r0", r0)
         check_count(self, "warm", warm, least=0)
         check_count(self, "step", step)
         anchor = next((p for p in norm2.parameters()), None)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from normfuse.nn.affine import scale_and_shift
 from normfuse.nn.batch_norm import BatchNorm
 from normfuse.nn.inputs import check_several, check_tokens
-from normfuse.nn.options import check_count, check_eps, check_share
+from normfuse.nn.options import check_count, check_eps, check_number, check_share
 from normfuse.nn.precision import cast, wide_dtype
 
 __all__ = ["RepBatchNorm"]
@@ -61,7 +61,8 @@ class RepBatchNorm(nn.Module):
         check_eps(self, eps)
         check_share(self, "momentum", momentum)
         self.bn = BatchNorm(num_features, eps, momentum, affine, device, dtype)
-        self.alpha = nn.Parameter(torch.full((1,), alpha, device=device, dtype=dtype))
+        start = check_number(self, "alpha", alpha)
+        self.alpha = nn.Parameter(torch.full((1,), start, device=device, dtype=dtype))
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalize ``x``; ``pad_mask`` matters in training only."""

@@ -42,8 +42,8 @@ class ScaledLayerNorm(nn.LayerNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         check_count(self, "normalized_shape", normalized_shape)
+        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         check_eps(self, eps)
         self.layer = check_count(self, "layer", layer)
 

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from normfuse.errors import OptionError
 from normfuse.nn.inputs import check_shape
-from normfuse.nn.options import check_eps
+from normfuse.nn.options import check_eps, check_number
 from normfuse.nn.precision import cast, widened
 
 __all__ = ["WeightStandardizedConv1d", "WeightStandardizedConv2d", "WeightStandardizedConv3d"]
@@ -45,7 +45,7 @@ class _WeightStandardized(_ConvNd):
 
     Raises:
         OptionError: from the constructor, where an output channel has one weight, which has no variance,
-            for an eps that is not positive, and for a gamma without the scaled form.
+            for an eps that is not positive, and for a gamma that is no number or without the scaled form.
         InputError: from the call, for another number of channels or axes.
     """
 
@@ -54,7 +54,7 @@ class _WeightStandardized(_ConvNd):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.eps = (1e-4 if scaled else 1e-5) if eps is None else eps
-        self.gamma = gamma
+        self.gamma = check_number(self, "gamma", gamma)
         self.fan_in = math.prod(self.weight.shape[1:])
         self._check()
         if gamma != 1.0 and not scaled:

@@ -1,9 +1,10 @@
-"""Drop operators that hand their input on unchanged, and name dtypes instead of pointing at them.
+"""Drop operators that hand their input on unchanged, and give one name to what has several.
 
     to(x, x.dtype) -> x        alias(x) -> x        dropout(x, p, train=False) -> x
     dropout(x, p=0) -> x, which draws no random numbers either
-    to(to(x, wider), x.dtype) -> x
+    to(to(x, wider), x.dtype) -> x                 torch.tensor(0.1) -> full([], 0.1)
     type_as(x, y) -> to(x, y.dtype)                multiply(x, y) -> mul(x, y)
+    movedim(x, 1, -1) -> permute(x, ...)           narrow(x, 1, 2, 3) -> slice(x, 1, 2, 5)
 
 Bitwise neutral. Nothing is dropped where the graph writes to the memory concerned, nor what the
 graph returns, so aliasing and mutation stay what they were.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.fx import GraphModule, Node
 
 from normfuse.ir.calls import CASTS, aten, bind, is_call
@@ -20,6 +22,7 @@ from normfuse.ir.dtypes import WIDER
 from normfuse.ir.effects import Effects, is_returned
 from normfuse.ir.grad_mode import switches_gradients
 from normfuse.ir.sizes import lies_alike, same, tensor_of
+from normfuse.passes.views import name_view
 
 __all__ = ["canonicalize"]
 
@@ -31,6 +34,10 @@ _ALIASES: dict[object, Any] = {
     aten.true_divide.Tensor: aten.div.Tensor,
     aten.subtract.Tensor: aten.sub.Tensor,
     aten.clip.default: aten.clamp.default,
+    aten.swapaxes.default: aten.transpose.int,
+    aten.swapdims.default: aten.transpose.int,
+    aten.moveaxis.int: aten.movedim.int,
+    aten.moveaxis.intlist: aten.movedim.intlist,
 }
 
 
@@ -41,6 +48,8 @@ def canonicalize(gm: GraphModule) -> int:
     for node in list(gm.graph.nodes):
         if node.target in _ALIASES:
             node.target = _ALIASES[node.target]
+        name_view(node)
+        _write_out(node, gm, effects)
         if is_call(node, aten.type_as.default, aten.to.other) and not effects.is_written(node):
             _name_the_dtype(node)
         value = None if switches else _brought_back(node)
@@ -52,6 +61,24 @@ def canonicalize(gm: GraphModule) -> int:
             gm.graph.erase_node(node)
             removed += 1
     return removed
+
+
+def _write_out(node: Node, gm: GraphModule, effects: Effects) -> None:
+    """``torch.tensor(1e-4)`` inside of a model, as it is traced: a number, or new memory at each call."""
+    if is_call(node, aten.lift_fresh.default):
+        node.target = aten.lift_fresh_copy.default
+    if not _detaches_a_constant(node):
+        return
+    lifted = node.all_input_nodes[0]
+    constant, fake = lifted.args[0], tensor_of(node)
+    held = getattr(gm, str(constant.target), None) if isinstance(constant, Node) else None
+    is_number = isinstance(held, torch.Tensor) and held.dim() == 0 and type(held) is torch.Tensor
+    alone = set(effects.writers(lifted)) <= {node} and len(lifted.users) == 1
+    if fake is None or not is_number or not alone or is_returned(node) or not fake.is_floating_point():
+        return
+    number = held.item()  # type: ignore[union-attr]
+    node.target, node.args = aten.full.default, ([], number)
+    node.kwargs = {"dtype": fake.dtype, "device": fake.device}
 
 
 def _name_the_dtype(node: Node) -> None:

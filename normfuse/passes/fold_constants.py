@@ -11,12 +11,14 @@ from torch.fx import Node
 
 from normfuse.analysis.weights import WeightValues
 from normfuse.folding.recipe import FOLD
+from normfuse.ir.calls import aten, is_call
 from normfuse.ir.effects import Effects
 from normfuse.ir.location import described
 from normfuse.ir.region import norm_of
 from normfuse.lowering.inline import inline
 from normfuse.passes.evidence import certificate
 from normfuse.passes.rule import Numerics, Rule
+from normfuse.passes.standardised import standardised
 from normfuse.passes.work import Work
 from normfuse.report import Refusal, Site
 
@@ -31,8 +33,29 @@ def fold_constants(work: Work) -> None:
     for node, site in work.sites.items():
         if site.kind == "weight_standardization":
             site.refuse(_moving_refusal(node), FOLD_CONSTANTS.name)
-    if made:
-        _mark(made, WeightValues(work.program, Effects(graph)))
+    weights = WeightValues(work.program, Effects(graph))
+    _mark(made, weights)
+    _mark(_unnamed(work, weights), weights)
+
+
+def _unnamed(work: Work, weights: WeightValues) -> list[Node]:
+    """The operators of standardised weights that are no norm with a description."""
+    made: list[Node] = []
+    for reader in work.program.gm.graph.nodes:
+        found = standardised(reader, weights)
+        if found is None or found.value in made:
+            continue
+        site = found.site()
+        work.report.sites.append(site)
+        refusal = weights.refusal(found.value) or _grad_refusal(work, found.value)
+        if refusal is not None:
+            site.refuse(refusal, FOLD_CONSTANTS.name)
+            continue
+        _forget_assertions(found.inner)
+        names = [node.name for node in found.held]
+        site.fold(FOLD_CONSTANTS.name, certificate(FOLD_CONSTANTS, (names, names), found.held, work))
+        made += found.inner
+    return made
 
 
 def _inlined(work: Work, weights: WeightValues) -> list[Node]:
@@ -54,6 +77,13 @@ def _inlined(work: Work, weights: WeightValues) -> list[Node]:
         del work.sites[node]
         made += inline(work.program.gm, node, region)
     return made
+
+
+def _forget_assertions(values: list[Node]) -> None:
+    """What is computed once is not looked at in every call."""
+    for value in values:
+        for user in [u for u in value.users if is_call(u, aten._assert_tensor_metadata.default)]:
+            user.graph.erase_node(user)
 
 
 def _moving_refusal(node: Node) -> Refusal:

@@ -57,9 +57,9 @@ def lift(work: Work) -> None:
     known = set().union(*(_between(core) for core in (*cores, *stored)))
     unseen = unseen_norms(facts, known, weights)
     for core in sorted([*cores, *stored, *unseen], key=lambda c: order[c.root]):
-        if core.root in whole and core.root in lifting.consumed:
-            continue  # a norm ahead of it has taken the scale and the shift that it consists of
         norm = lifting.followed(core)
+        if core.root in whole and lifting.has_taken(norm):
+            continue  # a norm ahead of it has taken the scale and the shift that it consists of
         if core.root not in whole:
             norm = of_weight(absorb(norm), work.program.weights)
         lifting.lift(norm, module_path(core.root), source_line(core.root))
@@ -86,6 +86,10 @@ class _Lifting:
             role: self.lifted[n] for role, n in held.items() if isinstance(n, Node) and n in self.lifted
         }
         return changed(norm, operands=changed(norm.operands, **moved)) if moved else norm
+
+    def has_taken(self, norm: Candidate) -> bool:
+        """Whether operators of the candidate belong to a norm already."""
+        return norm.root in self.consumed or not _between(norm).isdisjoint(self.lifted.values())
 
     def lift(self, norm: Candidate, module: str, source: str) -> None:
         nodes = _between(norm) if norm.refusal is None else self._leading(norm)

@@ -41,6 +41,7 @@ from normfuse.passes.positional import positional
 from normfuse.passes.rule import Rule
 from normfuse.passes.settle_shifts import settle_shifts
 from normfuse.passes.spreads import narrow_spreads
+from normfuse.passes.views import merge_views
 from normfuse.passes.work import Work
 from normfuse.report import Cost, Refusal, Report
 
@@ -79,6 +80,8 @@ def _functionalize(work: Work) -> None:
 
 def _canonicalize(work: Work) -> None:
     canonicalize(work.program.gm)
+    if not work.program.grad_enabled:
+        merge_views(work.program.gm.graph)
     narrow_spreads(work.program.gm)
     drop_unused(work.program.gm.graph)
 

@@ -26,6 +26,10 @@ _ENTRYWISE = (
     aten.sqrt.default, aten.rsqrt.default, aten.reciprocal.default, aten.pow.Tensor_Scalar,
     aten.clamp.default, aten.clamp_min.default, aten.to.dtype,
 )  # fmt: skip
+#: Along an axis of size one all of them repeat its entry.
+_REPEATS = (
+    aten.repeat.default, aten.expand.default, aten.expand_as.default, aten.repeat_interleave.self_int,
+)  # fmt: skip
 _SPLITS = (aten.view.default, aten.reshape.default, aten.unflatten.int)
 
 
@@ -98,7 +102,7 @@ def _spread(node: Node) -> _Spread | None:
     if is_call(node, aten.repeat_interleave.self_int):
         return _interleaved(node)
     inner = _without_copies(node.all_input_nodes[0]) if is_call(node, *RESHAPES) else None
-    if inner is None or not is_call(inner, aten.repeat.default, aten.expand.default):
+    if inner is None or not is_call(inner, *_REPEATS):
         return None
     value = inner.all_input_nodes[0]
     before, wide, merged = shape_of(value) or (), shape_of(inner) or (), shape_of(node) or ()

@@ -9,7 +9,7 @@ What is written out in arithmetic is found by :mod:`normfuse.patterns.stored_ari
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from torch.fx import Graph, Node
@@ -19,11 +19,12 @@ from normfuse.ir.changed import changed
 from normfuse.ir.dtypes import opmath
 from normfuse.ir.location import described
 from normfuse.ir.region import Operands
-from normfuse.ir.sizes import same, same_shape, shape_of, tensor_of
+from normfuse.ir.sizes import same, shape_of, tensor_of
 from normfuse.ir.spec import NormSpec
 from normfuse.patterns.around import around
 from normfuse.patterns.candidate import Candidate
 from normfuse.patterns.stored_arithmetic import spelled_norms
+from normfuse.patterns.stored_growth import with_affine, with_skip
 from normfuse.report import Refusal
 
 __all__ = ["stored_norms"]
@@ -35,16 +36,21 @@ def stored_norms(graph: Graph, weights: Container[Node]) -> list[Candidate]:
     found = [c for c in native if c is not None] + spelled_norms(graph, weights)
     order = {node: i for i, node in enumerate(graph.nodes)}
     taken = set[Node]()
-    grown = []
-    for norm in sorted(found, key=lambda c: order[c.root]):
-        inner = around(with_skip(norm, weights), taken)
-        grown.append(around(with_skip(inner, weights), taken))
-    return grown
+    return [_grown(norm, weights, taken) for norm in sorted(found, key=lambda c: order[c.root])]
+
+
+def _grown(norm: Candidate, weights: Container[Node], taken: set[Node]) -> Candidate:
+    """The norm with all that belongs to it."""
+    before = None
+    while norm is not before:
+        before = norm
+        norm = around(with_skip(with_affine(norm, weights), weights), taken)
+    return norm
 
 
 def _batch_norm(node: Node, weights: Container[Node]) -> Candidate | None:
     bound = bind(node)
-    return _native("batch_norm", node, node, bound, bound["training"], weights)
+    return _named(_native("batch_norm", node, node, bound, bound["training"], weights), bound)
 
 
 def _instance_norm(node: Node, weights: Container[Node]) -> Candidate | None:
@@ -56,24 +62,30 @@ def _instance_norm(node: Node, weights: Container[Node]) -> Candidate | None:
 
 
 def _decomposed(node: Node, weights: Container[Node]) -> Candidate | None:
-    """The form that core ATen has: the result is the first of three values."""
-    root = _only_result(node)
-    return None if root is None else _native("batch_norm", node, root, bind(node), False, weights)
+    """The forms that return statistics as well: the result is the first of several values."""
+    root, bound = _only_result(node), bind(node)
+    training = bound.get("training", False)
+    made = None if root is None else _native("batch_norm", node, root, bound, training, weights)
+    return _named(made, bound)
 
 
 def _decomposed_without_statistics(node: Node, weights: Container[Node]) -> Candidate | None:
-    """The same by the statistics of the batch; where all channels were laid into one row, instance norm."""
-    root, value = _only_result(node), tensor_of(node.args[0])
-    bound = {**bind(node), "running_mean": None, "running_var": None}
+    """The same by the statistics of the batch."""
+    root, bound = _only_result(node), {**bind(node), "running_mean": None, "running_var": None}
     made = None if root is None else _native("batch_norm", node, root, bound, True, weights)
-    in_one_row = (
-        value is not None
-        and same(value.shape[0], 1)
-        and is_call(bound["input"], aten.view.default, aten.reshape.default)
-    )
-    if made is None or made.spec.kind != "batch_norm" or not in_one_row:
-        return made
-    return changed(made, spec=made.spec.as_kind("instance_norm"), refusal=None)
+    return _named(made, bound)
+
+
+def _named(norm: Candidate | None, bound: Mapping[str, Any]) -> Candidate | None:
+    """Where all channels were laid into one row, what the batch's own statistics make is instance norm."""
+    if norm is None or norm.spec.statistics != "input" or norm.spec.kind != "batch_norm":
+        return norm
+    if bound["running_mean"] is not None:
+        return norm
+    row = norm.operands.source
+    if not is_call(row, aten.view.default, aten.reshape.default) or not same((shape_of(row) or (0,))[0], 1):
+        return norm
+    return changed(norm, spec=norm.spec.as_kind("instance_norm"), refusal=None)
 
 
 def _only_result(node: Node) -> Node | None:
@@ -127,42 +139,10 @@ def _with_batch_statistics(norm: Candidate, weights: Container[Node]) -> Candida
     return changed(norm, spec=spec, operands=operands, refusal=refusal)
 
 
-def with_skip(norm: Candidate, weights: Container[Node]) -> Candidate:
-    """``norm(x) + skip * x`` is one scale and one shift as well."""
-    if len(norm.root.users) != 1 or norm.refusal is not None or norm.spec.statistics == "input":
-        return norm
-    reader = next(iter(norm.root.users))
-    if not is_call(reader, aten.add.Tensor) or bind(reader)["alpha"] != 1:
-        return norm
-    other = reader.args[1] if reader.args[0] is norm.root else reader.args[0]
-    skip = _factor(other, norm, weights)
-    if skip is None:
-        return norm
-    operands = changed(norm.operands, skip=skip)
-    return norm.grown(reader, operands, kind="rep_batch_norm", stored=(*norm.spec.stored, "skip"))
-
-
-def _factor(product: object, norm: Candidate, weights: Container[Node]) -> Node | None:
-    """The weight that multiplies the norm's own input, one number for all or one per channel."""
-    source, result = tensor_of(norm.operands.source), tensor_of(product)
-    if not isinstance(product, Node) or not is_call(product, aten.mul.Tensor) or len(product.users) != 1:
-        return None
-    left, right = product.args[:2]
-    if norm.operands.source not in (left, right) or source is None or result is None:
-        return None
-    skip = right if left is norm.operands.source else left
-    shape = shape_of(skip)
-    if not isinstance(skip, Node) or skip not in weights or shape is None or result.dtype != source.dtype:
-        return None
-    if len(shape) > source.dim() or not same_shape(product, norm.operands.source):
-        return None
-    kept = [d for d in range(-len(shape), 0) if d not in norm.spec.dims]
-    return skip if all(same(shape[d], 1) for d in range(-len(shape), 0) if d not in kept) else None
-
-
 _READERS: dict[object, Callable[[Node, Container[Node]], Candidate | None]] = {
     aten.batch_norm.default: _batch_norm,
     aten.instance_norm.default: _instance_norm,
     aten._native_batch_norm_legit_no_training.default: _decomposed,
+    aten.native_batch_norm.default: _decomposed,
     aten._native_batch_norm_legit.no_stats: _decomposed_without_statistics,
 }

@@ -8,7 +8,7 @@ A product with a vector is a norm only if the vector comes from the root of a st
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,22 +18,37 @@ from normfuse.ir.calls import CASTS, aten, bind, is_call, readers
 from normfuse.ir.changed import changed
 from normfuse.ir.dtypes import WIDER
 from normfuse.ir.region import Operands
-from normfuse.ir.sizes import lies_alike, same, shape_of, tensor_of
+from normfuse.ir.sizes import lies_alike, tensor_of
 from normfuse.ir.spec import NormSpec
 from normfuse.patterns.candidate import Candidate
-from normfuse.patterns.stored_operands import added_eps, exact_root, told_apart, under_root
+from normfuse.patterns.stored_growth import channel_axis, unrepeated, weight_behind
+from normfuse.patterns.stored_operands import (
+    added_eps,
+    alike,
+    entries,
+    exact_root,
+    kind_of,
+    product_with,
+    told_apart,
+    under_root,
+)
 
 __all__ = ["spelled_norms"]
 
 
 @dataclass(frozen=True)
 class _Chain:
-    """A source on its way to ``root``, by the operands that were met so far."""
+    """A source on its way to ``root``, by the operands that were met so far.
+
+    ``factor`` is what it is multiplied by, or with ``divides`` what it is divided by.
+    """
 
     root: Node
     axis: int
     operands: Operands
     eps: float
+    factor: Node
+    divides: bool
     compute_dtype: torch.dtype | None = None
 
     @property
@@ -49,46 +64,55 @@ def spelled_norms(graph: Graph, weights: Container[Node]) -> list[Candidate]:
     for node in graph.nodes:
         chain = _begun(node, weights)
         if chain is not None:
-            candidates.append(_candidate(_with_casts(_with_shift(_with_scale(chain, weights), weights))))
+            chain = _with_scale(_with_mean(chain, weights), weights)
+            candidates.append(_candidate(_with_casts(_with_shift(chain, weights))))
     return candidates
 
 
 def _begun(node: Node, weights: Container[Node]) -> _Chain | None:
-    """``[x - mean] * scale``, where the scale is made of a stored root, or ``/ root``."""
-    if not is_call(node, aten.mul.Tensor, aten.div.Tensor):
-        return None
-    value, factor = _value_and_factor(node, weights)
-    axis = _channel_axis(factor, node)
+    """``weight * [x - mean] * scale``, where the scale is made of a stored root, or ``/ root``."""
+    shift, value, factor, divides = _parts(node, weights)
+    axis = channel_axis(factor, node)
     if value is None or factor is None or axis is None or not _floating(value, node):
         return None
-    found = _stored_root(factor)
-    if found is None:
+    eps = _stored_root(factor)
+    if eps is None or not (shift is None or channel_axis(shift, node) == axis):
         return None
-    divides = is_call(node, aten.div.Tensor)
-    operands = _less_mean(value, axis, weights)
+    inner, weight = _before_weight(value, axis, weights)
     root = exact_root(factor, divides)
-    if root is not None and _channel_axis(root[0], node) == axis:
-        return _Chain(node, axis, changed(operands, variance=root[0]), found)
-    return None if divides else _Chain(node, axis, changed(operands, scale=factor), found)
+    if root is not None and alike(root[0], factor):
+        operands = changed(_less_mean(inner, axis, weights), scale=weight, variance=root[0], shift=shift)
+    elif divides:
+        return None
+    else:
+        operands = changed(_less_mean(value, axis, weights), scale=factor, shift=shift)
+    return _Chain(node, axis, operands, eps, factor, divides)
 
 
-def _value_and_factor(node: Node, weights: Container[Node]) -> tuple[Node | None, Node | None]:
-    """The operand that depends on the input, and the one that belongs to the model."""
-    left, right = node.args[:2]
-    if isinstance(left, Node) and left in weights and is_call(node, aten.mul.Tensor):
+def _parts(node: Node, weights: Container[Node]) -> tuple[Node | None, Node | None, Node | None, bool]:
+    """What is added, what depends on the input, what belongs to the model, and whether it divides."""
+    if is_call(node, aten.mul.Tensor, aten.div.Tensor):
+        return None, *_value_and_factor(node.args, weights, is_call(node, aten.div.Tensor))
+    exact = tensor_of(node)
+    if not is_call(node, aten.addcmul.default, aten.addcdiv.default) or exact is None:
+        return None, None, None, False
+    bound, divides = bind(node), is_call(node, aten.addcdiv.default)
+    shift = bound["self"]
+    # In half precision the product alone would be rounded.
+    if bound["value"] != 1 or shift not in weights or exact.dtype not in (torch.float32, torch.float64):
+        return None, None, None, False
+    return shift, *_value_and_factor((bound["tensor1"], bound["tensor2"]), weights, divides)
+
+
+def _value_and_factor(
+    pair: Sequence[object], weights: Container[Node], divides: bool
+) -> tuple[Node | None, Node | None, bool]:
+    left, right = (unrepeated(value, weights) for value in pair[:2])
+    if isinstance(left, Node) and left in weights and not divides:
         left, right = right, left
     if not (isinstance(left, Node) and isinstance(right, Node)) or left in weights or right not in weights:
-        return None, None
-    return left, right
-
-
-def _channel_axis(vector: object, node: Node) -> int | None:
-    """The axis, counted from the end, along which a broadcast operand varies; None unless it is one."""
-    shape, full = shape_of(vector), shape_of(node)
-    if shape is None or full is None or len(shape) > len(full):
-        return None
-    varying = [d for d in range(-len(shape), 0) if not same(shape[d], 1)]
-    return varying[0] if len(varying) == 1 and same(shape[varying[0]], full[varying[0]]) else None
+        return None, None, divides
+    return left, right, divides
 
 
 def _floating(value: Node, node: Node) -> bool:
@@ -111,37 +135,50 @@ def _stored_root(factor: Node) -> float | None:
     return None
 
 
+def _before_weight(value: Node, axis: int, weights: Container[Node]) -> tuple[Node, Node | None]:
+    """What a weight that comes first multiplies, and the weight; one made of a root is a norm of its own."""
+    if is_call(value, aten.mul.Tensor) and len(readers(value)) == 1:
+        inner, weight, _ = _value_and_factor(value.args, weights, False)
+        fits = weight is not None and channel_axis(weight, value) == axis and _stored_root(weight) is None
+        if inner is not None and fits and _floating(inner, value):
+            return inner, weight
+    return value, None
+
+
 def _less_mean(value: Node, axis: int, weights: Container[Node]) -> Operands:
     if is_call(value, aten.sub.Tensor) and len(value.users) == 1 and bind(value)["alpha"] == 1:
         source, mean = value.args[:2]
         fits = isinstance(source, Node) and source not in weights and _floating(source, value)
-        if fits and isinstance(mean, Node) and mean in weights and _channel_axis(mean, value) == axis:
+        if fits and isinstance(mean, Node) and mean in weights and channel_axis(mean, value) == axis:
             return Operands(source, mean=mean)  # type: ignore[arg-type]
     return Operands(value)
 
 
+def _with_mean(chain: _Chain, weights: Container[Node]) -> _Chain:
+    """``x * s - mean * s``"""
+    product = weight_behind(chain.root, aten.sub.Tensor, chain.axis, weights)
+    mean = product_with(product, entries(chain.factor))
+    operands = chain.operands
+    if product is None or mean is None or chain.divides or chain.reader is None or operands.shift is not None:
+        return chain
+    is_bare = operands.mean is None and (operands.scale is None or operands.scale is chain.factor)
+    if not is_bare or not alike(mean, product) or chain.reader.args[0] is not chain.root:
+        return chain
+    return changed(chain, root=chain.reader, operands=changed(operands, mean=mean))
+
+
 def _with_scale(chain: _Chain, weights: Container[Node]) -> _Chain:
-    weight = _weight_of(chain, aten.mul.Tensor, weights)
-    if weight is None or chain.reader is None or chain.operands.scale is not None:
+    weight = weight_behind(chain.root, aten.mul.Tensor, chain.axis, weights)
+    if weight is None or chain.reader is None or chain.operands.scale or chain.operands.shift:
         return chain
     return changed(chain, root=chain.reader, operands=changed(chain.operands, scale=weight))
 
 
 def _with_shift(chain: _Chain, weights: Container[Node]) -> _Chain:
-    bias = _weight_of(chain, aten.add.Tensor, weights)
-    if bias is None or chain.reader is None or bind(chain.reader)["alpha"] != 1:
+    bias = weight_behind(chain.root, aten.add.Tensor, chain.axis, weights)
+    if bias is None or chain.reader is None or chain.operands.shift is not None:
         return chain
     return changed(chain, root=chain.reader, operands=changed(chain.operands, shift=bias))
-
-
-def _weight_of(chain: _Chain, target: object, weights: Container[Node]) -> Node | None:
-    """The vector with which the only reader combines the chain."""
-    reader = chain.reader
-    if reader is None or reader.target is not target:
-        return None
-    other = reader.args[1] if reader.args[0] is chain.root else reader.args[0]
-    fits = isinstance(other, Node) and other in weights and _channel_axis(other, reader) == chain.axis
-    return other if fits and _floating(chain.root, reader) else None  # type: ignore[return-value]
 
 
 def _with_casts(chain: _Chain) -> _Chain:
@@ -171,7 +208,7 @@ def _candidate(chain: _Chain) -> Candidate:
     assert result is not None
     stored = tuple(role for role in ("mean", "variance") if getattr(operands, role) is not None)
     spec = NormSpec(
-        kind="batch_norm" if _has_mean(chain.operands) else "unified_norm",
+        kind=kind_of(chain.operands, chain.factor),
         dims=tuple(d for d in range(-source.dim(), 0) if d != chain.axis),
         eps=eps,
         source_dtype=source.dtype,
@@ -184,24 +221,3 @@ def _candidate(chain: _Chain) -> Candidate:
         stored=stored,
     )
     return Candidate(spec, chain.root, operands)
-
-
-def _has_mean(operands: Operands) -> bool:
-    """A mean is subtracted, or hidden in a shift that is made of the scale."""
-    if operands.mean is not None:
-        return True
-    return (
-        operands.shift is not None and operands.scale is not None and _made_of(operands.shift, operands.scale)
-    )
-
-
-def _made_of(value: Node, part: Node) -> bool:
-    seen, stack = {value}, [value]
-    while stack:
-        node = stack.pop()
-        if node is part:
-            return True
-        fresh = [n for n in node.all_input_nodes if n not in seen]
-        seen.update(fresh)
-        stack.extend(fresh)
-    return False

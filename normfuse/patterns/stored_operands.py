@@ -1,8 +1,9 @@
 """Statistics inside the scale and the shift of a norm, told apart from its weight and bias.
 
     x * s + t,    s = weight * rsqrt(variance + eps),    t = bias - mean * s        (FrozenBatchNorm2d)
+    x * (s + skip) + t                                                     (RepBN: Guo et al. 2024, eq. 6)
 
-Told apart, it is described as the batch norm that it is, and its mean is known.
+Told apart, it is described as the norm that it is, and the statistics of the first are known.
 """
 
 from __future__ import annotations
@@ -14,73 +15,147 @@ from normfuse.ir.changed import changed
 from normfuse.ir.region import Operands
 from normfuse.ir.sizes import same, shape_of
 
-__all__ = ["added_eps", "exact_root", "told_apart", "under_root"]
+__all__ = [
+    "added_eps",
+    "alike",
+    "entries",
+    "exact_root",
+    "kind_of",
+    "product_with",
+    "told_apart",
+    "under_root",
+]
 
+_REPEATS = (aten.expand.default, aten.expand_as.default)
 _VIEWS = (aten.reshape.default, aten.view.default, aten.unsqueeze.default)
 
 
 def told_apart(operands: Operands) -> tuple[Operands, float] | None:
     """The operands with mean and variance among them, and eps; None where the arithmetic is another one."""
-    factor, added = _entries(operands.scale), _entries(operands.shift)
-    if factor is None or added is None or operands.mean is not None or operands.variance is not None:
+    core, value = entries(operands.scale), entries(operands.shift)
+    found = _weight_and_root(core)
+    if found is None or not is_call(value, aten.sub.Tensor) or operands.mean or operands.variance:
         return None
-    weight, root, eps = _weight_and_root(factor)
-    bias, centre = _bias_and_mean(added, factor)
-    found = [n for n in (weight, bias, centre, root) if isinstance(n, Node) and _alike(n, factor)]
-    if eps is None or len(found) < 4:
+    bias, mean = _bias_and_mean(value, core)
+    scale, variance, eps = found
+    if not all(alike(vector, core) for vector in (scale, variance, bias, mean)):
         return None
-    scale, shift, mean, variance = found
-    return changed(operands, scale=scale, shift=shift, mean=mean, variance=variance), eps
+    return changed(operands, scale=scale, shift=bias, mean=mean, variance=variance), eps
 
 
-def _entries(value: Node | None) -> Node | None:
-    """A vector before axes of size one were put beside it."""
-    while value is not None and is_call(value, *_VIEWS) and _alike(inner := bind(value)["self"], value):
+def kind_of(operands: Operands, factor: Node) -> str:
+    """What a norm is that multiplies by ``factor``: a skip or a mean may be hidden in what it is made of."""
+    core, skip = _without_skip(entries(factor))
+    if skip is not None:
+        return "rep_batch_norm"
+    hidden = operands.mean or _bias_and_mean(operands.shift, core)[1]
+    return "batch_norm" if hidden or _is_made_of(operands.shift, operands.scale) else "unified_norm"
+
+
+def _is_made_of(value: Node | None, part: Node | None) -> bool:
+    if value is None or part is None:
+        return False
+    seen, stack = {value}, [value]
+    while stack:
+        node = stack.pop()
+        if node is part:
+            return True
+        fresh = [n for n in node.all_input_nodes if n not in seen]
+        seen.update(fresh)
+        stack.extend(fresh)
+    return False
+
+
+def entries(value: object) -> Node | None:
+    """A vector before axes of size one were put beside it, and before it was repeated along other axes."""
+    while is_call(value, *_VIEWS, *_REPEATS):
+        inner = bind(value)["self"]  # type: ignore[arg-type]
+        if not (is_call(value, *_REPEATS) or alike(inner, value)):
+            break
         value = inner
-    return value
+    return value if isinstance(value, Node) else None
 
 
-def _alike(a: Node, b: Node) -> bool:
+def alike(a: object, b: object) -> bool:
     """Whether both are vectors of one length, but for axes of size one."""
-    left, right = (_long(node) for node in (a, b))
+    left, right = _long(a), _long(b)
     return len(left) == len(right) == 1 and same(left[0], right[0])
 
 
-def _long(node: Node) -> list[object]:
+def _long(node: object) -> list[object]:
     return [size for size in shape_of(node) or () if not same(size, 1)]
 
 
-def _weight_and_root(scale: Node) -> tuple[object, Node | None, float | None]:
+def _without_skip(factor: Node | None) -> tuple[Node | None, Node | None]:
+    """``s`` and what is added to it, one number for all channels or one for each."""
+    if is_call(factor, aten.add.Tensor) and bind(factor)["alpha"] == 1:  # type: ignore[arg-type]
+        for one, skip in (factor.args[:2], factor.args[1::-1]):  # type: ignore[union-attr]
+            core, fits = entries(one), isinstance(skip, Node) and (not _long(skip) or alike(skip, factor))
+            if fits and _weight_and_root(core) is not None:
+                return core, skip  # type: ignore[return-value]
+    return factor, None
+
+
+def _weight_and_root(scale: Node | None) -> tuple[Node | None, Node, float] | None:
     """Weight, variance and eps."""
+    alone = exact_root(scale, divides=False)
+    if alone is not None:
+        return None, *alone
     divides = is_call(scale, aten.div.Tensor)
-    if not divides and not is_call(scale, aten.mul.Tensor):
-        return None, None, None
-    orders = [scale.args[:2]] if divides else [scale.args[:2], scale.args[1::-1]]
-    for weight, root in orders:
+    if scale is None or not (divides or is_call(scale, aten.mul.Tensor)):
+        return None
+    for weight, root in [scale.args[:2]] if divides else [scale.args[:2], scale.args[1::-1]]:
         found = exact_root(root, divides)
-        if found is not None:
+        if found is not None and isinstance(weight, Node):
             return weight, *found
-    return None, None, None
+    return None
 
 
-def _bias_and_mean(shift: Node, scale: Node) -> tuple[object, object]:
-    if not is_call(shift, aten.sub.Tensor) or bind(shift)["alpha"] != 1:
-        return None, None
-    bias, product = shift.args[:2]
-    if not is_call(product, aten.mul.Tensor):
-        return None, None
-    left, right = product.args[:2]  # type: ignore[union-attr]
-    if left is scale or right is scale:
-        return bias, right if left is scale else left
-    return None, None
+def _bias_and_mean(shift: Node | None, scale: Node | None) -> tuple[Node | None, Node | None]:
+    """Bias and mean, each where there is one."""
+    value = entries(shift)
+    mean = _negative_product(value, scale)
+    if mean is not None:
+        return None, mean
+    if is_call(value, aten.sub.Tensor, aten.add.Tensor) and bind(value)["alpha"] == 1:  # type: ignore[arg-type]
+        left, right = value.args[:2]  # type: ignore[union-attr]
+        if is_call(value, aten.sub.Tensor):
+            found = [(left, product_with(right, scale))]
+        else:
+            found = [(left, _negative_product(right, scale)), (right, _negative_product(left, scale))]
+        for bias, mean in found:
+            if mean is not None and isinstance(bias, Node):
+                return bias, mean
+    return shift, None
+
+
+def _negative_product(value: object, scale: Node | None) -> Node | None:
+    """The mean in ``-mean * scale``."""
+    if is_call(value, aten.neg.default):
+        return product_with(value.args[0], scale)  # type: ignore[attr-defined]
+    negative = product_with(value, scale)
+    inner = negative.args[0] if negative is not None and is_call(negative, aten.neg.default) else None
+    return inner if isinstance(inner, Node) else None
+
+
+def product_with(value: object, scale: Node | None) -> Node | None:
+    """What is multiplied by ``scale`` here."""
+    product = entries(value)
+    if scale is None or product is None or not is_call(product, aten.mul.Tensor):
+        return None
+    left, right = product.args[:2]
+    other = right if entries(left) is scale else left if entries(right) is scale else None
+    return other if isinstance(other, Node) else None
 
 
 def exact_root(factor: object, divides: bool) -> tuple[Node, float] | None:
     """Variance and eps where the factor is ``1 / sqrt(variance + eps)`` and nothing else."""
-    root = factor
-    if isinstance(root, Node) and not divides and is_call(root, aten.reciprocal.default):
-        root, divides = root.args[0], True
-    if not isinstance(root, Node):
+    root = entries(factor)
+    if not divides and is_call(root, aten.mul.Tensor) and root.args[1] == 1:  # type: ignore[union-attr]
+        root = entries(root.args[0])  # type: ignore[union-attr]
+    if not divides and is_call(root, aten.reciprocal.default):
+        root, divides = entries(root.args[0]), True  # type: ignore[union-attr]
+    if root is None:
         return None
     power = root.args[1] if is_call(root, aten.pow.Tensor_Scalar) else None
     wanted = (aten.sqrt.default, 0.5) if divides else (aten.rsqrt.default, -0.5)

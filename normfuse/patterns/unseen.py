@@ -29,10 +29,10 @@ _INVERTING = (aten.rsqrt.default, aten.reciprocal.default)
 _KEEPING = (
     *CASTS, aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.mul.Tensor, aten.mul.Scalar,
     aten.div.Tensor, aten.div.Scalar, aten.sqrt.default, aten.square.default, aten.clamp.default,
-    aten.clamp_min.default, aten.maximum.default, aten.relu.default, aten.abs.default, aten.neg.default,
-    aten.unsqueeze.default, aten.view.default, aten.reshape.default, aten.expand.default,
-    aten.expand_as.default, aten.addcmul.default, aten.where.self, aten.cumsum.default,
-    aten.pow.Tensor_Scalar, aten.alias.default,
+    aten.clamp_min.default, aten.maximum.default, aten.max.other, aten.relu.default, aten.abs.default,
+    aten.neg.default, aten.expand.default, aten.expand_as.default, aten.repeat.default,
+    aten.repeat_interleave.self_int, aten.addcmul.default, aten.where.self, aten.cumsum.default,
+    aten.pow.Tensor_Scalar,
 )  # fmt: skip
 _ELEMENTWISE = (
     *_KEEPING, aten.sigmoid.default, aten.silu.default, aten.gelu.default, aten.tanh.default,
@@ -121,7 +121,7 @@ def _alike(value: Node, source: Node) -> bool:
 
 def _after(step: _Step, user: Node, fact: Fact, weights: Container[Node]) -> _Step | None:
     """The statistic after one more operator; None where it is no longer one."""
-    if not is_call(user, *_KEEPING, *_INVERTING) or tensor_of(user) is None:
+    if not (is_call(user, *_KEEPING, *_INVERTING) or is_move(user)) or tensor_of(user) is None:
         return None
     others = [n for n in user.all_input_nodes if n is not step.node]
     known = (n in weights or is_stored(n) or _is_made_of(n, fact.source) for n in others)

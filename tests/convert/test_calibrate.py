@@ -188,6 +188,12 @@ def test_a_model_is_asked_for():
         normfuse.calibrate(print, data())
 
 
+@pytest.mark.parametrize("to", ["unified_norm", None])
+def test_one_pattern_in_the_place_of_a_list_is_refused(to):
+    with pytest.raises(OptionError, match=r"write only=\['0\.\*'\]"):
+        normfuse.calibrate(stack(nn.LayerNorm(8)), data(), to, only="0.*")
+
+
 def test_nothing_to_give_new_statistics_to():
     with pytest.raises(InputError, match="no norm of the model can be calibrated"):
         normfuse.calibrate(stack(nn.LayerNorm(8)), data(), to=None)

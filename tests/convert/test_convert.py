@@ -204,6 +204,8 @@ def test_the_encoder_of_pytorch_does_not_take_its_fast_path_past_the_new_layers(
         (stack(nn.LayerNorm(8)), {"dtype": torch.float}, OptionError, "comes from the norm"),
         (stack(nn.LayerNorm(8)), {"window_size": 0}, OptionError, "at least 1"),
         (stack(nn.LayerNorm(8)), {"progressive": True, "step": 0}, OptionError, "step"),
+        (stack(nn.LayerNorm(8)), {"step": 100}, OptionError, "they go with progressive=True"),
+        (stack(nn.LayerNorm(8)), {"only": "1.*"}, OptionError, r"write only=\['1.\*'\]"),
     ],
 )
 def test_what_cannot_be_done_is_said(model, options, error, message):

@@ -102,8 +102,7 @@ def operators(program: torch.export.ExportedProgram) -> Counter[str]:
 NORMS: dict[str, tuple[Norm, str]] = {
     "UnifiedNorm": (UnifiedNorm, "unified_norm"),
     "UnifiedNorm, published": (Published, "unified_norm"),
-    # One scale and one shift, which is all that the layer has in evaluation, look like a unified norm's.
-    "RepBatchNorm": (RepBatchNorm, "unified_norm"),
+    "RepBatchNorm": (RepBatchNorm, "rep_batch_norm"),
     "RepBN outside": (lambda width: Transposed(width, skips=True), "rep_batch_norm"),
     "BatchNorm": (BatchNorm, "batch_norm"),
     "BatchNorm1d": (lambda width: Transposed(width, skips=False), "batch_norm"),

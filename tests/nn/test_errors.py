@@ -37,6 +37,14 @@ MADE_WRONG = [
     (lambda: layers.PowerNorm(8, alpha_bkw=-1), "alpha_bkw is a number from 0 to 1, not -1"),
     (lambda: layers.ProgressiveNorm(torch.nn.LayerNorm(8), layers.BatchNorm(8), step=0), f"step {COUNT} 0"),
     (lambda: layers.ProgressiveNorm(torch.nn.LayerNorm(8), layers.BatchNorm(8), r0=2.0), "r0 is a number"),
+    (lambda: layers.ProgressiveNorm(8, layers.BatchNorm(8)), "ProgressiveNorm: norm1 is a module, not 8"),
+    (lambda: layers.ProgressiveNorm(torch.nn.LayerNorm(8), None), "norm2 is a module, not None"),
+    (lambda: layers.WeightStandardizedConv2d(4, 4, 3, scaled=True, gamma=float("inf")), "gamma is a finite"),
+    (lambda: layers.RepBatchNorm(8, alpha="1"), "RepBatchNorm: alpha is a finite number, not '1'"),
+    (lambda: layers.BatchNorm(2.0), f"BatchNorm: num_features {COUNT} 2.0"),
+    (lambda: layers.ScaledLayerNorm(8.0, 1), f"ScaledLayerNorm: normalized_shape {COUNT} 8.0"),
+    (lambda: layers.PreNorm(torch.nn.LayerNorm(8), torch.nn.Linear(8, 8)), "write lambda: LayerNorm"),
+    (lambda: layers.mix_norm(torch.nn.Identity, torch.nn.Linear(8, 8), 1.5, 8), "there is no 1.5"),
 ]
 
 

@@ -37,6 +37,20 @@ def interleaved(x: Tensor) -> Tensor:
     return x / torch.sqrt(mean + 1e-5)
 
 
+def expanded_as(x: Tensor) -> Tensor:
+    parts = split(x)
+    mean = parts.square().mean(-1, keepdim=True).expand_as(parts).flatten(-2)
+    return x / (mean + 1e-5) ** 0.5
+
+
+def published(x: Tensor) -> Tensor:
+    """As the authors of power normalization have it: the axis of the mean is kept, and its entry repeated."""
+    parts = split(x)
+    mean = (parts * parts).mean(dim=3, keepdim=True)
+    mean = torch.repeat_interleave(mean, repeats=TIMES, dim=-1).contiguous().view(x.shape)
+    return x / torch.sqrt(mean + 1e-5)
+
+
 class Model(nn.Module):
     def __init__(self, spelling: Spelling) -> None:
         super().__init__()
@@ -46,7 +60,7 @@ class Model(nn.Module):
         return self.spelling(x).sigmoid()
 
 
-@pytest.mark.parametrize("spelling", [repeated, expanded, interleaved])
+@pytest.mark.parametrize("spelling", [repeated, expanded, interleaved, expanded_as, published])
 def test_norms_over_groups_are_found(spelling: Spelling) -> None:
     model, x = Model(spelling).eval(), torch.randn(2, 5, GROUPS * TIMES)
     made = normfuse.rewrite(model, (x,))
@@ -66,6 +80,13 @@ def tiled(x: Tensor) -> Tensor:
 def tiled_by_reshape(x: Tensor) -> Tensor:
     mean = split(x).pow(2).mean(-1, keepdim=True).transpose(-1, -2).repeat(1, 1, TIMES, 1).reshape(x.shape)
     return x / torch.sqrt(mean + 1e-5)
+
+
+def interleaved_rows(x: Tensor) -> Tensor:
+    """Repeated along the axis of groups: two statistics for four groups."""
+    parts = split(x)
+    mean = parts[..., :2, :].pow(2).mean(-1, keepdim=True).repeat_interleave(2, dim=-2)
+    return x / torch.sqrt(mean.expand_as(parts).reshape(x.shape) + 1e-5)
 
 
 def of_rows(x: Tensor) -> Tensor:
@@ -114,8 +135,8 @@ def numerator(x: Tensor) -> Tensor:
 
 
 OTHERS = [
-    tiled, tiled_by_reshape, of_rows, of_other_values, within_groups, of_two_groups, of_moved_values,
-    numerator,
+    tiled, tiled_by_reshape, interleaved_rows, of_rows, of_other_values, within_groups, of_two_groups,
+    of_moved_values, numerator,
 ]  # fmt: skip
 
 

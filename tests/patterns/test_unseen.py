@@ -80,6 +80,30 @@ def test_gates_of_a_norm_by_itself_are_evo_norms() -> None:
     assert site.kind == "unknown_norm"
 
 
+def gated_by_groups(x, w):
+    """EvoNorm-S0 as code in circulation has it: the deviation of groups, expanded and shaped back."""
+    parts = x.view(x.size(0), 2, -1)
+    deviation = (parts.var(-1, keepdim=True) + 1e-5).sqrt().expand_as(parts).reshape_as(x)
+    return x * torch.sigmoid(w * x) / deviation
+
+
+def larger_of_two(x, w):
+    """EvoNorm-B0 in evaluation, the larger root by ``torch.max``."""
+    own = x.var(1, keepdim=True, unbiased=False)
+    return x / torch.max((w.square() + 1e-5).sqrt(), w * x + (own + 1e-5).sqrt())
+
+
+def repeated_groups(x, w):
+    deviation = (x.unflatten(-1, (2, -1)).var(-1) + 1e-5).sqrt()
+    return x * torch.sigmoid(w * x) / deviation.repeat_interleave(x.shape[-1] // 2, -1)
+
+
+@pytest.mark.parametrize("function", [gated_by_groups, larger_of_two, repeated_groups])
+def test_evo_norms_are_listed_however_the_statistic_is_spread(function) -> None:
+    (site,) = lifted(function, operands(torch.float32)[:2]).report.sites
+    assert (site.kind, site.action) == ("unknown_norm", "kept")
+
+
 class Neighbours(nn.Module):
     """A LayerNorm and something like one read the same values."""
 
