@@ -51,7 +51,7 @@ def check_writable(target: str | Path) -> Path:
 
 
 def check_outputs(outputs: Iterable[str | Path | None], inputs: Iterable[str | Path]) -> None:
-    """Each output can be written, is written once, and is none of the inputs.
+    """Each output can be written, is written once, and is none of the inputs, nor in one that is a folder.
 
     Raises:
         InputError: naming the file, before any work was done.
@@ -64,6 +64,8 @@ def check_outputs(outputs: Iterable[str | Path | None], inputs: Iterable[str | P
         path = check_writable(file)
         if path.exists() and any(one.exists() and path.samefile(one) for one in read):
             raise InputError(f"{path} is the input; choose another file for the output")
+        if any(one.is_dir() and one.resolve() in path.resolve().parents for one in read):
+            raise InputError(f"{path} is in the folder of the input; choose another place for the output")
         if path.resolve() in seen:
             raise InputError(f"{path} would be written twice; choose another file for one of the outputs")
         seen.add(path.resolve())

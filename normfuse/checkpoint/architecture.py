@@ -15,6 +15,9 @@ from normfuse.errors import InputError, cause
 
 __all__ = ["class_named", "class_of", "config_of", "empty_model", "quietly"]
 
+#: Ways to compute attention and experts that `transformers` itself has; others may come from a hub.
+_BUILT_IN = (None, "eager", "sdpa", "grouped_mm", "batched_mm")
+
 
 def _transformers() -> Any:
     try:
@@ -48,19 +51,32 @@ def class_of(config: Mapping[str, Any], folder: Path) -> Any:
     Raises:
         InputError: for code of the folder's own, quantized weights, and classes that are not installed.
     """
-    if config.get("auto_map") or config.get("trust_remote_code"):
-        raise InputError(
-            f"{folder} brings Python code of its own (auto_map in config.json), which is not run; load the "
-            "model yourself and pass it to normfuse.rewrite"
-        )
-    if config.get("quantization_config"):
-        raise InputError(f"{folder} is quantized; rewrite the checkpoint from before it was")
+    for name, value in _entries(config):
+        if name in ("auto_map", "trust_remote_code") and value:
+            raise InputError(
+                f"{folder} brings Python code of its own ({name} in config.json), which is not run; load the "
+                "model yourself and pass it to normfuse.rewrite"
+            )
+        if "_implementation" in name and value not in _BUILT_IN:
+            raise InputError(
+                f"{folder / 'config.json'} names code that may be fetched and run ({name}); remove that entry"
+            )
+        if name == "quantization_config" and value:
+            raise InputError(f"{folder} is quantized; rewrite the checkpoint from before it was")
     named = config.get("architectures")
     if not (isinstance(named, list) and len(named) == 1 and isinstance(named[0], str)):
         raise InputError(
             f"{folder / 'config.json'} names no architecture; save the model with save_pretrained"
         )
     return _found(named[0], f"{folder} is a model of the class {named[0][:60]!r}")
+
+
+def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The entries of a configuration and of those that it holds."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _entries(value)
+        yield name, value
 
 
 def class_named(name: str) -> Any:

@@ -15,7 +15,7 @@ _BATCH, _LENGTH = 2, 8
 
 
 def example_inputs(model: Any, dtype: torch.dtype) -> dict[str, Any]:
-    """Text or images for the model, by the names of its arguments; nothing is cached or returned beside it.
+    """Text, images or speech, by the names of the model's arguments; nothing is cached or returned beside it.
 
     Raises:
         InputError: for a model that takes something else.
@@ -27,9 +27,11 @@ def example_inputs(model: Any, dtype: torch.dtype) -> dict[str, Any]:
         given["input_ids"] = _ids()
     elif main == "pixel_values":
         given["pixel_values"] = _pixels(model.config, dtype)
+    elif main == "input_features" and hasattr(model.config, "max_source_positions"):
+        given["input_features"] = _sound(model.config, dtype)
     else:
         raise InputError(
-            f"{type(model).__name__} takes {main}; only folders of text and image models are read"
+            f"{type(model).__name__} takes {main}; only folders of models of text, images and speech are read"
         )
     if "input_ids" in taken and main != "input_ids" and hasattr(model.config, "text_config"):
         given["input_ids"] = _ids()
@@ -42,6 +44,12 @@ def example_inputs(model: Any, dtype: torch.dtype) -> dict[str, Any]:
 
 def _ids() -> torch.Tensor:
     return torch.zeros(_BATCH, _LENGTH, dtype=torch.long, device="meta")
+
+
+def _sound(config: Any, dtype: torch.dtype) -> torch.Tensor:
+    """As many frames of a spectrogram as there are positions, each of which takes two."""
+    shape = (_BATCH, config.num_mel_bins, 2 * config.max_source_positions)
+    return torch.zeros(shape, dtype=dtype, device="meta")
 
 
 def _pixels(config: Any, dtype: torch.dtype) -> torch.Tensor:

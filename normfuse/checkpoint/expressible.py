@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 
 import torch
@@ -38,7 +39,8 @@ def changes_of(found: Outlined, model: nn.Module) -> tuple[Changes, dict[str, st
             refused[site.module] = reason or "it is called several times, and becomes different norms"
     nodes = list(found.program.gm.graph.nodes)
     removed, stay = removed_of(found, model)
-    return Changes(norms, _centred(nodes, model), _biased(nodes, model), removed), refused | stay
+    centred = _centred(nodes, model) if found.report.centrings else ()  # a norm takes a mean as well
+    return Changes(norms, centred, _biased(nodes, model), removed), refused | stay
 
 
 def norms_of_biases(found: Outlined, paths: Iterable[str]) -> set[str]:
@@ -63,8 +65,9 @@ def _refuse(path: str, spec: NormSpec, model: nn.Module) -> str:
     if not path or list(module.children()) or isinstance(module, _LAYERS):
         return "it is computed inside a module that does more"
     usual = spec.kind in ("rms_norm", "layer_norm") and spec.dims == (-1,) and not spec.affine_dims
-    plain = spec.groups == 1 and spec.divisor is None and spec.eps_mode == "inside" and spec.eps is not None
-    if not (usual and plain and spec.post_factor == 1 and spec.weight_offset == 0):
+    plain = spec.groups == 1 and spec.divisor is None and spec.eps_mode == "inside"
+    has_eps = spec.eps is not None and math.isfinite(spec.eps)
+    if not (usual and plain and has_eps and spec.post_factor == 1 and spec.weight_offset == 0):
         return "what it becomes is no plain norm over the last axis"
     for name, has in (("weight", spec.has_scale), ("bias", spec.has_shift)):
         if has and not isinstance(getattr(module, name, None), nn.Parameter):

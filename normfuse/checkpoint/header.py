@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from normfuse.errors import InputError
+from normfuse.folding.shards import check_name
 
 __all__ = ["DTYPES", "Head", "Stored", "head_bytes", "read_head"]
 
@@ -27,6 +28,8 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 #: The format allows no longer head.
 _LONGEST = 100_000_000
+#: Sizes beyond it PyTorch does not count.
+_LARGEST = 2**63 - 1
 #: The tensors start at a multiple of it, so that their entries are aligned in a mapped file.
 _ALIGNMENT = 8
 
@@ -68,8 +71,10 @@ def read_head(file: Path) -> Head:
         raise
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror or error}") from error
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{file} is damaged, or no safetensors file: {error}") from error
+    except (AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{file} is damaged, or no safetensors file: its head has another form") from error
 
 
 def _head(held: Any, start: int, whole: int) -> Head:
@@ -88,11 +93,12 @@ def _head(held: Any, start: int, whole: int) -> Head:
 
 
 def _stored(name: str, one: Mapping[str, Any], start: int) -> Stored:
+    check_name(name)
     if one["dtype"] not in DTYPES:
         raise ValueError(f"{name} has the dtype {str(one['dtype'])[:20]}, which is not supported")
     dtype, shape = DTYPES[one["dtype"]], tuple(one["shape"])
     begin, end = one["data_offsets"]
-    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+    if not all(type(n) is int and 0 <= n <= _LARGEST for n in (*shape, begin, end)):
         raise ValueError(f"{name} has a size that is no count")
     if end - begin != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{name} has {end - begin} bytes, which its shape does not explain")

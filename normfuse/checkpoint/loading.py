@@ -82,14 +82,18 @@ def _read_generation(model: Any, path: Path) -> None:
     if (path / "generation_config.json").is_file() and model.can_generate():
         from transformers import GenerationConfig
 
-        with quietly():
-            model.generation_config = GenerationConfig.from_pretrained(str(path), local_files_only=True)
+        try:
+            with quietly():
+                model.generation_config = GenerationConfig.from_pretrained(str(path), local_files_only=True)
+        except Exception as error:
+            file = path / "generation_config.json"
+            raise InputError(f"{file} cannot be read, remove or replace it: {cause(error)}") from error
 
 
 def _install(model: torch.nn.Module, record: Record, path: Path) -> None:
     try:
         install(model, record.changes)
-    except (AttributeError, TypeError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{path}: normfuse.json does not fit {record.architecture}: {error}") from error
 
 

@@ -62,6 +62,8 @@ class Record:
                 raise TypeError(f"{name} is not a list of paths")
         if not all(isinstance(text, str) for text in biases.values()):
             raise TypeError("new_biases does not give tensors by paths")
+        if not all([*norms, *centred, *biases, *removed]):
+            raise ValueError("it names a module by no path")
         changes = Changes(norms, tuple(centred), tuple(biases), tuple(removed))
         return cls(str(held["architecture"]), changes, dict(biases), held["centres_input"] is True)
 

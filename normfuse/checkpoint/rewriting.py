@@ -115,10 +115,10 @@ def rewrite_folder(
         for name in copied:
             copy_file(given / name, work.path / name)
         if plan.config is not None:
-            _write_text(work, "config.json", plan.config.to_json_string())
-        _write_text(work, RECORD, json_text(record_of_plan(plan)))
+            work.write_text("config.json", plan.config.to_json_string())
+        work.write_text(RECORD, json_text(record_of_plan(plan)))
         if folder.index is not None:
-            _write_text(work, target_name(INDEX, plan.is_plain), json_text(_index(folder.index, shards)))
+            work.write_text(target_name(INDEX, plan.is_plain), json_text(_index(folder.index, shards)))
     plan.report.folded = len(plan.made)
     done = made, plan.report, plan.is_plain, tuple(left_out), work.reused
     return RewrittenFolder(*done, plan.model_class, plan.changes.biased)
@@ -181,10 +181,6 @@ def _write_shards(folder: Folder, plan: Plan, shards: list[Shard], work: Workpla
             before = pool.submit(work.finish, shard.target, finish)
         if before is not None:
             before.result()
-
-
-def _write_text(work: Workplace, name: str, text: str) -> None:
-    (work.path / name).write_text(text, encoding="utf-8")
 
 
 def _index(given: dict[str, Any], shards: list[Shard]) -> dict[str, Any]:

@@ -40,11 +40,20 @@ class Shard:
 
 
 def shards_of(folder: Folder, plan: Plan) -> list[Shard]:
-    """The files to write: those of the input, with what is new in its neighbour's file."""
+    """The files to write: those of the input, with what is new in its neighbour's file.
+
+    Raises:
+        InputError: when two files would get one name.
+    """
     made = []
     for source, tensors in (_same_class if plan.taken is None else _other_class)(folder, plan):
         tensors.sort(key=lambda tensor: -tensor[1].itemsize)  # keeps all of them aligned
         made.append(Shard(source, target_name(source, plan.is_plain), tuple(tensors)))
+    sources: dict[str, str] = {}
+    for one in made:
+        if sources.setdefault(one.target, one.source) != one.source:
+            both = f"{sources[one.target]} and {one.source}"
+            raise InputError(f"{folder.path} holds {both}, which would both become {one.target}; rename one")
     return made
 
 

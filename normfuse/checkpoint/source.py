@@ -84,7 +84,11 @@ class Folder:
         raise InputError(f"{self.path} holds no weights: there is no {names}")
 
     def _head(self, file: str) -> Head:
-        path = self.path / file
+        path, suffix = self.path / file, ".bin" if self.is_pickled else ".safetensors"
+        if path.suffix != suffix:
+            raise InputError(
+                f"{self.path / self.index_name} names {file}, whose name does not end in {suffix}"
+            )
         if not path.is_file():
             raise InputError(f"{path}, which {self.index_name} names, is missing; copy or download it again")
         return self._pickled(file) if self.is_pickled else read_head(path)

@@ -43,6 +43,13 @@ class Workplace:
         """Where to write the file."""
         return self.path / f"{name}.part"
 
+    def write_text(self, name: str, text: str) -> None:
+        """A small file, down to the disk."""
+        with (self.path / name).open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
     def finish(self, name: str, to_disk: Callable[[], None]) -> None:
         """Bring the file down to the disk, and give it its name then."""
         to_disk()
@@ -80,10 +87,12 @@ def workplace(target: Path, state: str) -> Iterator[Workplace]:
     try:
         work.mkdir(exist_ok=True)
         with _locked(path.parent / f".{path.name}.normfuse-lock", target):
+            old = path.parent / f".{path.name}.normfuse-old"
+            _put_back(old, path)
             _use_again(work, state)
             yield Workplace(work)
             (work / _STATE).unlink()
-            _move_in(work, path)
+            _move_in(work, path, old)
     except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
         raise InputError(f"cannot write {target}: {error.strerror or error}") from error
@@ -103,8 +112,11 @@ def _locked(lock: Path, target: Path) -> Iterator[None]:
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusyError(f"cannot write {target}: another run is writing it") from error
+            is_there = lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        except BlockingIOError:
+            is_there = False
+        if not is_there:  # or another run has removed it in between
+            raise BusyError(f"cannot write {target}: another run is writing it")
         try:
             yield
         finally:
@@ -122,8 +134,16 @@ def _use_again(work: Path, state: str) -> None:
         part.unlink()
 
 
-def _move_in(work: Path, path: Path) -> None:
-    old = path.parent / f".{path.name}.normfuse-old"
+def _put_back(old: Path, path: Path) -> None:
+    """What a run that was stopped while it replaced the folder had set aside."""
+    if old.exists() and path.exists():
+        shutil.rmtree(old)
+    elif old.exists():
+        old.replace(path)
+
+
+def _move_in(work: Path, path: Path, old: Path) -> None:
+    _to_disk(work)
     if path.exists():
         path.replace(old)
     try:

@@ -81,7 +81,7 @@ class FolderJob:
                 "code that loads the model, as module.path:factory"
             )
         _refuse(self.unused)
-        check_outputs([self.json_file, self.html], [])
+        check_outputs([self.json_file, self.html], [self.source])
 
     def _write_report(self, done: RewrittenFolder) -> None:
         if self.json_file is not None:

@@ -7,9 +7,7 @@ over all blocks first. Where a step needs all of a large source for another reas
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +28,10 @@ _SMALL = 1 << 20
 
 _ELEMENTWISE = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 _MOVES = (aten.reshape.default, aten.permute.default)
+
+
+#: Computes one step of a recipe on the block that has this start and this length.
+_Step = Callable[[int, int], Any]
 
 
 class _WholeError(Exception):
@@ -197,7 +199,7 @@ class _Blocks:
         self._memory: dict[Node, torch.Tensor] = {}
         self._values: dict[Node, Any] = {}
         self._wide = _wide_dtype(recipe, held.values())
-        self._steps: dict[Node, list[tuple[Node, Callable[[int, int], Any]]]] = {}
+        self._steps: dict[Node, list[tuple[Node, _Step]]] = {}
         self._pairs = {node for node in recipe.body.nodes if _is_exact_pair(node)}
         self._widened = {node for node in held if _is_exact(node)}
         self._over = {node: root for node in self._pairs if (root := _last_read(node)) is not None}
@@ -206,11 +208,10 @@ class _Blocks:
         """A mean over all blocks, which the steps behind it read as a whole."""
         operand = mean.args[0]
         assert isinstance(operand, Node)
-        total: torch.Tensor | None = None
+        shape = [1 if d == along else n for d, n in enumerate(_shape(operand))]
+        total = torch.zeros(shape, dtype=torch.float64)
         for start, length in parts:
-            found = self._up_to(operand, start, length).sum(along, keepdim=True, dtype=torch.float64)
-            total = found if total is None else total.add_(found)
-        assert total is not None
+            _add_sum(total, self._up_to(operand, start, length), along)
         self._values[mean] = total / sum(length for _, length in parts)
 
     def at(self, start: int, length: int) -> torch.Tensor:
@@ -240,59 +241,81 @@ class _Blocks:
                 break
         return found
 
-    def _step(self, node: Node) -> Callable[[int, int], Any]:
+    def _step(self, node: Node) -> _Step:
         """How a step is computed, on a block where it is cut; all that can be is decided beforehand."""
         if node.op == "placeholder":
-            return partial(self._read, node, self._axes.get(node))
+            return self._read(node, self._axes.get(node))
         if node.op == "get_attr":
             return lambda start, length: getattr(self._recipe.root, str(node.target))
         if FOLD in node.meta and is_call(node, *CASTS):
             (operand,) = node.all_input_nodes
             return lambda start, length: self._values[operand]
-        return partial(self._pair if node in self._pairs else self._call, node)
+        return self._pair(node) if node in self._pairs else self._call(node)
 
-    def _read(self, node: Node, axis: int | None, start: int, length: int) -> Any:
+    def _read(self, node: Node, axis: int | None) -> _Step:
         """A source, or a range of it; in the dtype that is computed in where nothing else reads it."""
-        value = self._held[node] if axis is None else self._held[node].narrow(axis, start, length)
-        if value.dtype == self._wide or node not in self._widened or not value.is_floating_point():
-            return value
-        return self._room(node, value.shape).copy_(value)
+        held = self._held[node]
+        is_kept = held.dtype == self._wide or node not in self._widened or not held.is_floating_point()
 
-    def _pair(self, node: Node, start: int, length: int) -> Any:
-        one, other = (self._values[operand] for operand in node.args)  # type: ignore[index]
-        if one.dtype == other.dtype == self._wide:
-            return _OUT[node.target](one, other, out=self._result(node, one, other))
-        return self._call(node, start, length)
+        def read(start: int, length: int) -> torch.Tensor:
+            value = held if axis is None else held.narrow(axis, start, length)
+            return value if is_kept else self._room(node, value.shape).copy_(value)
 
-    def _call(self, node: Node, start: int, length: int) -> Any:
-        given: Any = map_arg((node.args, node.kwargs), self._values.__getitem__)
-        args, kwargs = given
-        axis = self._axes.get(node)
+        return read
+
+    def _pair(self, node: Node) -> _Step:
+        one, other = node.args
+        values, wide, run, call = self._values, self._wide, _OUT[node.target], self._call(node)
+        over, axis, shape = self._over.get(node), self._axes.get(node), list(_shape(node))
+
+        def pair(start: int, length: int) -> Any:
+            left, right = values[one], values[other]  # type: ignore[index]
+            if not left.dtype == right.dtype == wide:
+                return call(start, length)
+            if axis is not None:
+                shape[axis] = length
+            is_over = over in self._memory and list(left.shape) == shape
+            return run(left, right, out=left if is_over else self._room(node, torch.Size(shape)))
+
+        return pair
+
+    def _call(self, node: Node) -> _Step:
+        values, target, axis = self._values, node.target, self._axes.get(node)
+        is_exact = FOLD in node.meta and not is_call(node, *_MOVES)
+        given = node.args
         if axis is not None and is_call(node, aten.reshape.default):
-            args = (args[0], [-1 if i == axis else n for i, n in enumerate(_shape(node))])
-        if FOLD not in node.meta or is_call(node, *_MOVES):
-            return node.target(*args, **kwargs)  # type: ignore[operator]
-        return run_exactly(node, args, kwargs)
+            given = (given[0], [-1 if i == axis else n for i, n in enumerate(_shape(node))])
 
-    def _result(self, node: Node, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """Where the result goes: over an operand that was read for this step last of all."""
-        shape = torch.broadcast_shapes(one.shape, other.shape)
-        if self._over.get(node) in self._memory and one.shape == shape:
-            return one
-        return self._room(node, shape)
+        def call(start: int, length: int) -> Any:
+            args: Any = map_arg(given, values.__getitem__)
+            kwargs: Any = map_arg(node.kwargs, values.__getitem__)
+            return run_exactly(node, args, kwargs) if is_exact else target(*args, **kwargs)  # type: ignore[operator]
 
-    def _room(self, node: Node, shape: Sequence[int]) -> torch.Tensor:
+        return call
+
+    def _room(self, node: Node, shape: torch.Size) -> torch.Tensor:
         """Memory for a wide value; that of the last block where it is large enough."""
-        size = math.prod(shape)
         held = self._memory.get(node)
-        if held is None or held.numel() < size:
-            held = self._memory[node] = torch.empty(size, dtype=self._wide)
-        return held[:size].view(shape)
+        if held is not None and held.shape == shape:
+            return held
+        if held is None or held.numel() < shape.numel():
+            held = self._memory[node] = torch.empty(shape, dtype=self._wide)
+            return held
+        return held.view(-1)[: shape.numel()].view(shape)
+
+
+def _add_sum(total: torch.Tensor, block: torch.Tensor, along: int) -> None:
+    """Add the sum of a block along an axis; of rows as a product with ones, which reads them once."""
+    block = block.double()
+    if block.dim() == 2 and along == 0 and block.device.type == "cpu":
+        total.addmm_(torch.ones(1, len(block), dtype=torch.float64), block)
+    else:
+        total += block.sum(along, keepdim=True)
 
 
 _OUT: Mapping[Any, Any] = {
-    aten.add.Tensor: aten.add.out, aten.sub.Tensor: aten.sub.out,
-    aten.mul.Tensor: aten.mul.out, aten.div.Tensor: aten.div.out,
+    aten.add.Tensor: torch.add, aten.sub.Tensor: torch.sub,
+    aten.mul.Tensor: torch.mul, aten.div.Tensor: torch.div,
 }  # fmt: skip
 
 

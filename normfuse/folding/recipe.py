@@ -15,7 +15,6 @@ import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 from torch.nn import Module
-from torch.utils._pytree import tree_map_only
 
 from normfuse.ir.calls import CASTS, is_call
 from normfuse.torch_compat import outside_tracing
@@ -111,9 +110,11 @@ def _run(node: Node, values: Mapping[Node, Any]) -> Any:
 
 def run_exactly(node: Node, args: Any, kwargs: Any) -> Any:
     """One step of a map, on these values in place of its operands: in float64, and without its casts."""
-    args = tree_map_only(torch.Tensor, _widened, args)
+    args = _widened(args)
     return args[0] if is_call(node, *CASTS) else node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def _widened(value: torch.Tensor) -> torch.Tensor:
-    return value.double() if value.is_floating_point() else value
+def _widened(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.double() if value.is_floating_point() else value
+    return type(value)(map(_widened, value)) if isinstance(value, (list, tuple)) else value

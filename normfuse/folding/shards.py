@@ -15,11 +15,13 @@ from normfuse.files import json_text, new_folder
 from normfuse.folding.checkpoint import open_checkpoint, save_checkpoint
 from normfuse.folding.weight_map import ChangedTensor, WeightMap
 
-__all__ = ["Shards", "fold_shards", "index_of", "record_of"]
+__all__ = ["Shards", "check_name", "fold_shards", "index_of", "record_of"]
 
 #: What an index is called in a folder; any file that ends like the suffix may be named itself.
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SUFFIX = ".index.json"
+#: No more has a place in the name of a file.
+_LONGEST_NAME = 255
 
 
 def index_of(checkpoint: Path) -> Path | None:
@@ -118,11 +120,26 @@ def record_of(index: Path) -> dict[str, Any]:
         raise InputError(
             f"{index} is not the index of a checkpoint: it has no weight_map from tensors to files"
         )
-    for file in places.values():
+    for name, file in places.items():
+        try:
+            check_name(name)
+            check_name(file)
+        except ValueError as error:
+            raise InputError(f"{index} is not the index of a checkpoint: {error}") from error
         if Path(file).name != file or file in (".", ".."):
             raise InputError(f"{index} names the file {file!r}, which is not in the same folder")
     found: dict[str, Any] = record
     return found
+
+
+def check_name(name: str) -> None:
+    """A tensor or a file may be called so: what people read stays on one line, and is one.
+
+    Raises:
+        ValueError: showing the beginning of the name.
+    """
+    if not name.isprintable() or len(name) > _LONGEST_NAME:
+        raise ValueError(f"{name[:60]!a} is no name of a tensor or a file")
 
 
 def fold_shards(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from normfuse.page.elements import Html, element
+from normfuse.page.elements import Content, Html, element
 
 __all__ = ["Point", "plain_table", "scale"]
 
@@ -53,11 +53,16 @@ def scale(
 
 
 def plain_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
-    """A table of a few columns; the first cell of each row names it. It scrolls where it is too wide."""
+    """A table of a few columns; the first cell of each row names it.
+
+    It scrolls where it is too wide; on a phone the cells of a row stand one below the other.
+    """
     head = element("tr", [element("th", name, scope="col") for name in headings])
-    body = [
-        element("tr", element("th", row[0], scope="row"), [element("td", cell) for cell in row[1:]])
-        for row in rows
-    ]
+    body = [element("tr", element("th", row[0], scope="row"), _cells(headings, row)) for row in rows]
     made = element("table", element("thead", head), element("tbody", body), class_="plain")
     return element("div", made, class_="wide", tabindex=0, role="region", aria_label=headings[0] or "figures")
+
+
+def _cells(headings: Sequence[str], row: Sequence[str]) -> Content:
+    names = zip(headings[1:], row[1:], strict=True)
+    return [element("td", cell, data_label=heading) for heading, cell in names]

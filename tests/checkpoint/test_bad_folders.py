@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import resource
 import shutil
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 
 import normfuse
 from normfuse.cli.app import app
-from tests.checkpoint.folders import saved
+from tests.checkpoint.folders import contents, saved
 
 pytestmark = pytest.mark.models
 
@@ -92,7 +94,94 @@ def misplaced(folder):
     edit(folder, "model.safetensors.index.json", weight_map=index | {name: shard(folder, -1).name})
 
 
+def named(folder, tensor, file, number=2):
+    """Call one file otherwise, and its tensors, or let the index name one that there is none of."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    if tensor is not None:
+        edit(folder, "model.safetensors.index.json", weight_map={**index, tensor: file})
+        return
+    old = shard(folder, number)
+    old.rename(folder / file)
+    places = {name: file if place == old.name else place for name, place in index.items()}
+    edit(folder, "model.safetensors.index.json", weight_map=places)
+
+
+def colliding(folder):
+    named(folder, None, "a.safetensors", 1)
+    named(folder, None, "pytorch_a.safetensors", -1)
+
+
+def head_entry(folder, name, **entry):
+    """One more tensor without bytes in the head, or other metadata."""
+
+    def change(text):
+        held = json.loads(text)
+        return json.dumps({**held, name: entry.get("value", {"data_offsets": [0, 0], **entry})}).encode()
+
+    head(folder, change)
+
+
+def twice(folder):
+    one, other = load_file(shard(folder, 1)), load_file(shard(folder, 2))
+    name = next(iter(one))
+    save_file({**other, name: one[name]}, shard(folder, 2))
+
+
+def link(folder, to):
+    file = shard(folder)
+    file.unlink()
+    file.symlink_to(to)
+
+
+def pipe(folder):
+    shard(folder).unlink()
+    os.mkfifo(shard(folder).parent / "model-00003-of-00008.safetensors")
+
+
+EMPTY = {"dtype": "F32", "shape": [0]}
+NO_NAME = "is no name of a tensor or a file"
+CODE = "names code that may be fetched and run"
 BAD = {
+    "index with an absolute path": (lambda f: named(f, "a", "/etc/passwd"), "is not in the same folder"),
+    "index that names the folder above": (lambda f: named(f, "a", ".."), "is not in the same folder"),
+    "index with a line break": (lambda f: named(f, "a", "b\nc"), NO_NAME),
+    "index with a control character": (lambda f: named(f, "a\x1b[31m", "b"), NO_NAME),
+    "index with half a character": (lambda f: named(f, "a", "b\ud800"), NO_NAME),
+    "index with a long name": (lambda f: named(f, "a", "b" * 5000), NO_NAME),
+    "index that names our own state": (lambda f: named(f, None, ".state"), "does not end in .safetensors"),
+    "files that get one name": (colliding, "which would both become a.safetensors; rename one"),
+    "a tensor in two files": (twice, "says that"),
+    "shard links to nothing": (lambda f: link(f, "/nowhere"), "is missing"),
+    "shard links to itself": (lambda f: link(f, shard(f).name), "is missing"),
+    "shard links to another kind": (lambda f: link(f, f / "config.json"), "no safetensors file"),
+    "shard is a pipe": (pipe, "is missing"),
+    "head that is a number": (lambda f: head(f, lambda t: b"1" * 100), "its head has another form"),
+    "head that is a text": (lambda f: head(f, lambda t: b'"1"'), "its head has another form"),
+    "head that is nested": (lambda f: head(f, lambda t: b"[" * 200_000), "its head has another form"),
+    "head whose metadata is a list": (
+        lambda f: head_entry(f, "__metadata__", value=[1]),
+        "its head has another form",
+    ),
+    "head whose length is too large": (
+        lambda f: shard(f).write_bytes(b"\xff" * 8 + shard(f).read_bytes()[8:]),
+        "is truncated",
+    ),
+    "head with a huge size": (
+        lambda f: head_entry(f, "z", dtype="F32", shape=[0, 10**30]),
+        "z has a size that is no count",
+    ),
+    "head with a size that is no number": (
+        lambda f: head_entry(f, "z", dtype="F32", shape=[float("nan")]),
+        "z has a size that is no count",
+    ),
+    "head with a name of two lines": (lambda f: head_entry(f, "z\n", **EMPTY), NO_NAME),
+    "attention of a hub": (lambda f: edit(f, attn_implementation="someone/attention"), CODE),
+    "attention of a hub, hidden": (lambda f: edit(f, _attn_implementation_internal="someone/a"), CODE),
+    "attention of a hub, in a part": (lambda f: edit(f, part={"_attn_implementation": "someone/a"}), CODE),
+    "code of its own, in a part": (
+        lambda f: edit(f, text_config={"auto_map": {"AutoModel": "m.M"}}),
+        "brings Python code of its own",
+    ),
     "no config": (lambda f: (f / "config.json").unlink(), "is no checkpoint folder: it has no config.json"),
     "config is no JSON": (lambda f: (f / "config.json").write_text("{"), "is damaged: it is not JSON"),
     "config is a list": (
@@ -185,6 +274,9 @@ def test_it_is_one_sentence_and_nothing_is_written(kind, given, tmp_path):
         (("rewrite", "{in}", "-o", "{in}"), "it is the input"),
         (("rewrite", "{in}", "-o", "{in}/out"), "one of the two contains the other"),
         (("rewrite", "{in}", "-o", "none/out"), "the folder none does not exist"),
+        (("rewrite", "{in}", "-o", "out", "--json", "{in}/config.json"), "is in the folder of the input"),
+        (("rewrite", "{in}", "-o", "out", "--html", "{in}/new.html"), "is in the folder of the input"),
+        (("explain", "{in}", "--json", "{in}/config.json"), "is in the folder of the input"),
         (("rewrite", "a.b:c", "-o", "out.pt2", "--force"), "--force is for checkpoint folders"),
         (("rewrite", "a.b:c", "-o", "out.pt2", "--architecture", "A"), "--architecture is for checkpoint"),
         (
@@ -204,6 +296,38 @@ def test_bad_use(words, message, template, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("inside", ["", "out"])
+def test_an_output_that_is_the_input_by_a_link(inside, given, tmp_path):
+    (tmp_path / "link").symlink_to(given)
+    before = contents(given)
+    words = ["rewrite", str(given), "-o", str(tmp_path / "link" / inside), "--force"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2, result.output
+    assert "it is the input, or one of the two contains the other" in result.stderr
+    assert contents(given) == before
+
+
+@pytest.mark.parametrize("most", [0, 1000, 10_000])
+def test_files_that_may_not_grow(most, given, tmp_path):
+    """As on a full disk: the first file, one in between, and none of the weights can be written."""
+    before, limits = contents(given), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        with pytest.raises(normfuse.InputError, match=r"^cannot write .*out: File too large$"):
+            normfuse.rewrite_folder(given, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert contents(given) == before
+    assert [f.name for f in tmp_path.iterdir()] == ["in"]
+
+
+def test_an_eps_that_no_norm_can_have_leaves_the_norms(given, tmp_path):
+    edit(given, layer_norm_epsilon=float("inf"))
+    done = normfuse.rewrite_folder(given, tmp_path / "out")
+    assert done.report.after == {"layer_norm": 5}
+    normfuse.load_checkpoint(tmp_path / "out")
+
+
 def test_a_rewritten_folder_is_not_rewritten_again(rewritten, tmp_path):
     with pytest.raises(normfuse.InputError, match="was rewritten already"):
         normfuse.rewrite_folder(rewritten, tmp_path / "out")
@@ -217,7 +341,17 @@ def record(folder, change):
 
 
 LN = "transformer.h.0.ln_1"
+NOTHING = {"has_weight": False, "has_bias": False}
 UNLOADABLE = {
+    "generation config is no JSON": (
+        lambda f: (f / "generation_config.json").write_text("{"),
+        "generation_config.json cannot be read",
+    ),
+    "a module without a name": (
+        lambda f: record(f, lambda r: r["norms"].update({"": r["norms"][LN] | NOTHING})),
+        "it names a module by no path",
+    ),
+    "attention of a hub": (lambda f: edit(f, attn_implementation="someone/attention"), CODE),
     "no record": (lambda f: (f / "normfuse.json").unlink(), "it was not rewritten by normfuse"),
     "no JSON": (lambda f: (f / "normfuse.json").write_text("x"), "is damaged: it is not JSON"),
     "other format": (lambda f: record(f, lambda r: r.update(format="x")), "is no record of this version"),

@@ -16,6 +16,7 @@ from normfuse.checkpoint.modules import Norm
 from normfuse.checkpoint.source import Folder
 from normfuse.cli.app import app
 from tests.checkpoint.folders import SIZES, contents, inputs, model, outputs, plain, saved
+from tests.page.structure import checked
 
 pytestmark = pytest.mark.models
 
@@ -152,6 +153,24 @@ def test_a_folder_is_explained_and_only_its_vectors_are_read(rewritten, tmp_path
     assert "found 5 layer_norm; now 5 rms_norm" in shown.output
     assert json.loads(report.read_text())["after"] == done.report.after
     assert read == {1}
+    assert contents(folder / "in") == rewritten.before[folder]
+
+
+@pytest.mark.parametrize("command", ["rewrite", "explain"])
+def test_a_page_tells_of_all_norms_of_a_folder(command, rewritten, tmp_path):
+    folder, done = rewritten("gpt2", torch.float64)
+    page, given = tmp_path / "page.html", str(folder / "in")
+    words = ["-o", str(tmp_path / "out")] if command == "rewrite" else []
+    shown = CliRunner().invoke(app, [command, given, *words, "--html", str(page)])
+    assert shown.exit_code == 0, shown.output
+    found = checked(page.read_text(encoding="utf-8"))
+    assert given in found.text
+    assert "All 5 norms are in a cheaper form now: 5 layer_norm became rms_norm" in found.text
+    for site in done.report.sites:
+        assert site.module in found.text or "transformer.h.{0-1}." in found.text
+    links = [held.get("class") or "" for tag, held in found.elements if tag == "a"]
+    ticks = [name for name in links if name.startswith("tick")]
+    assert ticks == [f"tick {site.action}" for site in done.report.sites]
     assert contents(folder / "in") == rewritten.before[folder]
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
 import normfuse
-from normfuse.checkpoint import rewriting, shard
+from normfuse.checkpoint import rewriting, shard, workplace
 from normfuse.checkpoint.plan import plan_of
 from normfuse.checkpoint.planned import Plan
 from tests.checkpoint.folders import contents, saved
@@ -33,14 +36,24 @@ def whole(given, tmp_path_factory):
     return contents(out)
 
 
+@pytest.fixture(scope="module")
+def large_files(tmp_path_factory):
+    """The same in three files, and what becomes of it."""
+    folder = tmp_path_factory.mktemp("large")
+    saved(folder / "in", "gpt2", size="60KB")
+    normfuse.rewrite_folder(folder / "in", folder / "out")
+    return folder / "in", contents(folder / "out")
+
+
 @pytest.fixture(autouse=True)
 def known_plans(monkeypatch):
     """A plan of the same folder with the same options is made once."""
 
     def planned(folder, options, *rest):
-        if options.only not in _PLANS:
-            _PLANS[options.only] = plan_of(folder, options, *rest)
-        return _PLANS[options.only]
+        key = (folder.path, options.only)
+        if key not in _PLANS:
+            _PLANS[key] = plan_of(folder, options, *rest)
+        return _PLANS[key]
 
     monkeypatch.setattr(rewriting, "plan_of", planned)
 
@@ -95,6 +108,103 @@ def test_what_was_made_of_something_else_is_made_again(change, given, whole, tmp
     done = normfuse.rewrite_folder(given, tmp_path / "out")
     assert done.reused == 0
     assert contents(tmp_path / "out") == whole
+
+
+def stop_anywhere(monkeypatch, place):
+    """Raise before the ``place``-th step of any kind; returns the list of steps that were begun."""
+    begun, lock = [], threading.Lock()
+
+    def watch(owner, name):
+        original = getattr(owner, name)
+
+        def step(*args, **kwargs):
+            with lock:
+                begun.append(name)
+                if len(begun) == place:
+                    raise Stopped
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, step)
+
+    for name in ("_reserve", "_copy", "_fold", "_to_disk"):
+        watch(shard, name)
+    for name in ("_put_back", "_use_again", "_move_in", "_to_disk"):
+        watch(workplace, name)
+    watch(workplace.Workplace, "write_text")
+    watch(Path, "replace")
+    watch(Path, "unlink")
+    return begun
+
+
+@pytest.mark.parametrize("is_replaced", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_it_may_be_interrupted_before_any_step(is_replaced, large_files, tmp_path, monkeypatch):
+    given, whole = large_files
+    old = {"config.json": b"{}"}
+    for place in itertools.count(1):
+        folder = tmp_path / str(place)
+        out = folder / "out"
+        folder.mkdir()
+        if is_replaced:
+            out.mkdir()
+            (out / "config.json").write_bytes(old["config.json"])
+        with monkeypatch.context() as patch:
+            steps = stop_anywhere(patch, place)
+            try:
+                normfuse.rewrite_folder(given, out, force=is_replaced)
+            except Stopped:
+                assert not out.exists() or contents(out) in (old, whole)
+        if len(steps) < place:  # nothing was interrupted
+            break
+        normfuse.rewrite_folder(given, out, force=out.exists())
+        assert contents(out) == whole, steps
+        assert [f.name for f in folder.iterdir()] == ["out"], steps
+    assert {"_fold", "_to_disk", "_move_in", "write_text", "replace"} <= set(steps)
+
+
+_KILLED = """
+import os, random, signal, sys, time
+import normfuse
+from normfuse.checkpoint import rewriting
+given, folder, seed = sys.argv[1], sys.argv[2], int(sys.argv[3])
+planned = rewriting._planned(rewriting.Path(given), rewriting._options({}), None, False, print)
+rewriting._planned = lambda *args: planned
+
+def start(out):
+    child = os.fork()
+    if not child:
+        normfuse.rewrite_folder(given, out)
+        os._exit(0)
+    return child
+
+for name in ("first", "second"):
+    begun = time.monotonic()
+    os.waitpid(start(f"{folder}/{name}"), 0)
+whole, random, killed = time.monotonic() - begun, random.Random(seed), 0
+for number in range(15):
+    for kills in (1, 1, 1, 0):
+        child = start(f"{folder}/{number}")
+        time.sleep(kills * random.uniform(0, whole))
+        if kills:
+            os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+        if status == 0:
+            break
+        assert os.WIFSIGNALED(status), status
+        killed += 1
+print("killed", killed)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_may_be_killed_at_any_moment(given, whole, tmp_path):
+    """Fifteen folders, each killed up to three times; the moments are drawn with a fixed seed."""
+    words = [sys.executable, "-c", _KILLED, given, tmp_path, "0"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split("killed")[-1]) > 0, done.stdout
+    for folder in tmp_path.iterdir():
+        assert not folder.name.startswith("."), folder
+        assert contents(folder) == whole, folder
 
 
 @pytest.mark.slow
