@@ -21,7 +21,7 @@ from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.emit import fake_value
 from normfuse.ir.location import described
 from normfuse.ir.readers import reads_only_type
-from normfuse.ir.sizes import rank_of, same, shape_of, tensors_of
+from normfuse.ir.sizes import rank_of, same, shape_of, tensor_of, tensors_of
 from normfuse.report import Refusal
 from normfuse.torch_compat import autocast_off, plain_size
 
@@ -100,12 +100,22 @@ def channels_of(node: Node, axis: int) -> int | None:
 
 
 def fixed_by_type(node: Node, axis: int) -> Refusal | None:
-    """Why a value must keep its number of channels: something reads its sizes."""
+    """Why a value must keep its number of channels: something reads it, or kernels want it."""
+    grouped = next((user for user in (node, *node.users) if _wants_whole_vectors(user)), None)
+    if grouped is not None:
+        message = f"{described(grouped)} has no kernel for a number of channels that is no multiple of 8"
+        return Refusal("fixed_width", message, grouped.name)
     for user in node.users:
         if reads_only_type(user, node) and not _asks_something_else(user, axis, rank_of(node)):
             message = f"{described(user)} reads the number of channels of {described(node)}"
             return Refusal("fixed_width", message, user.name)
     return None
+
+
+def _wants_whole_vectors(node: Node) -> bool:
+    """Products by groups of rows want strides of a multiple of 16 bytes in half precision."""
+    value = tensor_of(node)
+    return is_call(node, aten._grouped_mm.default) and value is not None and value.itemsize == 2
 
 
 def _asks_something_else(user: Node, axis: int, rank: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def test_it_is_no_further_from_float64(name: str, dtype: torch.dtype, basis: str
 @pytest.mark.parametrize("basis", BASES)
 @pytest.mark.parametrize("architecture", REWRITTEN)
 def test_every_architecture_that_converts(architecture: str, basis: str) -> None:
-    """In float64 within 1e-11 of the model, in float32 and bfloat16 within the error that verify allows.
+    """In float64 within 1e-11 of the model, in the others within the error that verify allows.
 
     A stream of which a part would not change keeps its RMSNorms.
     """
@@ -87,9 +88,20 @@ def test_every_architecture_that_converts(architecture: str, basis: str) -> None
     _, model, inputs, _ = found
     row = by_rewrite(model, inputs, lambda *_: None, target="crms_norm", crms_basis=basis)
     assert row["converted"], row["after"]
-    # Some operators have no kernel in bfloat16.
-    judged = {dtype: row[dtype] for dtype in ("float32", "bfloat16", "float64")}
-    assert {found["status"] for found in judged.values()} <= {"ok", "not captured"}, judged
+    assert row["float64"]["status"] == "ok", row["float64"]
+    for dtype in ("float32", "bfloat16"):
+        assert _is_near(row[dtype], basis) or _is_unknown(row[dtype], dtype), row[dtype]
+
+
+def _is_near(found: dict[str, Any], basis: str) -> bool:
+    """In drop_last the rounding error of a coordinate counts for the last one, too: root 2 times in all."""
+    times = 1 if basis == "orthonormal" else 2**0.5
+    return found["status"] in ("ok", "far") and found.get("ratio", 0) <= times * found.get("allowed", 0)
+
+
+def _is_unknown(found: dict[str, Any], dtype: str) -> bool:
+    """Some operators have no kernel in bfloat16."""
+    return dtype == "bfloat16" and found["status"] == "not captured"
 
 
 @pytest.mark.parametrize("seed", [0, 1])
