@@ -191,6 +191,8 @@ for number in range(15):
             break
         assert os.WIFSIGNALED(status), status
         killed += 1
+        if os.path.exists(f"{folder}/{number}"):  # it was complete, and only the process was not at its end
+            break
 print("killed", killed)
 """
 
@@ -203,8 +205,9 @@ def test_a_process_may_be_killed_at_any_moment(given, whole, tmp_path):
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split("killed")[-1]) > 0, done.stdout
     for folder in tmp_path.iterdir():
-        assert not folder.name.startswith("."), folder
-        assert contents(folder) == whole, folder
+        if not folder.name.endswith("-lock"):  # an empty file, where the last moment was the one
+            assert not folder.name.startswith("."), folder
+            assert contents(folder) == whole, folder
 
 
 @pytest.mark.slow
