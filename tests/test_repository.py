@@ -81,14 +81,14 @@ def test_the_package_says_that_it_is_typed():
     assert (ROOT / "normfuse" / "py.typed").is_file()
 
 
-def test_the_package_takes_along_what_pages_are_made_of():
+def test_the_package_takes_along_what_is_not_python():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     patterns = settings["package-data"]["normfuse"]
     folder = ROOT / "normfuse"
     packed = {path for pattern in patterns for path in folder.glob(pattern)}
     files = {path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     assert {path for path in files - packed if path.suffix != ".py"} == set()
-    assert {path.suffix for path in packed} == {".typed", ".css", ".js"}
+    assert {path.suffix for path in packed} == {".typed", ".css", ".js", ".cpp"}
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "lint", "gpu", "bench", "docs", "clean"])

@@ -2,8 +2,7 @@
 
 A value is *clean* when weights alone can make its mean zero. What is not clean hangs, in the
 dominator tree of the stream, below the values where a mean comes in; one explicit centring at a
-value cleans all that hangs below it. The best single place is the one with most values below it that norms
-read.
+value cleans all that hangs below it. The best single place is the one with most norms below it.
 """
 
 from __future__ import annotations
@@ -100,8 +99,8 @@ def decide(
 ) -> Decision:
     """Convert every norm of the stream that weights alone, or weights and one centring, make possible.
 
-    One centring is added only where norms of two values lose theirs, or two norms where other ``maps`` take
-    the place of centring. Nothing is done for the norms in ``settled``, which stay as they are.
+    One centring is added only where at least two norms lose theirs. Nothing is done for the norms in
+    ``settled``, which stay as they are. ``maps`` are what takes the place of centring, for another change.
     """
     decision, dirt = Decision(), _Dirt()
     keep_exact(stream)
@@ -109,10 +108,11 @@ def decide(
     for value in members:
         _judge(value, stream, weights, decision, dirt, maps)
     readable = [(v, n) for v in members for n in stream.norms.get(v, ()) if n not in settled]
-    if may_centre:
-        dirty = [v for v, _ in readable if v in dirt.parent]
-        saved = list(dict.fromkeys(dirty)) if maps == CENTRE else dirty  # norms of one value share its mean
-        decision.cut = _best_cut(saved, dirt, stream, order, weights.program)
+    decision.cut = (
+        _best_cut([v for v, _ in readable if v in dirt.parent], dirt, stream, order, weights.program)
+        if may_centre
+        else None
+    )
     for value, norm in readable:
         if value not in dirt.parent or decision.cut in dirt.chain(value):
             decision.converted.append(norm)
@@ -206,12 +206,12 @@ def _judge_origin(
 def _best_cut(
     dirty: list[Value], dirt: _Dirt, stream: Stream, order: dict[Node, int], program: Program
 ) -> Value | None:
-    """The one place below which most of the ``dirty`` values hang, one for each mean that would be saved.
+    """The one place below which most norms hang.
 
-    Memory that is written later cannot be one, nor a value larger than all of them: centring it would cost
-    more than is saved. Nor can one that shows entries in several places: what it is an expansion of is
-    smaller, and all that is known of layouts behind it would be another. Of several with as many below them
-    it is the last, or a table's lookup where the program asks for that.
+    Memory that is written later cannot be one, nor a value larger than all that those norms read:
+    centring it would cost more than they save. Nor can one that shows entries in several places: what it is
+    an expansion of is smaller, and all that is known of layouts behind it would be another. Of several with
+    as many norms below them it is the last, or a table's lookup where the program asks for that.
     """
 
     def rank(candidate: Value) -> tuple[int, bool, int]:

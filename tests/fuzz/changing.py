@@ -92,7 +92,7 @@ def stays_current(program: Program, seed: int) -> None:
         return
     positions = {i.node: place for place, i in enumerate(program.inputs)}
     values = copy.deepcopy([i.value for i in program.inputs])
-    slots = Slots([_slot(one, program) for one in folded])
+    slots = Slots([_slot(one, program, positions) for one in folded])
     slots.tensors(values)
     places = sorted({positions[s] for one in folded for s in one.sources})
     drawn = random.Random(seed)

@@ -65,7 +65,7 @@ def written_through_a_split(s, x):
 @attack(2)
 def filled_by_mask_in_place(s, x):
     h = s.lin(x)
-    return s.ln(h.masked_fill_(x[..., :1] > 1, 3.0)), s.ln2(-h)
+    return s.ln(h.masked_fill_(x[..., :1] > 1, 3.0)), s.ln2(h)
 
 
 @attack(1, extras=lambda: {"g": param(D)})
