@@ -118,16 +118,15 @@ Tensor pack(Tensor weight) {
     return packed;
 }
 
-// Some rows of data in the order in which tiles read them, [in / kTerms, rows, kStep]; one row as it is.
+// Some rows of data in the order in which tiles read them: [in / kTerms, rows, kStep].
 static void lay_out(const Tensor& data, int64_t top, int64_t rows, float* to) {
     const int64_t in = data.size(1), by_row = data.stride(0), by_in = data.stride(1);
     const float* from = static_cast<const float*>(data.data_ptr()) + top * by_row;
-    const int64_t step = rows == 1 ? kTerms : kStep;
     torch::stable::parallel_for(0, rows, 1 + 32768 / std::max<int64_t>(in, 1), [&](int64_t first, int64_t last) {
         for (int64_t r = first; r < last; r++)
             for (int64_t k = 0; k < in; k += kTerms) {
                 const float* row = from + r * by_row + k * by_in;
-                float* held = to + (k / kTerms * rows + r) * step;
+                float* held = to + (k / kTerms * rows + r) * kStep;
                 const int64_t terms = std::min(kTerms, in - k);
                 if (by_in == 1) std::memcpy(held, row, 4 * terms);
                 else for (int64_t i = 0; i < terms; i++) held[i] = row[i * by_in];
@@ -147,32 +146,49 @@ static void multiply_all(const float* laid, int64_t rows, int64_t in, const floa
         }
 }
 
+// What a product reads beside the data, and where it writes.
+struct Product {
+    int64_t in, out, by_bias;
+    const float* held;
+    const float* bias;
+
+    // Call multiply(block, sums) for each block, and write the sums of some rows, [rows, kBlock], with the bias.
+    template <typename Multiply>
+    void write(int64_t rows, float* made, const Multiply& multiply) const {
+        const int64_t grain = std::max<int64_t>(1, 32768 / (kBlock * std::max<int64_t>(rows * in, 1)));
+        torch::stable::parallel_for(0, (out + kBlock - 1) / kBlock, grain, [&](int64_t from, int64_t to) {
+            std::vector<float> sums(rows * kBlock);
+            for (int64_t block = from; block < to; block++) {
+                const int64_t first = block * kBlock, count = std::min(kBlock, out - first);
+                multiply(held + first * in, sums.data());
+                for (int64_t r = 0; r < rows; r++)
+                    for (int64_t j = 0; j < count; j++)
+                        made[r * out + first + j] =
+                            sums[r * kBlock + j] + (bias ? bias[(first + j) * by_bias] : 0.0f);
+            }
+        });
+    }
+};
+
 Tensor product(Tensor data, Tensor packed, std::optional<Tensor> bias, int64_t out) {
     const int64_t rows = data.size(0), in = data.size(1), most = std::min(rows, kMost);
     Tensor result = torch::stable::new_empty(data, {rows, out});
+    float* made = static_cast<float*>(result.data_ptr());
+    const Product product{
+        in, out, bias ? bias->stride(0) : 0, static_cast<const float*>(packed.data_ptr()),
+        bias ? static_cast<const float*>(bias->data_ptr()) : nullptr};
+    if (rows == 1 && data.stride(1) == 1) {
+        const float* row = static_cast<const float*>(data.data_ptr());
+        product.write(1, made, [&](const float* block, float* sums) { multiply_one(row, block, in, sums); });
+        return result;
+    }
     Tensor copy = torch::stable::new_empty(data, {(in + kTerms - 1) / kTerms * most * kStep});
     float* laid = static_cast<float*>(copy.data_ptr());
-    const float* held = static_cast<const float*>(packed.data_ptr());
-    const float* shift = bias ? static_cast<const float*>(bias->data_ptr()) : nullptr;
-    const int64_t by_shift = bias ? bias->stride(0) : 0;
-    const int64_t grain = std::max<int64_t>(1, 32768 / (kBlock * std::max<int64_t>(most * in, 1)));
     for (int64_t top = 0; top < rows; top += most) {
         const int64_t here = std::min(most, rows - top);
         lay_out(data, top, here, laid);
-        float* made = static_cast<float*>(result.data_ptr()) + top * out;
-        torch::stable::parallel_for(0, (out + kBlock - 1) / kBlock, grain, [&](int64_t from, int64_t to) {
-            std::vector<float> sums(here * kBlock);
-            for (int64_t block = from; block < to; block++) {
-                const int64_t first = block * kBlock, count = std::min(kBlock, out - first);
-                if (here == 1) multiply_one(laid, held + first * in, in, sums.data());
-                else multiply_all(laid, here, in, held + first * in, sums.data());
-                float start[kBlock] = {};
-                if (shift)
-                    for (int64_t j = 0; j < count; j++) start[j] = shift[(first + j) * by_shift];
-                for (int64_t r = 0; r < here; r++)
-                    for (int64_t j = 0; j < count; j++)
-                        made[r * out + first + j] = sums[r * kBlock + j] + start[j];
-            }
+        product.write(here, made + top * out, [&](const float* block, float* sums) {
+            multiply_all(laid, here, in, block, sums);
         });
     }
     return result;
