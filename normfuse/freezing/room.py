@@ -30,7 +30,8 @@ def make_room(state: FrozenWeights) -> str:
         one.release()  # its next call would find the change
         sharing.remove(one)
     can_share = state.is_shareable and all(one.is_shareable for one in sharing)
-    state.held = {k: v for one in sharing for k, v in one.packed.items()} if can_share and sharing else None
+    state.held = {key: value for one in sharing for key, value in one.packed.items()} if can_share else None
+    state.held = state.held or None  # who shares nothing may choose among all libraries
     rivals = [] if can_share else sharing
     if any(one.rows < state.rows for one in rivals):
         return _TAKEN
