@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ __all__ = [
     "autocast_off",
     "decomposes",
     "enable_python_dispatcher",
+    "fakes_called",
     "graph_module",
     "guards_may_be_skipped",
     "is_transformed",
@@ -52,6 +53,7 @@ __all__ = [
     "storage_id",
     "storage_is_abandoned",
     "unnoticed",
+    "wrap_triton",
 ]
 
 
@@ -70,6 +72,25 @@ def autocast_off() -> AbstractContextManager[None]:
     """No operator runs in other types than its operands have, on any device."""
     guard: AbstractContextManager[None] = torch._C._DisableAutocast()
     return guard
+
+
+def fakes_called() -> AbstractContextManager[Any]:
+    """In it operators are called with fake values whose sizes may be symbols.
+
+    Before 2.12 those that are made of other operators take them only by their Python kernels.
+    """
+    is_old = torch.__version__ < torch.torch_version.TorchVersion("2.12")
+    return enable_python_dispatcher() if is_old else nullcontext()
+
+
+def wrap_triton(kernel: Any) -> Any:
+    """PyTorch's function of this name, by which it finds the kernels of an operator in the code.
+
+    A kernel that is interpreted stays as it is, since 2.11 takes none.
+    """
+    from triton.runtime.jit import JITFunction
+
+    return torch.library.wrap_triton(kernel) if isinstance(kernel, JITFunction) else kernel
 
 
 def decomposes(target: OpOverload) -> bool:

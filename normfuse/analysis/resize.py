@@ -23,7 +23,7 @@ from normfuse.ir.location import described
 from normfuse.ir.readers import reads_only_type
 from normfuse.ir.sizes import rank_of, same, shape_of, tensor_of, tensors_of
 from normfuse.report import Refusal
-from normfuse.torch_compat import autocast_off, plain_size
+from normfuse.torch_compat import autocast_off, fakes_called, plain_size
 
 __all__ = ["Preview", "channels_of", "fixed_by_type", "resize"]
 
@@ -78,7 +78,7 @@ class Preview:
         given, named = tree_map_only(
             Node, lambda n: operands[n] if n in operands else self._of(n), (args, kwargs)
         )
-        with autocast_off():
+        with autocast_off(), fakes_called():
             return node.target(*given, **named)  # type: ignore[operator]
 
     def _of(self, node: Node) -> Any:

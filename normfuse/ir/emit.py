@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from normfuse.ir.calls import aten
 from normfuse.ir.sizes import tensor_of
-from normfuse.torch_compat import autocast_off
+from normfuse.torch_compat import autocast_off, fakes_called
 
 __all__ = ["call", "cast", "fake_value"]
 
@@ -20,7 +20,7 @@ __all__ = ["call", "cast", "fake_value"]
 def fake_value(target: OpOverload, args: Any, kwargs: Mapping[str, Any] | None = None) -> Any:
     """What an operator returns for the fake values of its arguments: graphs run with autocast off."""
     given, named = tree_map_only(Node, lambda n: n.meta["val"], (args, dict(kwargs or {})))
-    with autocast_off():
+    with autocast_off(), fakes_called():
         return target(*given, **named)
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.library import triton_op, wrap_triton
+from torch.library import triton_op
 
 from normfuse.kernels.code.product import linear_rows
 from normfuse.kernels.layout import dense, float32, rows_of
 from normfuse.kernels.operators import norm_backward
 from normfuse.kernels.plan import linear_plans
 from normfuse.kernels.reference import RMS
+from normfuse.torch_compat import wrap_triton
 
 __all__ = ["linear"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.library import triton_op, wrap_triton
+from torch.library import triton_op
 
 from normfuse.kernels.code.backward import backward_rows
 from normfuse.kernels.code.backward_wide import backward_wide
@@ -18,6 +18,7 @@ from normfuse.kernels.code.forward_wide import forward_wide
 from normfuse.kernels.layout import dense, float32, programs, rows_of, strides
 from normfuse.kernels.plan import backward_plan, column_plan, forward_plan
 from normfuse.kernels.reference import RMS
+from normfuse.torch_compat import wrap_triton
 
 __all__ = ["norm", "norm_backward"]
 
