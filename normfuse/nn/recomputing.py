@@ -47,12 +47,21 @@ def kept(layer: nn.Module, *values: Tensor) -> tuple[Tensor, ...]:
         NormfuseError: inside of ``torch.compile``, where the compiler was asked to compute it again. It ends
             the graph, and eager mode runs; with ``fullgraph=True`` the caller sees it.
     """
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or not torch.is_grad_enabled():
+    if not torch.compiler.is_compiling() or _is_exporting() or not torch.is_grad_enabled():
         return values
     _refuse_less_memory(layer)
     # Dynamo traces no checkpointed region with a write to an object in it, and leaves it to eager mode.
     layer._is_compiled = True  # type: ignore[assignment]
     return tuple(_copied(list(values)))
+
+
+def _is_exporting() -> bool:
+    """Whether there is no backward pass of this graph; of a strict export it is not known before 2.13."""
+    return torch.compiler.is_exporting() and (_TELLS_EXPORTS or not torch.compiler.is_dynamo_compiling())
+
+
+#: Dynamo of 2.11 takes every compilation for an export.
+_TELLS_EXPORTS = torch.torch_version.TorchVersion(torch.__version__) >= "2.13"
 
 
 def _refuse_less_memory(layer: nn.Module) -> None:
