@@ -234,6 +234,20 @@ def test_graphs_of_one_model_hold_what_is_packed_once(
     assert held(173 * 391) <= before
 
 
+def test_a_graph_beside_one_that_packs_nothing_chooses_freely(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(rows: int, *_: object) -> measuring.Figures:
+        seconds = {"plain": 1.0, "mkl": 3.0 if rows == 30 else 0.5, "onednn": 3.0, "blocks": 3.0}
+        return seconds, dict.fromkeys(seconds, 1.0)
+
+    monkeypatch.setattr(measuring, "_measured", dict)
+    monkeypatch.setattr(measuring, "_remember", lambda known: None)
+    monkeypatch.setattr(measuring, "_measure", found)
+    fast = torch.compile(torch.nn.Linear(48, 96).eval(), backend="normfuse", dynamic=False)
+    with torch.no_grad():
+        codes = [run_and_get_code(fast, torch.randn(rows, 48))[1][0] for rows in (30, 7)]
+    assert ["mkl._mkl_linear" in code for code in codes] == [False, True]
+
+
 def test_equal_weights_are_packed_once() -> None:
     own = blocks()
     assert own is not None
