@@ -16,7 +16,7 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from normfuse.errors import InvariantError
 from normfuse.ir.spec import NormSpec
 
-__all__ = ["UNLIFTED", "NormRegion", "Operands", "norm_of", "norms_in"]
+__all__ = ["UNLIFTED", "NormRegion", "Operands", "norm_of", "norms_in", "region_of"]
 
 #: Under this key the operators of a norm that is not lifted hold the name of that norm.
 UNLIFTED = "normfuse_unlifted"
@@ -77,6 +77,18 @@ def norm_of(node: Node) -> NormRegion | None:
     owner = node.graph.owning_module
     module = None if owner is None else getattr(owner, str(node.target), None)
     return module if isinstance(module, NormRegion) else None
+
+
+def region_of(norm: Node) -> NormRegion:
+    """The region that a lifted norm calls.
+
+    Raises:
+        InvariantError: for any other node.
+    """
+    region = norm_of(norm)
+    if region is None:
+        raise InvariantError(f"{norm.name} is no norm")
+    return region
 
 
 def norms_in(gm: GraphModule) -> list[tuple[Node, NormRegion]]:

@@ -102,6 +102,18 @@ class NormSpec:
         """Whether the norm is one scale and one shift per channel, whatever it reads."""
         return self.statistics in ("stored", "computed")
 
+    @property
+    def has_affine(self) -> bool:
+        """Whether a weight, a bias or a number follows the core."""
+        return self.has_scale or self.has_shift or self.post_factor != 1
+
+    @property
+    def core(self) -> NormSpec:
+        """The norm without its weight and bias, and the number behind them."""
+        return replace(
+            self, has_scale=False, has_shift=False, weight_offset=0.0, post_factor=1.0, affine_dims=()
+        )
+
     def as_kind(self, kind: str) -> NormSpec:
         """The same norm with another kind of centring."""
         return replace(self, kind=kind, basis="")

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from normfuse.errors import cause
 from normfuse.inductor_compat import cache_folder, compiled_alone
-from normfuse.ir.region import norm_of
+from normfuse.ir.region import region_of
 from normfuse.lowering.clock import Clock, clock_of
 from normfuse.lowering.excerpt import excerpt
 from normfuse.lowering.inline import inline_all
@@ -110,8 +110,7 @@ def _measure(norm: Node, apt: Mapping[str, Provider], mode: str | None, given: M
 def _written(norm: Node, provider: Provider | None) -> GraphModule:
     """The neighbourhood of a norm as a provider runs it, or as Inductor gets it."""
     found = excerpt(norm)
-    region = norm_of(found.norm)
-    assert region is not None
+    region = region_of(found.norm)
     if provider is not None:
         provider.write(found.module, found.norm, region)
     inline_all(found.module)

@@ -26,7 +26,7 @@ from normfuse.ir.program import Program
 from normfuse.ir.region import Operands, norm_of
 from normfuse.ir.sizes import is_row_major, static_size, tensor_of
 from normfuse.ir.spec import NormSpec
-from normfuse.passes.fold_scale import affine_of, refuse_operands, without_affine
+from normfuse.passes.own_affine import affine_of, refuse_operands
 from normfuse.passes.ownership import Move, settle_ownership
 from normfuse.passes.stored_values import refusal_of_large_bias
 from normfuse.passes.work import Work
@@ -123,8 +123,7 @@ def _plan_norms(change: Change, basis: Basis, work: Work, weights: WeightValues)
             if norm not in change.decision.converted or region is None:
                 continue
             spec, operands = region.spec, region.operands(norm)
-            bare = without_affine(spec)
-            change.cores[norm], change.behind[norm] = basis.norm(bare, static_size(*value) or 0)
+            change.cores[norm], change.behind[norm] = basis.norm(spec.core, static_size(*value) or 0)
             maps = (*change.behind[norm], *affine_of(spec, operands))
             move: Move | Refusal | None = refuse_operands(norm, operands, work, weights)
             if move is None and not spec.affine_dims:

@@ -18,7 +18,7 @@ from normfuse.ir.calls import aten, set_arguments
 from normfuse.ir.canonical import canonical_region, scaled, shifted
 from normfuse.ir.emit import call
 from normfuse.ir.readers import reads_only_type
-from normfuse.ir.region import norm_of
+from normfuse.ir.region import region_of
 from normfuse.ir.sizes import is_row_major, rank_of, static_size
 from normfuse.ir.spec import NormSpec
 from normfuse.passes.basis import Basis, Change, plan
@@ -123,16 +123,14 @@ def _fits(norm: Node, made: list[Node], move: Move, work: Work, placement: Place
         return True
     if move.meets_float16 and rest_on_range(program, norm, made, placement) is not None:
         return False
-    region = norm_of(norm)
-    assert region is not None
+    region = region_of(norm)
     rest_on_small_bias(program, norm, region.operands(norm), move.coarsest)
     return True
 
 
 def _write_out(norm: Node, change: Change, basis: Basis, work: Work, placement: Placement) -> None:
     """The maps, and the norm's own weight and bias, as operators behind its core."""
-    region = norm_of(norm)
-    assert region is not None
+    region = region_of(norm)
     spec, operands, result = region.spec, region.operands(norm), norm.meta["val"]
     axis, core, graph = rank_of(norm) + spec.dims[0], change.cores[norm], norm.graph
     wide = core.statistics_dtype or core.compute_dtype
@@ -151,8 +149,7 @@ def _write_out(norm: Node, change: Change, basis: Basis, work: Work, placement: 
 
 
 def _put_core(norm: Node, core: NormSpec, work: Work) -> None:
-    region = norm_of(norm)
-    assert region is not None
+    region = region_of(norm)
     bare = replace(region.operands(norm), scale=None, shift=None, sizes=())
     made = canonical_region(core, bare, norm.meta["val"])
     work.program.gm.add_submodule(str(norm.target), made)

@@ -22,7 +22,7 @@ from normfuse.analysis.plan import Plan, redirected
 from normfuse.analysis.weights import divided_refusal
 from normfuse.ir.location import described
 from normfuse.ir.readers import value_readers
-from normfuse.ir.region import norm_of
+from normfuse.ir.region import norm_of, region_of
 from normfuse.ir.sizes import rank_of, tensor_of
 from normfuse.passes.decisions import weights_of
 from normfuse.passes.evidence import certificate
@@ -46,8 +46,7 @@ def fold_factor(work: Work) -> None:
         if not folding.placement.is_erased(node):
             folding.before(node)
     for node, taken in folding.taken.items():
-        region = norm_of(node)
-        assert region is not None
+        region = region_of(node)
         held = [*node.all_input_nodes[1:], *taken.weights]
         proof = certificate(FOLD_FACTOR, (taken.names, [node.name]), held, work)
         work.sites[node].fold(FOLD_FACTOR.name, proof, left=region.spec)

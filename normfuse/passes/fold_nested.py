@@ -19,14 +19,13 @@ from torch.fx import Node
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten, is_call
 from normfuse.ir.canonical import is_expressible, respell
-from normfuse.ir.grad_mode import switches_gradients
 from normfuse.ir.location import described
 from normfuse.ir.readers import value_readers
-from normfuse.ir.region import NormRegion, norm_of, norms_in
+from normfuse.ir.region import NormRegion, norm_of, norms_in, region_of
 from normfuse.ir.spec import NormSpec
 from normfuse.passes.decisions import weights_of
 from normfuse.passes.evidence import certificate
-from normfuse.passes.fold_scale import without_affine
+from normfuse.passes.idle import refuse_mixed_modes
 from normfuse.passes.place import Placement
 from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.scaled_norms import refusal_behind, take_behind
@@ -43,8 +42,7 @@ def fold_nested(work: Work) -> None:
     """Take norms into the norms that read them; record a reason for each that reads one as it is."""
     weights, placement = weights_of(work), Placement(work.program.gm.graph)
     for inner in [node for node, _ in norms_in(work.program.gm)]:
-        region = norm_of(inner)  # another one than at first, where it has taken a norm itself
-        assert region is not None
+        region = region_of(inner)  # another one than at first, where it has taken a norm itself
         outer = [reader for reader in value_readers(inner) if _reads(reader, inner)]
         if not outer:
             continue
@@ -83,8 +81,7 @@ def _refuse_inner(inner: Node, region: NormRegion, outer: list[Node], work: Work
 
 
 def _refuse_outer(norm: Node, inner: Node, spec: NormSpec, work: Work) -> Refusal | None:
-    region = norm_of(norm)
-    assert region is not None
+    region = region_of(norm)
     reads = region.spec
     if reads.centred:
         message = f"{described(norm)} takes away what rounding leaves of the mean of {described(inner)}"
@@ -113,7 +110,7 @@ def _refuse_eps(norm: Node, spec: NormSpec, reads: NormSpec) -> Refusal | None:
 
 def _is_plain(spec: NormSpec) -> bool:
     """Whether a norm divides by the root of a mean square and a number."""
-    bare = spec.kind in ("layer_norm", "rms_norm") and is_expressible(without_affine(spec))
+    bare = spec.kind in ("layer_norm", "rms_norm") and is_expressible(spec.core)
     return bare and spec.eps is not None
 
 
@@ -131,8 +128,7 @@ def _joined(spec: NormSpec, reads: NormSpec) -> tuple[float, float]:
 
 def _take(inner: Node, norm: Node, region: NormRegion, work: Work) -> None:
     """Let the outer norm read what the inner one reads, with a number behind it."""
-    held = norm_of(norm)
-    assert held is not None
+    held = region_of(norm)
     spec, operands = region.spec, held.operands(norm)
     factor, eps = _joined(spec, held.spec)
     factor = math.copysign(factor, spec.post_factor) * held.spec.post_factor
@@ -161,13 +157,6 @@ def _drop(inner: Node, region: NormRegion, work: Work) -> None:
     graph.erase_node(inner)
 
 
-def _divided(work: Work) -> Refusal | None:
-    if not (work.program.grad_enabled and switches_gradients(work.program.gm.graph)):
-        return None
-    message = "some operators of the graph record gradients and others do not, so no two norms become one"
-    return Refusal("grad_mode", message)
-
-
 FOLD_NESTED = Rule(
     "fold_nested",
     Numerics.REASSOCIATED,
@@ -180,5 +169,5 @@ FOLD_NESTED = Rule(
     ),
     run=fold_nested,
     waits=lambda site: False,
-    idle=_divided,
+    idle=refuse_mixed_modes,
 )

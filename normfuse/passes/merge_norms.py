@@ -24,14 +24,13 @@ from normfuse.ir.calls import aten
 from normfuse.ir.canonical import is_expressible, respell, scaled, shifted
 from normfuse.ir.effects import is_returned
 from normfuse.ir.emit import call
-from normfuse.ir.grad_mode import switches_gradients
 from normfuse.ir.location import described, module_path
-from normfuse.ir.region import NormRegion, Operands, norm_of, norms_in
+from normfuse.ir.region import NormRegion, Operands, norms_in, region_of
 from normfuse.ir.sizes import is_row_major, rank_of
 from normfuse.ir.spec import NormSpec
 from normfuse.passes.bodies import are_alike
 from normfuse.passes.evidence import Certificate, certificate
-from normfuse.passes.fold_scale import without_affine
+from normfuse.passes.idle import refuse_mixed_modes
 from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.work import Restored, Work
 from normfuse.report import Refusal
@@ -72,18 +71,18 @@ def _share_cores(work: Work) -> None:
 def _core(spec: NormSpec) -> NormSpec:
     """What nothing has been rounded of yet."""
     wide = spec.statistics_dtype or spec.compute_dtype
-    return replace(without_affine(spec), scale_dtype=wide, out_dtype=wide)
+    return replace(spec.core, scale_dtype=wide, out_dtype=wide)
 
 
 def _is_apart(node: Node, spec: NormSpec) -> bool:
     """Whether something makes new memory behind the core, or nobody returns what lies in the core's."""
-    core, has_affine = _core(spec), spec.has_scale or spec.has_shift or spec.post_factor != 1
+    core = _core(spec)
     is_cast = (spec.scale_dtype, spec.out_dtype) != (core.scale_dtype, core.out_dtype)
-    return has_affine or is_cast or not is_returned(node)
+    return spec.has_affine or is_cast or not is_returned(node)
 
 
 def _share(kept: Node, others: list[Node], work: Work) -> None:
-    region, graph = _region(kept), kept.graph
+    region, graph = region_of(kept), kept.graph
     spec, operands, result = region.spec, region.operands(kept), kept.meta["val"]
     readers = list(kept.users)
     respell(kept, _core(spec), replace(operands, scale=None, shift=None))
@@ -98,7 +97,7 @@ def _share(kept: Node, others: list[Node], work: Work) -> None:
     proof = _proof(kept, [kept, *others], operands, work)
     work.sites[kept].fold(MERGE_NORMS.name, proof, left=_core(spec))
     for norm in others:
-        own = _region(norm)
+        own = region_of(norm)
         with graph.inserting_before(norm):
             value = _behind(kept, own.spec, own.operands(norm), norm.meta["val"])
         _merge(kept, norm, value, work)
@@ -114,15 +113,9 @@ def _behind(core: Node, spec: NormSpec, operands: Operands, result: torch.Tensor
 
 
 def _result(norm: Node) -> torch.Tensor:
-    (returned,) = _region(norm).body.output_node().all_input_nodes
+    (returned,) = region_of(norm).body.output_node().all_input_nodes
     value: torch.Tensor = returned.meta["val"]
     return value
-
-
-def _region(norm: Node) -> NormRegion:
-    region = norm_of(norm)
-    assert region is not None
-    return region
 
 
 def _refuse_spelling(kept: Node, node: Node, one: NormRegion, other: NormRegion) -> Refusal | None:
@@ -148,7 +141,7 @@ def _refuse_memory(kept: Node, node: Node, work: Work) -> Refusal | None:
 
 def _merge(kept: Node, norm: Node, value: Node, work: Work) -> None:
     """Let all that reads a norm read ``value``, which the other norm or something behind it gives."""
-    proof = _proof(kept, [*norm.users], _region(norm).operands(norm), work)
+    proof = _proof(kept, [*norm.users], region_of(norm).operands(norm), work)
     work.sites[norm].merge(MERGE_NORMS.name, proof, module_path(kept) or kept.name)
     norm.replace_all_uses_with(value)
     work.merged(norm, value)
@@ -159,13 +152,6 @@ def _proof(kept: Node, readers: list[Node], operands: Operands, work: Work) -> C
     held = [node for node in (operands.scale, operands.shift) if node is not None]
     names = [reader.name for reader in readers]
     return certificate(MERGE_NORMS, ([kept.name], [kept.name], names), held, work)
-
-
-def _divided(work: Work) -> Refusal | None:
-    if not (work.program.grad_enabled and switches_gradients(work.program.gm.graph)):
-        return None
-    message = "some operators of the graph record gradients and others do not, so no two norms become one"
-    return Refusal("grad_mode", message)
 
 
 MERGE_NORMS = Rule(
@@ -181,5 +167,5 @@ MERGE_NORMS = Rule(
     ),
     run=merge_norms,
     waits=lambda site: False,
-    idle=_divided,
+    idle=refuse_mixed_modes,
 )

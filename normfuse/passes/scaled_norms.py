@@ -25,7 +25,7 @@ from normfuse.ir.dtypes import digits
 from normfuse.ir.emit import call, cast
 from normfuse.ir.location import described
 from normfuse.ir.program import Program
-from normfuse.ir.region import NormRegion, Operands, norm_of
+from normfuse.ir.region import Operands, region_of
 from normfuse.ir.spec import NormSpec
 from normfuse.passes.hoist import recipe_of, value_of
 from normfuse.passes.place import Placement
@@ -37,7 +37,7 @@ __all__ = ["refusal_before", "refusal_behind", "take_before", "take_behind"]
 
 def refusal_behind(norm: Node, program: Program, weights: WeightValues) -> Refusal | None:
     """Why the weight and bias of a norm cannot take the number that multiplies its result, if so."""
-    spec, operands = _norm(norm).spec, _norm(norm).operands(norm)
+    spec, operands = region_of(norm).spec, region_of(norm).operands(norm)
     if not spec.has_scale:
         message = f"{described(norm)} has no weight that could take the number behind it"
         return Refusal("no_weight", message, norm.name)
@@ -48,7 +48,7 @@ def refusal_behind(norm: Node, program: Program, weights: WeightValues) -> Refus
 
 def take_behind(norm: Node, placement: Placement, program: Program) -> Refusal | None:
     """Put the number behind a norm into its weight and bias; why their dtype cannot hold them, if so."""
-    spec, operands = _norm(norm).spec, _norm(norm).operands(norm)
+    spec, operands = region_of(norm).spec, region_of(norm).operands(norm)
     operands = _times(operands, spec.post_factor, placement, norm)
     made = [node for node in (operands.scale, operands.shift) if node is not None]
     refusal = rest_on_range(program, norm, made, placement)
@@ -60,7 +60,7 @@ def take_behind(norm: Node, placement: Placement, program: Program) -> Refusal |
 
 def refusal_before(norm: Node, factor: Factor, program: Program, weights: WeightValues) -> Refusal | None:
     """Why a norm cannot take the factor of what it reads, if so."""
-    operands = _norm(norm).operands(norm)
+    operands = region_of(norm).operands(norm)
     refusal = _refuse_eps(norm, operands.eps, weights) or _refuse_form(norm)
     refusal = refusal or _refuse_range(norm, factor, program)
     if refusal is not None or isinstance(factor.by, Node) or factor.by > 0:
@@ -70,7 +70,7 @@ def refusal_before(norm: Node, factor: Factor, program: Program, weights: Weight
 
 def take_before(norm: Node, factor: Factor, placement: Placement, program: Program) -> None:
     """Put the factor of what a norm reads into its eps, and the sign into its weight or behind it."""
-    spec, operands = _norm(norm).spec, _norm(norm).operands(norm)
+    spec, operands = region_of(norm).spec, region_of(norm).operands(norm)
     if isinstance(factor.by, Node):
         question = Question("factor", _statistics(spec), spec.eps or 0.0)
         recipe, sources = recipe_of(program, factor.by)
@@ -124,7 +124,7 @@ def _times(operands: Operands, number: float, placement: Placement, norm: Node) 
 
 
 def _refuse_form(norm: Node) -> Refusal | None:
-    if has_body(_norm(norm).spec):
+    if has_body(region_of(norm).spec):
         return None
     message = f"{described(norm)} is of a form in which another eps or weight cannot be written"
     return Refusal("unusual_form", message, norm.name)
@@ -137,7 +137,7 @@ def _refuse_eps(norm: Node, eps: Node | None, weights: WeightValues) -> Refusal 
     name, held = f"the eps of {described(norm)}", dtype_of(eps)
     if eps not in weights:
         return Refusal("eps_operand", f"{name} depends on the call", norm.name)
-    if digits(held) < digits(_statistics(_norm(norm).spec)):
+    if digits(held) < digits(_statistics(region_of(norm).spec)):
         message = f"{name} is a {held}, narrower than the statistics, and a multiple of it would be rounded"
         return Refusal("eps_operand", message, norm.name, "keep eps in the dtype of the statistics")
     return None
@@ -145,7 +145,7 @@ def _refuse_eps(norm: Node, eps: Node | None, weights: WeightValues) -> Refusal 
 
 def _refuse_range(norm: Node, factor: Factor, program: Program) -> Refusal | None:
     """Why ``x`` may be squared worse than ``c x``, if so; in float16 values do meet the bounds."""
-    spec, by = _norm(norm).spec, factor.by
+    spec, by = region_of(norm).spec, factor.by
     statistics, eps = _statistics(spec), spec.eps or 0.0
     is_half = dtype_of(factor.value) == torch.float16
     grows = isinstance(by, Node) or abs(by) > 1 or factor.beside is not None
@@ -189,9 +189,3 @@ def _refuse_weights(
 
 def _statistics(spec: NormSpec) -> torch.dtype:
     return spec.statistics_dtype or spec.compute_dtype
-
-
-def _norm(node: Node) -> NormRegion:
-    region = norm_of(node)
-    assert region is not None
-    return region
