@@ -25,7 +25,11 @@ from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule
 from torch.fx._lazy_graph_module import _LazyGraphModule
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    is_traceable_wrapper_subclass,
+)
 from torch.utils._pytree import tree_leaves
 
 __all__ = [
@@ -42,6 +46,7 @@ __all__ = [
     "fakes_called",
     "graph_module",
     "guards_may_be_skipped",
+    "is_traceable_wrapper_subclass",
     "is_transformed",
     "keep_guards",
     "number_functions",

@@ -19,6 +19,7 @@ from normfuse.analysis.contraction import Reading, reading
 from normfuse.analysis.flow import Carries, Shift
 from normfuse.analysis.operator_table import carried_axis, flow
 from normfuse.analysis.over_sums import Crossed, crossed, takes_maps
+from normfuse.analysis.packed import refusal_of_packed
 from normfuse.analysis.plan import Leaf, Maps, transposed
 from normfuse.analysis.ranges import SPLITS, narrowed, pieces_of, widened
 from normfuse.analysis.spread_map import Spread, joined_axis
@@ -219,7 +220,7 @@ def _regrouped(user: Node, value: Node, axis: int, maps: Maps) -> list[tuple[Nod
 
 
 def _nonlinear(user: Node) -> Refusal:
-    return Refusal(
+    return refusal_of_packed(user) or Refusal(
         "nonlinear_reader",
         f"{described(user)} reads the normalized values, and has no weight that can take the scale and shift",
         user.name,

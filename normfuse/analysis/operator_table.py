@@ -18,6 +18,7 @@ from torch.fx import Node
 
 from normfuse.analysis.channel_map import ChannelMap
 from normfuse.analysis.flow import Blocks, Carries, Flow, Scales, Vanishes
+from normfuse.analysis.packed import refusal_of_packed
 from normfuse.errors import InvariantError
 from normfuse.ir.calls import aten, bind, is_call, known_as
 from normfuse.ir.dtypes import FLOATS
@@ -87,6 +88,9 @@ def unknown(node: Node) -> Blocks:
             node, "inner_graph", f"{described(source)} runs a graph of its own, which is not looked into",
             "keep it off the residual stream, or compile without it",
         )  # fmt: skip
+    packed = refusal_of_packed(node)
+    if packed is not None:
+        return Blocks(packed)
     message = f"{described(node)} is not known to be linear in the channels"
     return block(node, "nonlinear_writer", message)
 

@@ -17,7 +17,7 @@ import torch
 from torch._ops import HigherOrderOperator
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_iter, tree_leaves
 
 from normfuse.capture.memory import Expansions
 from normfuse.capture.recorder import Recorder
@@ -25,11 +25,13 @@ from normfuse.capture.regions import ENTERS_AUTOCAST, EXITS_AUTOCAST, Regions
 from normfuse.capture.spell_out import spell_out
 from normfuse.capture.symbols import Symbols
 from normfuse.capture.transforms import Transforms
+from normfuse.errors import UncapturableError
 from normfuse.torch_compat import (
     FakeTensor,
     FakeTensorMode,
     enable_python_dispatcher,
     graph_module,
+    is_traceable_wrapper_subclass,
     is_transformed,
 )
 
@@ -184,8 +186,16 @@ class _Translator:
     def _traced(self, node: Node, function: Callable[..., Any], found: tuple[Any, list[Node]] | None) -> Any:
         args, kwargs = self._rewritten((node.args, node.kwargs))
         values = map_arg((args, kwargs), lambda n: n.meta["val"])
-        with self._recorder:
-            result = function(*values[0], **values[1])
+        last = next(reversed(self.graph.nodes), None)
+        try:
+            with self._recorder:
+                result = function(*values[0], **values[1])
+        except UncapturableError:
+            if not any(map(is_traceable_wrapper_subclass, tree_leaves(values))):
+                raise
+            self._erase_behind(last)
+            with self.regions.spelled_out():
+                return self._carried(node)
         recorded = self._recorder.recorded
         if recorded and self._recorder.is_handle_of(result, recorded[-1]):
             result = node.meta.get("example_value", result)
@@ -193,6 +203,13 @@ class _Translator:
             if found is not None and len(recorded) == 1:
                 self._expansions.learn(found[0], found[1], recorded[0])
         return self._structure(result)
+
+    def _erase_behind(self, last: Node | None) -> None:
+        """Forget what was written down of a call that looks inside of a tensor, as quantized weights do."""
+        for made in reversed(self.graph.nodes):
+            if made is last:
+                return
+            self.graph.erase_node(made)
 
     def _structure(self, result: Any) -> Any:
         """A result with nodes in place of tensors and symbolic numbers."""

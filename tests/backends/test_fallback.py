@@ -87,7 +87,7 @@ class Doubled(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.detach.default:
-            return Doubled(args[0].inner.detach())
+            return cls(args[0].inner.detach())
         plain = torch.utils._pytree.tree_map_only(Doubled, lambda t: t.inner * 2, (args, kwargs or {}))
         return func(*plain[0], **plain[1])
 
@@ -103,6 +103,39 @@ def test_subclass_weights_are_refused() -> None:
         assert torch.allclose(fast(example()), model(example()), rtol=1e-12)
     codes = {s.refusal.code for s in normfuse.last_report().sites if s.refusal}
     assert codes == {"weight_subclass"}
+
+
+class Packed(Doubled):
+    """One whose linear layer reads what it holds, as those of quantized models do."""
+
+    @staticmethod
+    def __tensor_unflatten__(inner, context, size, stride):
+        return Packed(inner["inner"])
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.nn.functional.linear:
+            given, weight, bias = args
+            return torch.nn.functional.linear(given, weight.inner * 2, bias)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_weight_that_is_looked_into_leaves_the_rest_of_the_graph(autocast) -> None:
+    """One centring stands behind what it writes, and the norm that it reads keeps its weight."""
+    model = prenorm()
+    for layer in (model.embed, model.blocks[0].up):
+        layer.weight = torch.nn.Parameter(Packed(layer.weight.detach() / 2), requires_grad=False)
+    fast = torch.compile(model, backend=normfuse.normfuse_backend, options=EAGER)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found, wanted = fast(example()), model(example())
+    assert torch.allclose(found, wanted, rtol=2**-5 if autocast else 1e-12)
+    report = normfuse.last_report()
+    assert (report.found, report.after, report.centrings) == ({"layer_norm": 3}, {"rms_norm": 3}, 1)
+    kept = [site.refusals["fold_scale"] for site in report.sites if "fold_scale" not in site.rules]
+    assert [refusal.code for refusal in kept] == ["weight_subclass"]
+    assert "blocks.0.up.weight" in kept[0].message
+    assert "a Packed and no plain tensor" in kept[0].message
 
 
 def test_weights_made_in_inference_mode_are_refused() -> None:
