@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from normfuse.errors import InputError
 
-__all__ = ["bound_arguments"]
+__all__ = ["bound_arguments", "require_values"]
 
 
 def bound_arguments(
@@ -31,3 +31,14 @@ def bound_arguments(
         return dict(signature.bind(*args, **(kwargs or {})).arguments)
     except TypeError as error:
         raise InputError(f"{name} does not take these inputs: {error}") from error
+
+
+def require_values(tensors: Iterable[tuple[str, object]]) -> None:
+    """Refuse tensors without values, by their names, where a model is about to run.
+
+    Raises:
+        InputError: for one on the meta device.
+    """
+    for name, value in tensors:
+        if isinstance(value, torch.Tensor) and value.is_meta:
+            raise InputError(f"{name} is on the meta device and has no values; load the model first")

@@ -102,10 +102,11 @@ def _check_choice(name: str, value: Any, prefix: str) -> None:
 def _rules(name: str, value: Any, prefix: str) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise OptionError(f"{prefix}{name} takes a list of rule names, not {value!r}")
-    for rule in value:
+    rules = tuple(value)
+    for rule in rules:
         if rule not in RULE_NAMES:
             raise unknown_name("rule", str(rule), RULE_NAMES)
-    return tuple(value)
+    return rules
 
 
 def _check_together(only: tuple[str, ...] | None, skip: tuple[str, ...], prefix: str) -> None:
@@ -144,6 +145,8 @@ def _rotation(values: Mapping[str, Any], prefix: str) -> torch.Tensor:
     if given.is_complex() or given.is_meta:
         what = "complex numbers" if given.is_complex() else "no numbers, since it is on the meta device"
         raise OptionError(f"{prefix}rotation takes a matrix of real numbers; this one holds {what}")
+    if given.layout != torch.strided:
+        raise OptionError(f"{prefix}rotation takes a dense matrix; call .to_dense() on this {given.layout}")
     matrix: torch.Tensor = given.detach().to(torch.float64)
     off = (matrix @ matrix.T - torch.eye(len(matrix), dtype=torch.float64, device=matrix.device)).abs().max()
     # What factorizations in float64 leave, and none in float32 (Higham 2002, section 19.3).

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from normfuse.errors import OptionError
 from normfuse.option_checks import PREFIX, checked_values, unknown_name
 
 __all__ = ["PREFIX", "Options", "split_options", "unknown_name"]
@@ -92,7 +93,14 @@ class Options:
 
 
 def split_options(options: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Ours without their prefix, and Inductor's."""
-    given = dict(options or {})
+    """Ours without their prefix, and Inductor's.
+
+    Raises:
+        OptionError: for something that is no mapping from names.
+    """
+    named: object = options or {}
+    if not isinstance(named, Mapping) or not all(isinstance(name, str) for name in named):
+        raise OptionError(f"options takes a mapping from names to values, not {options!r}")
+    given = dict(named)
     ours = {k.removeprefix(PREFIX): v for k, v in given.items() if k.startswith(PREFIX)}
     return ours, {k: v for k, v in given.items() if not k.startswith(PREFIX)}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.export import ExportedProgram
 
+from normfuse.arguments import require_values
 from normfuse.capture.exported import (
     export_model,
     input_values,
@@ -144,7 +145,8 @@ def rewrite(
             and raises.
 
     Raises:
-        InputError: for a model that is compiled already or in training mode.
+        InputError: for a model that is compiled already, in training mode, or, unless ``verify="off"``,
+            without values.
         CaptureError: when the model cannot be exported.
         OptionError: for an unknown option, target or rule.
         ExpectationError: when ``expect`` is not met.
@@ -155,6 +157,8 @@ def rewrite(
     started = time.perf_counter()
     checked = checked_options({"target": target, "verify": "sites", **options})
     exported = as_program(model_or_exported_program, args, kwargs, dynamic_shapes)
+    if checked.verify != "off":
+        require_values(exported.state_dict.items())
     program, report, folded = _rewritten(exported, checked, progress or (lambda text: None))
     check_expectation(report, checked)
     made, names = with_folded_weights(exported, program, folded)

@@ -22,14 +22,26 @@ def check_inductor(options: Options, mode: str | None) -> dict[str, Any]:
     """Inductor's settings for a mode and options, checked.
 
     Raises:
-        OptionError: for a mode or option that Inductor does not have, naming the nearest one.
+        OptionError: for a mode or option that Inductor does not have, naming the nearest one, and for those
+            that would have no effect.
     """
     if mode is not None and options.mode is not None and mode != options.mode:
         raise OptionError(f"mode={mode!r} and normfuse.mode={options.mode!r} disagree; give one of them")
     patches = _mode_settings(mode or options.mode)
     if options.inductor:
         patches |= _checked_settings(options.inductor)
+    _check_effect(options, patches)
     return patches
+
+
+def _check_effect(options: Options, settings: Mapping[str, Any]) -> None:
+    if settings and options.inner != "inductor":
+        raise OptionError(
+            f"normfuse.inner={options.inner!r} leaves out Inductor, so its {', '.join(settings)} would have "
+            "no effect; leave out what sets them, options or a mode"
+        )
+    if options.freeze == "on" and "freezing" in settings:
+        raise OptionError("normfuse.freeze='on' and Inductor's freezing exclude each other; give one of them")
 
 
 def _mode_settings(mode: str | None) -> dict[str, Any]:

@@ -105,12 +105,11 @@ def is_mild(factor: float, eps: float, dtype: torch.dtype) -> bool:
     A factor may move the bounds between which squares are exact by an eighth of the dtype's exponents: in
     float32 by 2**16 of the 2**64 that a value may have. What is squared near a bound is lost either way.
     """
-    if not 0 < factor < math.inf:
-        return False
     info = torch.finfo(dtype)
+    if not 0 < factor < math.inf or abs(math.log2(factor)) > math.log2(info.max) / 8:
+        return False
     sizes = (abs(eps) * factor**2, abs(eps) / factor**2) if eps else ()
-    is_normal = all(info.smallest_normal <= size <= info.max for size in sizes)
-    return is_normal and abs(math.log2(factor)) <= math.log2(info.max) / 8
+    return all(info.smallest_normal <= size <= info.max for size in sizes)
 
 
 def divides(factors: torch.Tensor, dtype: torch.dtype) -> bool:

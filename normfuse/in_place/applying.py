@@ -11,6 +11,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.func import functional_call
 
+from normfuse.arguments import require_values
 from normfuse.capture.exported import export_model, program_of
 from normfuse.errors import InputError, OptionError, VerificationError
 from normfuse.in_place.applied import Applied, write
@@ -137,8 +138,7 @@ def _check(model: Any) -> None:
                 f"{name} is a {type(value).__name__}, not a plain tensor; call normfuse.apply before the "
                 "model is quantized or distributed"
             )
-        if value.device.type == "meta":
-            raise InputError(f"{name} is on the meta device and has no values; load the model first")
+        require_values([(name, value)])
 
 
 def _exported(

@@ -105,11 +105,14 @@ def watch_statistics(node: Node, operands: Operands, program: Program) -> Refusa
 
 
 def refusal_of_values(node: Node, operands: Operands, eps: float, program: Program) -> Refusal | None:
-    """Refuse statistics that are not finite, negative variances, and variances of zero without eps."""
+    """Refuse statistics that are not finite, negative variances, and variances of zero without eps.
+
+    An eps that is a value of the graph stays in the norm and may depend on the call, so it is not looked at.
+    """
     known = program.weights
     with outside_tracing():
         for operand in operands.as_args()[1:]:
-            if tensor_of(operand) is None:
+            if operand is operands.eps or tensor_of(operand) is None:
                 continue
             value = value_of(program, operand)
             name = known[operand].name if operand in known else operand.name

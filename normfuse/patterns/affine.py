@@ -19,7 +19,7 @@ from normfuse.ir.changed import changed
 from normfuse.ir.dtypes import WIDER
 from normfuse.ir.kinds import teach_by
 from normfuse.ir.sizes import rank_of, same, shape_of, static_size, tensor_of
-from normfuse.patterns.algebra import number
+from normfuse.patterns.algebra import is_moderate, number
 from normfuse.patterns.candidate import Candidate
 from normfuse.patterns.constants import Constants
 from normfuse.patterns.operands import is_stored, spans, varying_dims
@@ -140,6 +140,8 @@ def factor(norm: Candidate, reader: Node) -> Candidate | None:
         return None
     spec = norm.spec
     post = spec.post_factor * (1 / known if divides else known)
+    if not is_moderate(post):
+        return None
     is_core = not (spec.has_scale or spec.has_shift) and spec.out_dtype == spec.compute_dtype
     if not is_core or spec.eps is None or spec.kind not in ("rms_norm", "l2_norm", "crms_norm", "layer_norm"):
         return changed(norm.grown(reader, post_factor=post), closed=True)

@@ -14,11 +14,13 @@ from normfuse.ir.sizes import shape_of, static_size, tensor_of
 from normfuse.patterns.facts import Fact, Stage
 
 __all__ = [
-    "clamped", "count", "divided_by_count", "dtype_of", "number", "plus", "power", "stays", "times",
-    "trailing",
+    "clamped", "count", "divided_by_count", "dtype_of", "is_moderate", "number", "plus", "power", "stays",
+    "times", "trailing",
 ]  # fmt: skip
 
 HALF = Fraction(1, 2)
+#: Factors up to this one and down to its inverse can be squared, and their squares too, with room to spare.
+_LARGEST = 2.0**128
 _EXPONENTS = (Fraction(1), HALF, -HALF, Fraction(-1))
 
 
@@ -42,10 +44,15 @@ def stays(node: Node, fact: Fact | None) -> Fact | None:
 
 
 def number(value: object) -> float | None:
-    """A positive finite number written into the graph."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf:
+    """A positive number written into the graph, unless it is as large as none of a norm is."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= _LARGEST:
         return float(value)
     return None
+
+
+def is_moderate(factor: float) -> bool:
+    """Whether the squares and inverses of a factor are normal numbers, and so is what they multiply."""
+    return 1 / _LARGEST <= abs(factor) <= _LARGEST
 
 
 def count(fact: Fact) -> int | None:
@@ -58,15 +65,19 @@ def count(fact: Fact) -> int | None:
 
 def power(fact: Fact, exponent: float | Fraction) -> Fact | None:
     """A statistic raised to a power; one that a weight multiplies is not looked into."""
-    made = fact.exponent * Fraction(exponent)
-    if made not in _EXPONENTS or fact.scale is not None:
+    if not math.isfinite(exponent) or fact.scale is not None:
         return None
-    return changed(fact, exponent=made, factor=fact.factor ** float(exponent))
+    made = fact.exponent * Fraction(exponent)
+    if made not in _EXPONENTS:
+        return None
+    factor = fact.factor ** float(exponent)
+    return changed(fact, exponent=made, factor=factor) if is_moderate(factor) else None
 
 
-def times(fact: Fact, factor: float) -> Fact:
+def times(fact: Fact, factor: float) -> Fact | None:
     """A statistic or a mean times a positive number."""
-    return changed(fact, factor=fact.factor * factor)
+    made = fact.factor * factor
+    return changed(fact, factor=made) if is_moderate(made) else None
 
 
 def divided_by_count(fact: Fact) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normfuse.arguments import require_values
 from normfuse.verify.compare import max_abs_error, max_rel_error, same_finiteness
 from normfuse.verify.dtypes import is_real_number
 from normfuse.verify.equivalence import LeafError
@@ -40,6 +41,7 @@ class State:
             for path, leaf in passed.items()
             if isinstance(leaf, Tensor)
         }
+        require_values(self._held.items())
         self._before = {
             name: known[id(value)] if id(value) in known else value.detach().clone()
             for name, value in self._held.items()

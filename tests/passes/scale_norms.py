@@ -57,6 +57,18 @@ def layer_norm_without_a_bias(s, x):
     return s.lin(s.norm(x))
 
 
+@case(weight=param(6), lin=linear(6, 4), args=ROWS)
+def eps_that_depends_on_the_values(s, x):
+    """It stays in the norm."""
+    eps = 1e-2 * x.abs().mean()
+    return s.lin(x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * s.weight)
+
+
+@case(weight=param(6), eps=param(), lin=linear(6, 4), args=ROWS)
+def eps_that_trains(s, x):
+    return s.lin(x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + s.eps.abs()) * s.weight)
+
+
 @case(norm=ln(elementwise_affine=False), lin=linear(6, 4), args=ROWS)
 def no_weight_at_all(s, x):
     """A number behind it goes into its readers all the same."""

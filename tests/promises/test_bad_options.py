@@ -33,6 +33,7 @@ ROTATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "several": ({"rotation": Q[None]}, "rotation takes a square matrix, not"),
     "empty": ({"rotation": torch.eye(0)}, "rotation takes a square matrix, not"),
     "no matrix": ({"rotation": "Q"}, "rotation takes a square matrix, not str"),
+    "sparse": ({"rotation": Q.to_sparse()}, "rotation takes a dense matrix; call .to_dense()"),
     "complex": ({"rotation": Q.to(torch.complex128)}, "this one holds complex numbers"),
     "without numbers": ({"rotation": Q.to("meta")}, "this one holds no numbers"),
     "of another norm": ({"rotation": Q, "target": "crms_norm"}, "rotation goes with target='rms_norm'"),
@@ -150,3 +151,44 @@ def test_the_command_takes_no_rotation(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, words)
     known = "No such option: --rotation" in done.output
     assert (done.exit_code, known, list(tmp_path.iterdir())) == (2, True, [])
+
+
+def test_rules_that_are_read_once() -> None:
+    """An iterator names the same rules as a list of them."""
+    found = normfuse.rewrite(prenorm(), (example(),), only=iter(["recentre"])).report
+    assert all(site.action == "converted" for site in found.sites)
+    options = {"skip": iter(["recentre"]), "only": ["recentre"]}
+    assert refused(rewritten, options) == "only and skip both name recentre; leave it in one of them"
+
+
+#: What goes to Inductor where nothing can come of it.
+NO_EFFECT: dict[str, tuple[dict[str, Any], str]] = {
+    "an option": ({"normfuse.inner": "eager", "max_autotune": True}, "so its max_autotune would"),
+    "a mode": ({"normfuse.inner": "aot_eager", "normfuse.mode": "reduce-overhead"}, "so its triton."),
+    "freezing twice": ({"normfuse.freeze": "on", "freezing": False}, "exclude each other"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_EFFECT)
+def test_options_without_effect(name: str) -> None:
+    options, sentence = NO_EFFECT[name]
+    assert sentence in refused(given_to_inductor, options)
+
+
+@pytest.mark.parametrize("options", [{1: 2}, "normfuse.freeze", ["max_autotune"]], ids=str)
+def test_options_that_are_no_mapping(options: Any) -> None:
+    assert refused(given_to_inductor, options).startswith("options takes a mapping from names to values")
+
+
+def given_to_inductor(model: torch.nn.Module, options: Any) -> None:
+    with torch.no_grad():
+        torch.compile(model, backend=normfuse.normfuse_backend, options=options)(example())
+
+
+def test_models_without_values() -> None:
+    model, inputs = prenorm().to("meta"), (example().to("meta"),)
+    sentence = "is on the meta device and has no values; load the model first"
+    with pytest.raises(normfuse.InputError, match=sentence):
+        normfuse.rewrite(model, inputs)
+    with pytest.raises(normfuse.InputError, match=sentence):
+        normfuse.verify(model, model, inputs)
