@@ -15,6 +15,7 @@ RULE_NAMES = (
     "fold_factor",
     "fold_nested",
     "fold_scale",
+    "carry_shift",
     "compress",
     "rotate",
     "merge_norms",

@@ -20,7 +20,7 @@ from normfuse.analysis.plan import Maps
 from normfuse.analysis.ranges import SPLITS
 from normfuse.analysis.rows_layout import LAYOUT
 from normfuse.analysis.weights import WeightValues
-from normfuse.ir.calls import CASTS, aten, set_arguments
+from normfuse.ir.calls import CASTS, aten, bind, set_arguments
 from normfuse.ir.canonical import canonical_region, is_core_of_groups, is_expressible
 from normfuse.ir.location import described
 from normfuse.ir.region import NormRegion, Operands, norm_of
@@ -34,7 +34,7 @@ from normfuse.passes.premises import rest_on_range, rest_on_small_bias
 from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.settle_shifts import note_shift
 from normfuse.passes.stored_values import refusal_of_large_bias, refusal_of_values
-from normfuse.passes.work import Restored, Work
+from normfuse.passes.work import Restored, Shifted, Work
 from normfuse.report import Refusal, Site
 
 #: Operators that make no value larger.
@@ -194,9 +194,10 @@ def _apply(node: Node, move: Move, work: Work, placement: Placement) -> Refusal 
         return refusal
     rest_on_small_bias(work.program, node, operands, move.coarsest)
     for read, values in zip(move.reads, changed, strict=True):
-        set_arguments(read.node, values)
         if read.has_shift:
+            work.shifted.append(Shifted(node, read, bind(read.node)[read.bias]))
             note_shift(read.node)
+        set_arguments(read.node, values)
     bare = replace(operands, scale=None, shift=None, sizes=())
     work.program.gm.add_submodule(str(node.target), canonical_region(spec, bare, node.meta["val"]))
     node.args = bare.as_args()

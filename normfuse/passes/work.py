@@ -7,12 +7,22 @@ from dataclasses import dataclass, field, replace
 from torch.fx import Node
 
 from normfuse.analysis.channel_map import ChannelMap
+from normfuse.analysis.forward import Read
 from normfuse.folding import Folded
 from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.report import Cost, Report, Site
 
-__all__ = ["Restored", "Work"]
+__all__ = ["Restored", "Shifted", "Work"]
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """A reader of ``norm`` whose bias, ``before``, took what its weight makes of the norm's shift."""
+
+    norm: Node
+    read: Read
+    before: Node | None
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class Work:
     ``folded`` are the weights to fold, of which the program has further inputs once they are hoisted.
     ``costs`` says, by the ``id`` of a site, what its norm took before any rule ran.
     ``lowered`` says what has the values of the nodes that are gone once norms are written as what runs them.
+    ``shifted`` are the readers of norms that took a shift.
     ``forbidden`` are pairs of the ``id`` of a site and the name of a rule that must leave it as it is.
     """
 
@@ -58,6 +69,7 @@ class Work:
     folded: list[Folded] = field(default_factory=list)
     costs: dict[int, Cost] = field(default_factory=dict)
     lowered: dict[Node, Node] = field(default_factory=dict)
+    shifted: list[Shifted] = field(default_factory=list)
     forbidden: set[tuple[int, str]] = field(default_factory=set)
 
     def record(self, node: Node, site: Site) -> None:

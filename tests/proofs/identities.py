@@ -206,6 +206,21 @@ def readers_take_weight_and_bias(d: int) -> Pairs:
     return found
 
 
+@proof("carry_shift")
+def attention_passes_a_shift_of_values_and_not_of_keys(d: int) -> Pairs:
+    """softmax((k + s) q) = softmax(k q), W (v + s)' softmax(a) + c = W v' softmax(a) + (c + W s), d keys"""
+    q, s, k, v = symbols("q", 2), symbols("s", 2), symbols("k", d, 2), symbols("v", d, 2)
+    w, c, shifts = symbols("W", 2, 2), symbols("c", 2), sympy.ones(d, 1) * s.T
+
+    def softmax(scores: Matrix) -> Matrix:
+        powers = [sympy.expand(sympy.exp(sympy.expand(score))) for score in scores]
+        return Matrix(powers) / sum(powers)
+
+    found = pairs(softmax((k + shifts) * q), softmax(k * q))
+    a = softmax(symbols("a", d))
+    return found + pairs(w * (v + shifts).T * a + c, w * v.T * a + (c + w * s))
+
+
 def rotation(d: int) -> Matrix:
     """Turns by any angles, in the plane of each two neighbouring axes."""
     q = sympy.eye(d)

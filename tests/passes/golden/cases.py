@@ -194,6 +194,17 @@ def fold_scale_of_an_rms_norm(s: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @golden(
+    "carry_shift", tokens(), norm=nn.LayerNorm(D), q=linear(), k=linear(bias=False), v=linear(bias=False),
+    out=linear(), rules=("fold_scale", "carry_shift"),
+)  # fmt: skip
+def carry_shift_through_attention(s: Any, x: Tensor) -> Tensor:
+    """Keys and values need no bias for that of a norm; the projection behind attention takes it."""
+    x = s.norm(torch.relu(x))
+    q, k, v = (f(x).view(2, 3, 2, 2).transpose(1, 2) for f in (s.q, s.k, s.v))
+    return s.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 3, D))
+
+
+@golden(
     "merge_norms", tokens(), one=nn.LayerNorm(D), two=nn.LayerNorm(D), up=linear(), q=linear(),
     rules=("fold_scale", "merge_norms"),
 )  # fmt: skip
