@@ -109,17 +109,17 @@ def _into_attention(
         return None
     if bound["attn_mask"] is not None or bound["dropout_p"] != 0 or not has_entries(bound["key"], -2):
         return _sums_otherwise(user)
-    return _onward(user, _of_all_heads(user, value, places), value, weights, found)
+    return _onward(user, _of_all_heads(user, places), value, weights, found)
 
 
-def _of_all_heads(user: Node, value: Node, places: Tensor) -> Tensor | None:
+def _of_all_heads(user: Node, places: Tensor) -> Tensor | None:
     """The places in the result: heads of queries may share one of values."""
     with outside_tracing():
         places = places.reshape([1] * (rank_of(user) - places.dim()) + list(places.shape))
-        if not bind(user)["enable_gqa"] or places.shape[-3] == 1:
+        if not bind(user)["enable_gqa"]:
             return places
-        heads, shared = static_size(user, -3), static_size(value, -3)
-        return None if heads is None or not shared else places.repeat_interleave(heads // shared, -3)
+        heads = static_size(user, -3)
+        return None if heads is None else places.repeat_interleave(heads // places.shape[-3], -3)
 
 
 def _into_product(

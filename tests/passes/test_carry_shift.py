@@ -89,6 +89,11 @@ def in_batches(s: Block, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return s.out(joined(torch.bmm(weights, v).view(2, HEADS, T, E)))
 
 
+def in_window(q: Tensor, k: Tensor) -> Tensor:
+    """Scores of three neighbours, at the borders of two."""
+    return F.conv1d(k.mT, q[0, :3].mT.unsqueeze(0), padding=1)
+
+
 def by_einsum(s: Block, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (x.view(2, T, HEADS, E) for x in (q, k, v))
     weights = torch.einsum("bihd,bjhd->bhij", q, k).softmax(-1)
@@ -156,6 +161,22 @@ STAYS: dict[str, tuple[str, str, Run]] = {
     "channels by hand": ("kv", "raw_reader", lambda s, q, k, v: s.out(((q.mT @ k).softmax(-1) @ v.mT).mT)),
     "no keys": ("v", "masked_rows", lambda s, q, k, v: native(s, q, k[:, :0], v[:, :0])),
     "none by hand": ("v", "raw_reader", lambda s, q, k, v: s.out((q @ k[:, :0].mT).softmax(-1) @ v[:, :0])),
+    "by themselves": (
+        "kv",
+        "raw_reader",
+        lambda s, q, k, v: s.out(torch.einsum("bid,bjd->bij", k, k).softmax(1) @ v + q),
+    ),
+    "three factors": (
+        "kv",
+        "",
+        lambda s, q, k, v: s.out(torch.einsum("bid,bjd,bje->bie", q, k, v)),
+    ),
+    "added up": (
+        "v",
+        "raw_reader",
+        lambda s, q, k, v: s.out(torch.baddbmm(q, (q @ k.mT).softmax(-1), v, alpha=2.0)),
+    ),
+    "a window": ("k", "", lambda s, q, k, v: s.out(in_window(q, k).softmax(-1) @ v)),
     "another product": ("v", "raw_reader", lambda s, *a: s.out(joined(attention(*a) @ s.past[0, :E, :E]))),
 }
 
@@ -248,6 +269,39 @@ def test_a_bias_is_moved_where_that_saves_one() -> None:
     found = outcomes({name: Block(native, **biases) for name, biases in GIVEN.items()})
     assert all(distance(one.found, one.wanted) <= EXACT for one in found.values())
     assert {name: (one.biases, reason(one.site)) for name, one in found.items()} == LEFT
+
+
+class Packed(Block):
+    """Keys and values of one projection, taken apart by ``cut``."""
+
+    def __init__(self, cut: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+        super().__init__(native)
+        self.cut = cut
+        self.k = nn.Linear(D, 2 * D, bias=False).double()
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.norm(x.relu())
+        return native(self, self.q(y), *self.cut(self.k(y)))
+
+
+CUTS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
+    "chunk": lambda x: x.chunk(2, -1),
+    "split": lambda x: x.split([D, D], -1),
+    "slice": lambda x: (x[..., :D], x[..., D:]),
+    "unbind": lambda x: x.unflatten(-1, (2, D)).unbind(2),
+    "select": lambda x: (lambda y: (y[0], y[1]))(x.unflatten(-1, (2, D)).permute(2, 0, 1, 3)),
+    "in turns": lambda x: x.unflatten(-1, (D, 2)).unbind(-1),
+    "first tokens": lambda x: tuple(y[:, :3] for y in x.chunk(2, -1)),
+}
+
+
+def test_keys_and_values_of_one_projection() -> None:
+    model = Several([Packed(cut) for cut in CUTS.values()])
+    made = normfuse.rewrite(copy.deepcopy(model), (X,), verify="off")
+    pairs = zip(CUTS, made.module()(X), model(X), strict=True)
+    assert {name: distance([a], [b]) <= EXACT for name, a, b in pairs} == dict.fromkeys(CUTS, True)
+    nodes = [n for n in made.program.graph.nodes if n.target is aten.linear.default]
+    assert [n.args[2:] in ((), (None,)) for n in nodes] == [False, True, False] * len(CUTS)
 
 
 def test_keys_keep_the_bias_that_they_had() -> None:
