@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["RULE_NAMES"]
 
 RULE_NAMES = (
+    "drop_inner",
     "fold_constants",
     "fold_affine",
     "recentre",

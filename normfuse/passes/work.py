@@ -13,7 +13,7 @@ from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.report import Cost, Report, Site
 
-__all__ = ["Restored", "Shifted", "Work"]
+__all__ = ["Dropped", "Restored", "Shifted", "Work"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,16 @@ class Restored:
     is_blurred: bool = False
 
 
+@dataclass(frozen=True)
+class Dropped:
+    """By name: a norm that was left out, what stands for it, operators on the way to norms, and these."""
+
+    norm: str
+    value: str
+    path: tuple[str, ...]
+    ends: tuple[str, ...]
+
+
 @dataclass
 class Work:
     """One program on its way through the pipeline.
@@ -53,6 +63,7 @@ class Work:
     ``costs`` says, by the ``id`` of a site, what its norm took before any rule ran.
     ``lowered`` says what has the values of the nodes that are gone once norms are written as what runs them.
     ``shifted`` are the readers of norms that took a shift.
+    ``dropped`` are the norms that an approximate rule left out.
     ``forbidden`` are pairs of the ``id`` of a site and the name of a rule that must leave it as it is.
     """
 
@@ -70,6 +81,7 @@ class Work:
     costs: dict[int, Cost] = field(default_factory=dict)
     lowered: dict[Node, Node] = field(default_factory=dict)
     shifted: list[Shifted] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
     forbidden: set[tuple[int, str]] = field(default_factory=set)
 
     def record(self, node: Node, site: Site) -> None:

@@ -125,6 +125,13 @@ def attended(net, h, d):
 
 
 @norm()
+def read_by_norms(net, h, d):
+    """With this one, approximate rules are allowed; see ``asked`` of the properties."""
+    x = F.rms_norm(h, (d,), net.weight(d), EPS)
+    return F.rms_norm(F.linear(x, net.weight(d, d)), (d,), net.weight(d), EPS)
+
+
+@norm()
 def of_heads(net, h, d):
     heads = F.linear(h, net.weight(3 * d, d), net.weight(3 * d)).unflatten(-1, (3, d)).transpose(1, 2)
     return F.layer_norm(heads, (d,), net.weight(d), net.weight(d), EPS).sum(1)

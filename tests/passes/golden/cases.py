@@ -180,6 +180,15 @@ def fold_nested_of_two_rms_norms(s: Any, x: Tensor) -> Tensor:
     return s.norm(F.rms_norm(x, (D,), None, 1e-6))
 
 
+@golden(
+    "drop_inner", tokens(), one=nn.RMSNorm(D, eps=1e-6), two=nn.RMSNorm(D, eps=1e-6), lin=linear(bias=False),
+    options={"allow": "approximate"},
+)  # fmt: skip
+def drop_inner_behind_a_weight(s: Any, x: Tensor) -> Tensor:
+    """A norm that a norm reads through a weight is left out, where approximate rules are allowed."""
+    return s.two(s.lin(s.one(x)))
+
+
 @golden("fold_scale", tokens(), norm=nn.LayerNorm(D), lin=linear(bias=False))
 def fold_scale_of_a_layer_norm(s: Any, x: Tensor) -> Tensor:
     """Weight and bias of a LayerNorm go into what reads it, where a bias appears."""
