@@ -157,7 +157,7 @@ def _averages(product: Contraction, own: Factor, other: Factor, places: Tensor) 
     summed = [letter for letter in own.letters if letter not in product.out]
     if len(summed) != 1 or summed[0] not in other.letters or product.addend is not None:
         return False
-    if set(own.letters + other.letters) - set(product.out) - {*summed} or product.multiplies:
+    if set(own.letters + other.letters) - set(product.out) - {*summed}:
         return False
     at = own.letters.index(summed[0])
     return places.shape[at] == 1 and sums_to_one(other.node, other.letters.index(summed[0]))

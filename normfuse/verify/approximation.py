@@ -72,10 +72,14 @@ class Approximated:
 
     def told_in(self, report: Report) -> None:
         """Put the norms that were left out at their places among those of a report on the rest."""
-        rest = iter(report.sites)
         gone = {id(site) for site in self.dropped}
-        sites = [site if id(site) in gone else next(rest, None) for site in self.report.sites]
-        report.sites = [*(site for site in sites if site is not None), *rest]
+        places = [i for i, site in enumerate(self.report.sites) if id(site) not in gone]
+        if len(places) != len(report.sites):
+            places = [len(gone) + i for i in range(len(report.sites))]
+        rest, left_out = dict(zip(places, report.sites, strict=True)), iter(self.dropped)
+        count = len(gone) + len(rest)
+        report.sites = [rest[i] if i in rest else next(left_out) for i in range(count)]
+        report.streams = [[part.placed(places.__getitem__) for part in parts] for parts in report.streams]
         report.notes += [note for note in self.report.notes if note not in report.notes]
 
     def _moved(self, index: int, values: Sequence[Any], name: str) -> float:

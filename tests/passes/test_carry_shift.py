@@ -89,6 +89,10 @@ def in_batches(s: Block, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return s.out(joined(torch.bmm(weights, v).view(2, HEADS, T, E)))
 
 
+def at_once(s: Block, x: Tensor) -> Tensor:
+    return torch.einsum("bhid,ohd->bio", x, s.out.weight.view(D, HEADS, E))
+
+
 def in_window(q: Tensor, k: Tensor) -> Tensor:
     """Scores of three neighbours, at the borders of two."""
     return F.conv1d(k.mT, q[0, :3].mT.unsqueeze(0), padding=1)
@@ -124,6 +128,7 @@ GONE: dict[str, tuple[Run, int]] = {
     "of repeated heads": (repeated, 2),
     "of expanded heads": (expanded, 2),
     "of one head": (lambda s, q, k, v: s.out(attend(q, k, v)), 1),
+    "of one sample": (lambda s, q, k, v: native(s, q[:1], k[1][None], v[1][None]), 1),
     "by hand": (written_out(lambda a: a / E**0.5), 1),
     "with what is added": (written_out(lambda a: a * 0.3 + torch.arange(T)), 1),
     "hidden by a sum": (written_out(lambda a: a + torch.full((T, T), -math.inf).triu(1)), 1),
@@ -177,6 +182,23 @@ STAYS: dict[str, tuple[str, str, Run]] = {
         lambda s, q, k, v: s.out(torch.baddbmm(q, (q @ k.mT).softmax(-1), v, alpha=2.0)),
     ),
     "a window": ("k", "", lambda s, q, k, v: s.out(in_window(q, k).softmax(-1) @ v)),
+    "no attention": ("v", "", lambda s, q, k, v: joined(attention(q, k, q)) + s.out(v)),
+    "two axes at once": ("v", "raw_reader", lambda s, *a: at_once(s, attention(*a)) + s.out(a[0])),
+    "summed channels": (
+        "v",
+        "raw_reader",
+        lambda s, q, k, v: s.out(q + torch.einsum("bij,bjd->bi", (q @ k.mT).softmax(-1), v)[..., None]),
+    ),
+    "summed alone": (
+        "v",
+        "raw_reader",
+        lambda s, q, k, v: s.out(torch.einsum("bi,bkd->bid", (q @ k.mT).softmax(-1)[..., 0], v)),
+    ),
+    "summed twice": (
+        "v",
+        "raw_reader",
+        lambda s, q, k, v: s.out(torch.einsum("bhij,bjd->bid", (heads(q) @ heads(k).mT).softmax(-1), v)),
+    ),
     "another product": ("v", "raw_reader", lambda s, *a: s.out(joined(attention(*a) @ s.past[0, :E, :E]))),
 }
 
@@ -259,6 +281,10 @@ def biases(made: normfuse.Rewritten) -> str:
     """The projections of one block that have a bias in the end."""
     nodes = [n for n in made.program.graph.nodes if n.target is aten.linear.default]
     return "".join(name for n, name in zip(nodes, "qkvo", strict=True) if n.args[2:] not in ((), (None,)))
+
+
+def test_it_is_said_that_keys_are_returned() -> None:
+    assert "is returned" in stays()["keys are returned"].site.refusals["carry_shift"].message
 
 
 GIVEN = {"values": {"v": True}, "nothing behind": {"out": False}, "both": {"k": True, "v": True}}

@@ -98,6 +98,13 @@ def test_a_norm_is_left_out_and_results_move_by_its_bound(name: str) -> None:
     assert off <= (2.0**-6 if "bfloat16" in name else 100 * EPS)
 
 
+def test_streams_name_norms_by_their_places_in_the_report() -> None:
+    report = rewritten(LEFT_OUT["through a weight"])[0].report
+    drawn = [part.site for parts in report.streams for part in parts if part.role == "norm"]
+    assert drawn == [index for index, site in enumerate(report.sites) if site.becomes]
+    assert drawn == [1]
+
+
 @pytest.mark.parametrize("name", LEFT_OUT)
 def test_nothing_is_left_out_unless_that_is_allowed(name: str) -> None:
     made, _ = rewritten(LEFT_OUT[name], allow="exact", verify="off")
