@@ -15,7 +15,6 @@ from dataclasses import replace
 from torch.fx import Node
 
 from normfuse.analysis.row_scale import Rows, rows_of
-from normfuse.analysis.weights import WeightValues
 from normfuse.ir.canonical import is_expressible, scaled, shifted
 from normfuse.ir.location import described
 from normfuse.ir.region import NormRegion, norm_of, norms_in
@@ -34,19 +33,15 @@ def drop_inner(work: Work) -> None:
     for node, region in reversed(norms_in(work.program.gm)):
         if region.spec.kind != "rms_norm" or not work.may(node, DROP_INNER.name):
             continue
-        weights = weights_of(work)
-        found = _refuse_form(node, region, weights) or rows_of(node, weights, _may_end)
+        found = _refuse_form(node, region) or rows_of(node, weights_of(work), _may_end)
         if isinstance(found, Refusal):
             work.sites[node].refuse(found, DROP_INNER.name)
         else:
             _drop(node, region, found, work)
 
 
-def _refuse_form(node: Node, region: NormRegion, weights: WeightValues) -> Refusal | None:
-    spec, source = region.spec, region.operands(node).source
-    if weights.is_written(source):
-        message = f"the graph writes in place to {described(source)}, which {described(node)} reads"
-        return Refusal("mutated", message, source.name)
+def _refuse_form(node: Node, region: NormRegion) -> Refusal | None:
+    spec = region.spec
     bare = is_expressible(without_affine(spec)) and spec.dims == (-1,) and spec.post_factor > 0
     if bare and not spec.has_shift and spec.eps is not None and spec.affine_dims in ((), (-1,)):
         return None

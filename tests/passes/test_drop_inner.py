@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import normfuse
+from normfuse.capture.exported import program_of
+from normfuse.options import Options
+from normfuse.passes.pipeline import run_pipeline
+from normfuse.passes.work import Work
 from normfuse.verify import approximation
 from tests.passes.building import distance, evaluate, normal
 
@@ -51,7 +55,7 @@ LEFT_OUT: dict[str, Callable[[Net, Tensor], Any]] = {
     "through a weight": lambda s, x: rms(s.lin(rms(x))),
     "with weights": lambda s, x: rms(s.lin(rms(x, s.weight)), s.weight),
     "directly": lambda s, x: ln(rms(x, s.weight), s.weight, s.shift),
-    "by heads": lambda s, x: rms(heads(s.lin(rms(x)))),
+    "by heads": lambda s, x: rms(heads(s.lin(rms(x))).contiguous()),
     "two that read": lambda s, x: (lambda y: rms(s.lin(y)) + ln(y * s.weight))(rms(x)),
     "a chain": lambda s, x: rms(s.lin(rms(s.lin(rms(x))))),
     "a chain without weights": lambda s, x: ln(rms(rms(x, s.weight), s.weight)),
@@ -72,6 +76,10 @@ KEPT: dict[str, tuple[str, Callable[[Net, Tensor], Any]]] = {
     "a centred one": ("", lambda s, x: rms(s.lin(ln(x)))),
     "a shift": ("unusual_form", lambda s, x: rms(s.lin(rms(x) + s.shift))),
     "no eps": ("raw_reader", lambda s, x: rms(s.lin(rms(x)), eps=0.0)),
+    "a length by itself": ("raw_reader", lambda s, x: F.normalize(s.lin(rms(x)), dim=-1)),
+    "a larger product": (
+        "raw_reader", lambda s, x: rms((rms(x) * s.weight[:, None, None, None]).permute(1, 0, 2, 3)),
+    ),
     "another product": ("raw_reader", lambda s, x: rms(s.lin(rms(x)) @ x[:, :D, :].mT @ x)),
     "its own weight": ("raw_reader", lambda s, x: rms(x[0, 0] * 1.0, rms(x[0, 0]))),
     "float16": ("overflow", lambda s, x: rms(F.linear(rms(x.half()), s.lin.weight.half())).double()),
@@ -148,6 +156,34 @@ def test_under_compile() -> None:
     with torch.no_grad():
         assert distance([fast(X)], [model(X)]) <= 100 * EPS
     assert normfuse.last_report().after == {"rms_norm": 1}
+
+
+def test_what_is_written_to_is_not_read_later() -> None:
+    def run(s: Net, x: Tensor) -> Tensor:
+        y = rms(x)
+        x.add_(1.0)
+        return rms(s.lin(y))
+
+    options = {"normfuse.inner": "eager", "normfuse.allow": "approximate"}
+    fast = torch.compile(Net(run), backend=normfuse.normfuse_backend, options=options)
+    with torch.no_grad():
+        assert distance([fast(X.clone())], [Net(run)(X.clone())]) <= 1e-12
+    assert [site.refusal.code for site in normfuse.last_report().sites] == ["mutated", "norm_is_output"]
+
+
+class Forbidding:
+    """An observer that keeps the rule from every site."""
+
+    def stage(self, name: str, work: Work) -> None:
+        if name == "lift":
+            for site in work.sites.values():
+                work.forbid(site, "drop_inner")
+
+
+def test_a_norm_that_must_stay_does() -> None:
+    program = program_of(torch.export.export(Net(LEFT_OUT["directly"]), (X,)))
+    report, _ = run_pipeline(program, Options(allow="approximate"), Forbidding())
+    assert not any("drop_inner" in site.rules for site in report.sites)
 
 
 def test_gradients_keep_it() -> None:
