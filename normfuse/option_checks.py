@@ -25,14 +25,13 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "policy": ("convert", "pays"),
     "inner": ("inductor", "eager", "aot_eager"),
     "verify": ("off", "output", "sites", "thorough"),
-    "allow": ("exact",),
+    "allow": ("exact", "approximate"),
     "memory": ("copy",),
     "freeze": ("auto", "on", "off"),
     "lower": ("auto", "inductor", "triton", "deferred"),
 }
 #: Values that are not taken, and why.
 _NOT_TAKEN = {
-    ("allow", "approximate"): "is not there yet; leave it out",
     ("memory", "in_place"): (
         "is not taken: a graph does not show who else reads its weights, and a graph that is compiled later, "
         "or code that is not compiled, would find them changed; call normfuse.apply(model, args, "
@@ -65,6 +64,11 @@ def checked_values(given: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     values["skip"] = values.get("skip") or ()
     _check_together(values.get("only"), values["skip"], prefix)
     _check_crms(values, prefix)
+    if values.get("allow") == "approximate" and values.get("verify") == "output":
+        raise OptionError(
+            f"{prefix}verify='output' compares with the original, by the budget of exact rules; with "
+            f"{prefix}allow='approximate' use {prefix}verify='sites', which judges each rule by its bound"
+        )
     if values.get("freeze") == "on" and values.get("inner", "inductor") != "inductor":
         raise OptionError(f"{prefix}freeze='on' goes with {prefix}inner='inductor', which compiles")
     if prefix != PREFIX:

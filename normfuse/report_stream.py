@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -36,8 +37,12 @@ class Part:
 
     def shifted(self, sites: int) -> Part:
         """The same part in a report that has so many sites before it."""
-        site = self.site + sites if self.role == "norm" else -1
-        return replace(self, site=site, after=tuple(index + sites for index in self.after))
+        return self.placed(lambda index: index + sites)
+
+    def placed(self, place: Callable[[int], int]) -> Part:
+        """The same part in a report that has each site at another place."""
+        site = place(self.site) if self.role == "norm" else -1
+        return replace(self, site=site, after=tuple(map(place, self.after)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 __all__ = ["RULE_NAMES"]
 
 RULE_NAMES = (
+    "drop_inner",
     "fold_constants",
     "fold_affine",
     "recentre",
     "fold_factor",
     "fold_nested",
     "fold_scale",
+    "carry_shift",
     "compress",
     "rotate",
     "merge_norms",

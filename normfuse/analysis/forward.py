@@ -31,7 +31,7 @@ from normfuse.ir.readers import operands_of, value_readers
 from normfuse.ir.sizes import is_bounded_by, lies_alike, shape_of, tensors_of, widened_by
 from normfuse.report import Refusal
 
-__all__ = ["Pushed", "Read", "Value", "before_rounding", "push"]
+__all__ = ["Pushed", "Read", "Value", "absorbed", "before_rounding", "push"]
 
 Value = tuple[Node, int]
 
@@ -131,7 +131,7 @@ def _into(
         return refusal
     contraction = reading(user, value, axis) if _reads_once(user, value) else None
     if contraction is not None:
-        read = _absorbed(user, contraction, maps, weights)
+        read = absorbed(user, contraction, maps, weights)
         if isinstance(read, Refusal):
             return read
         found.reads.append(read)
@@ -235,7 +235,7 @@ def _read_again(node: Node) -> Refusal:
     )  # fmt: skip
 
 
-def _absorbed(user: Node, found: Reading, maps: Maps, weights: WeightValues) -> Read | Refusal:
+def absorbed(user: Node, found: Reading, maps: Maps, weights: WeightValues) -> Read | Refusal:
     shifts = not all(m.is_linear for m in maps)
     weight, bias = found.weight.node, bind(user).get(found.bias) if shifts else None
     if weight not in weights:

@@ -14,6 +14,7 @@ from normfuse.torch_compat import plain_size, statically_known_true
 
 __all__ = [
     "digits_added",
+    "has_entries",
     "is_bounded_by",
     "is_expanded",
     "is_row_major",
@@ -165,3 +166,9 @@ def static_size(node: object, axis: int) -> int | None:
     shape = shape_of(node)
     size = None if shape is None else shape[axis]
     return size if isinstance(size, int) else None
+
+
+def has_entries(node: object, axis: int) -> bool:
+    """Whether a value provably has entries along an axis."""
+    shape = shape_of(node)
+    return shape is not None and bool(statically_known_true(shape[axis] > 0))

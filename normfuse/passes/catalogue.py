@@ -53,5 +53,7 @@ def check_rules(options: Options, prefix: str = PREFIX) -> None:
                 f"{prefix}only asks for {rule.name}, which does not run with "
                 f"{prefix}target={options.target!r}; leave one of the two out"
             )
+    if "drop_inner" in (options.only or ()) and options.allow != "approximate":
+        raise OptionError(f"{prefix}only asks for drop_inner, which needs {prefix}allow='approximate'")
     if "rotate" in (options.only or ()) and options.rotation is None:
         raise OptionError(f"{prefix}only asks for rotate, which needs a matrix: normfuse.rewrite's rotation")

@@ -14,7 +14,7 @@ from dataclasses import replace
 from torch.fx import Node
 
 from normfuse.analysis.weights import WeightValues
-from normfuse.ir.calls import set_arguments
+from normfuse.ir.calls import bind, set_arguments
 from normfuse.ir.canonical import canonical_region
 from normfuse.ir.region import region_of
 from normfuse.passes.affine_moves import planned, pushed
@@ -27,7 +27,7 @@ from normfuse.passes.premises import rest_on_range, rest_on_small_bias
 from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.settle_shifts import note_shift
 from normfuse.passes.stored_values import refusal_of_large_bias
-from normfuse.passes.work import Restored, Work
+from normfuse.passes.work import Restored, Shifted, Work
 from normfuse.report import Refusal, Site
 
 __all__ = ["FOLD_SCALE", "fold_scale"]
@@ -80,9 +80,10 @@ def _apply(node: Node, move: Move, work: Work, placement: Placement) -> Refusal 
         return refusal
     rest_on_small_bias(work.program, node, operands, move.coarsest)
     for read, values in zip(move.reads, changed, strict=True):
-        set_arguments(read.node, values)
         if read.has_shift:
+            work.shifted.append(Shifted(node, read, bind(read.node)[read.bias]))
             note_shift(read.node)
+        set_arguments(read.node, values)
     bare = replace(operands, scale=None, shift=None, sizes=())
     work.program.gm.add_submodule(str(node.target), canonical_region(core, bare, node.meta["val"]))
     node.args = bare.as_args()

@@ -61,6 +61,7 @@ def run_pipeline(
         run(work)
         for one in observers:
             one.stage(name, work)
+    _tell(work)
     work.report.folded = len(work.folded)
     work.report.copied_bytes = 0 if program.copies_tables else sum(one.size for one in work.folded)
     work.report.seconds = time.perf_counter() - started
@@ -131,6 +132,15 @@ def _picture(work: Work) -> None:
     except Exception:
         if is_strict():
             raise
+
+
+def _tell(work: Work) -> None:
+    """Say what is approximate, beside the certificates."""
+    count = len(work.dropped)
+    if count:
+        work.report.notes.append(
+            f"approximate: {count} norm(s) left out that other norms read; see the bound in each certificate"
+        )
 
 
 def _run(rule: Rule, work: Work) -> None:

@@ -16,12 +16,14 @@ class Numerics(str, Enum):
     """How far the result of a rule may be from what it replaces.
 
     BITWISE: not at all. ROUNDING: the same sums, rounded elsewhere. REASSOCIATED: the same number in exact
-    arithmetic, by other sums; judged against float64.
+    arithmetic, by other sums; judged against float64. APPROXIMATE: another number, within a bound that the
+    rule states; never unless ``normfuse.allow`` says so.
     """
 
     BITWISE = "bitwise"
     ROUNDING = "rounding"
     REASSOCIATED = "reassociated"
+    APPROXIMATE = "approximate"
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,22 @@ from dataclasses import dataclass, field, replace
 from torch.fx import Node
 
 from normfuse.analysis.channel_map import ChannelMap
+from normfuse.analysis.forward import Read
 from normfuse.folding import Folded
 from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.report import Cost, Report, Site
 
-__all__ = ["Restored", "Work"]
+__all__ = ["Dropped", "Restored", "Shifted", "Work"]
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """A reader of ``norm`` whose bias, ``before``, took what its weight makes of the norm's shift."""
+
+    norm: Node
+    read: Read
+    before: Node | None
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,16 @@ class Restored:
     is_blurred: bool = False
 
 
+@dataclass(frozen=True)
+class Dropped:
+    """By name: a norm that was left out, what stands for it, operators on the way to norms, and these."""
+
+    norm: str
+    value: str
+    path: tuple[str, ...]
+    ends: tuple[str, ...]
+
+
 @dataclass
 class Work:
     """One program on its way through the pipeline.
@@ -42,6 +62,8 @@ class Work:
     ``folded`` are the weights to fold, of which the program has further inputs once they are hoisted.
     ``costs`` says, by the ``id`` of a site, what its norm took before any rule ran.
     ``lowered`` says what has the values of the nodes that are gone once norms are written as what runs them.
+    ``shifted`` are the readers of norms that took a shift.
+    ``dropped`` are the norms that an approximate rule left out.
     ``forbidden`` are pairs of the ``id`` of a site and the name of a rule that must leave it as it is.
     """
 
@@ -58,6 +80,8 @@ class Work:
     folded: list[Folded] = field(default_factory=list)
     costs: dict[int, Cost] = field(default_factory=dict)
     lowered: dict[Node, Node] = field(default_factory=dict)
+    shifted: list[Shifted] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
     forbidden: set[tuple[int, str]] = field(default_factory=set)
 
     def record(self, node: Node, site: Site) -> None:

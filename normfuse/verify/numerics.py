@@ -3,6 +3,7 @@
 bitwise        the same bits, nan where there was nan
 rounding       |candidate - reference| <= 4 eps max|reference|, element by element
 reassociated   within the error budget against float64 (``normfuse.verify.judge``)
+approximate    within the bound that the rule states: ``normfuse.verify.approximation`` judges that
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from normfuse.passes.catalogue import RULES
 from normfuse.passes.pipeline import run_pipeline
 from normfuse.report import Refusal, Report
 from normfuse.torch_compat import outside_tracing
+from normfuse.verify.approximation import approximated
 from normfuse.verify.blame import GENTLE_ROUNDS, first_that_fails, guilty_sites
 from normfuse.verify.input_sets import CAPTURED, InputSet, sets_of_graph
 from normfuse.verify.measure import Fault, Verdict, measure_on
@@ -58,7 +59,19 @@ def rewrite_verified(
     float64 oracle it is rewritten unverified, and a note in the report says why.
     """
     chosen = sets_of_graph(program, inputs, options.verify == "thorough") if sets is None else list(sets)
-    return _Rewriting(program, options, chosen, progress).run()
+    first = approximated(program, options)
+    if first is None:
+        return _Rewriting(program, options, chosen, progress).run()
+    try:
+        with outside_tracing():
+            first.check(chosen, progress)
+    except VerificationError as error:
+        found = _Rewriting(program, first.exact, chosen, progress).run()
+        found[1].notes.append(f"approximate rules were left out: {error}")
+        return found
+    made, report, folded = _Rewriting(first.program, first.exact, chosen, progress).run()
+    first.told_in(report)
+    return made, report, folded
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,29 @@ def then_linear(net, h, d):
 
 
 @norm()
+def attended(net, h, d):
+    """Heads share values where there are three; odd widths have attention written out."""
+    x = F.layer_norm(h, (d,), net.weight(d), net.weight(d), EPS)
+    heads, e = (3, d // 3) if d % 3 == 0 else (1, d)
+    q, k = F.linear(x, net.weight(d, d), net.weight(d)), F.linear(x, net.weight(d, d))
+    v = F.linear(x, net.weight(e, d)).unsqueeze(1).expand(-1, heads, -1, -1)
+    q, k = (y.unflatten(-1, (heads, e)).transpose(1, 2) for y in (q, k))
+    if d % 2:
+        scores = q @ k.mT / e**0.5 + net.weight(1)
+        a = scores.softmax(-1) @ v
+    else:
+        a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return F.linear(a.transpose(1, 2).flatten(2), net.weight(d, d), net.weight(d))
+
+
+@norm()
+def read_by_norms(net, h, d):
+    """With this one, approximate rules are allowed; see ``asked`` of the properties."""
+    x = F.rms_norm(h, (d,), net.weight(d), EPS)
+    return F.rms_norm(F.linear(x, net.weight(d, d)), (d,), net.weight(d), EPS)
+
+
+@norm()
 def of_heads(net, h, d):
     heads = F.linear(h, net.weight(3 * d, d), net.weight(3 * d)).unflatten(-1, (3, d)).transpose(1, 2)
     return F.layer_norm(heads, (d,), net.weight(d), net.weight(d), EPS).sum(1)

@@ -29,6 +29,7 @@ MODULES = (
     "analysis.absorb", "analysis.forward", "analysis.beside", "analysis.stream", "analysis.exactness",
     "analysis.ranges", "analysis.parts", "analysis.centring", "analysis.weights", "analysis.factors",
     "analysis.spread_map", "analysis.own_centring", "analysis.over_sums",
+    "analysis.attention", "analysis.places", "analysis.row_scale", "analysis.scores",
     "analysis.together", "analysis.resize", "ir.span", "passes.basis", "passes.change_basis",
     "passes.canonicalize", "passes.functionalize", "passes.lift", *(f"passes.{rule}" for rule in RULE_NAMES),
     "passes.scaled_norms", "passes.affine_moves", "passes.own_affine", "passes.into_neighbours",

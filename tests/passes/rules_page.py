@@ -31,8 +31,8 @@ holds for every input, with conditions under which the graph is an instance of i
 be shown, the norm stays and the report says which. `normfuse.only` and `normfuse.skip` take rules by name.
 
 *Rounding* means the same sums, rounded elsewhere; *reassociated* the same number in exact arithmetic by
-other sums, judged against float64 ([numerics](numerics.md)). Each equation is proven with sympy in
-`tests/proofs`.
+other sums, judged against float64 ([numerics](numerics.md)); *approximate* another number within a bound,
+which only `normfuse.allow` asks for. Each equation is proven with sympy in `tests/proofs`.
 
 In the graphs, `fold` marks what is computed from weights once, and `norm` a norm with its description. This
 page is written by `python -m tests.passes.rules_page` from the rules, the graphs that the tests compare

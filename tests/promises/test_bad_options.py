@@ -75,7 +75,14 @@ TOGETHER: dict[str, tuple[dict[str, Any], str]] = {
 #: Options that no command takes.
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "no list": ({"only": "recentre"}, "{0}only takes a list of rule names"),
-    "not there yet": ({"allow": "approximate"}, "{0}allow='approximate' is not there yet"),
+    "allow of another word": (
+        {"allow": "approximately"},
+        "{0}allow does not take 'approximately'; did you mean",
+    ),
+    "approximate as a whole": (
+        {"allow": "approximate", "verify": "output"},
+        "{0}verify='output' compares with the original",
+    ),
     "not taken": ({"memory": "in_place"}, "{0}memory='in_place' is not taken: "),
     "unknown basis": (
         {"target": "crms_norm", "crms_basis": "helmert"},

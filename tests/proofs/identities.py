@@ -179,6 +179,17 @@ def a_norm_of_a_norm_is_one(d: int) -> Pairs:
     return found
 
 
+@proof("drop_inner")
+def a_norm_of_a_norm_has_an_eps_that_depends_on_the_row(d: int) -> Pairs:
+    """N_b(W RMS_a(x)) = N_{b (m + a)}(W x); with b it is root((P + b) / (P + b / r)) of it, r = m + a"""
+    w, x, (a, b, m, big, r) = symbols("W", d, d), symbols("x", d), sympy.symbols("a b m M r", positive=True)
+    found: Pairs = [(((big + b * r) / (big + b)), (big / r + b) / (big / r + b / r))]
+    row = sympy.Symbol("s", positive=True)
+    for norm in (layer_norm, rms_norm):
+        found += pairs(norm(w * (row * x), b), norm(w * x, b / row**2))
+    return [*found, ((1 / sympy.sqrt(m + a)) ** -2 * b, b * (m + a))]
+
+
 @proof("merge_norms")
 def readers_of_two_norms_read_one(d: int) -> Pairs:
     """W (gamma N(h) + beta) = (W diag(gamma)) y + W beta, V (delta N(h)) = (V diag(delta)) y, y = N(h)"""
@@ -204,6 +215,21 @@ def readers_take_weight_and_bias(d: int) -> Pairs:
         left = w * (gamma.multiply_elementwise(core) + beta) + c
         found += pairs(left, (w * sympy.diag(*gamma)) * core + (c + w * beta))
     return found
+
+
+@proof("carry_shift")
+def attention_passes_a_shift_of_values_and_not_of_keys(d: int) -> Pairs:
+    """softmax((k + s) q) = softmax(k q), W (v + s)' softmax(a) + c = W v' softmax(a) + (c + W s), d keys"""
+    q, s, k, v = symbols("q", 2), symbols("s", 2), symbols("k", d, 2), symbols("v", d, 2)
+    w, c, shifts = symbols("W", 2, 2), symbols("c", 2), sympy.ones(d, 1) * s.T
+
+    def softmax(scores: Matrix) -> Matrix:
+        powers = [sympy.expand(sympy.exp(sympy.expand(score))) for score in scores]
+        return Matrix(powers) / sum(powers)
+
+    found = pairs(softmax((k + shifts) * q), softmax(k * q))
+    a = softmax(symbols("a", d))
+    return found + pairs(w * (v + shifts).T * a + c, w * v.T * a + (c + w * s))
 
 
 def rotation(d: int) -> Matrix:

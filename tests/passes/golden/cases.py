@@ -180,6 +180,15 @@ def fold_nested_of_two_rms_norms(s: Any, x: Tensor) -> Tensor:
     return s.norm(F.rms_norm(x, (D,), None, 1e-6))
 
 
+@golden(
+    "drop_inner", tokens(), one=nn.RMSNorm(D, eps=1e-6), two=nn.RMSNorm(D, eps=1e-6), lin=linear(bias=False),
+    options={"allow": "approximate"},
+)  # fmt: skip
+def drop_inner_behind_a_weight(s: Any, x: Tensor) -> Tensor:
+    """A norm that a norm reads through a weight is left out, where approximate rules are allowed."""
+    return s.two(s.lin(s.one(x)))
+
+
 @golden("fold_scale", tokens(), norm=nn.LayerNorm(D), lin=linear(bias=False))
 def fold_scale_of_a_layer_norm(s: Any, x: Tensor) -> Tensor:
     """Weight and bias of a LayerNorm go into what reads it, where a bias appears."""
@@ -191,6 +200,17 @@ def fold_scale_of_an_rms_norm(s: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """The weight of an RMSNorm goes into all that reads it."""
     x = s.norm(torch.relu(x))
     return s.q(x), s.k(x)
+
+
+@golden(
+    "carry_shift", tokens(), norm=nn.LayerNorm(D), q=linear(), k=linear(bias=False), v=linear(bias=False),
+    out=linear(), rules=("fold_scale", "carry_shift"),
+)  # fmt: skip
+def carry_shift_through_attention(s: Any, x: Tensor) -> Tensor:
+    """Keys and values need no bias for that of a norm; the projection behind attention takes it."""
+    x = s.norm(torch.relu(x))
+    q, k, v = (f(x).view(2, 3, 2, 2).transpose(1, 2) for f in (s.q, s.k, s.v))
+    return s.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 3, D))
 
 
 @golden(
