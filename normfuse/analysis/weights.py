@@ -10,6 +10,7 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from normfuse.analysis.channel_map import ChannelMap
+from normfuse.ir.calls import aten, is_call
 from normfuse.ir.dtypes import FLOATS
 from normfuse.ir.effects import Effects, aliased_by
 from normfuse.ir.grad_mode import switches_gradients
@@ -61,6 +62,8 @@ class WeightValues:
     def _is_weight(self, node: Node) -> bool:
         if node.op == "placeholder":
             return node in self._inputs
+        if node.op == "get_attr":
+            return _is_literal(node)
         if node.op != "call_function" or not _is_function(node.target) or self.is_written(node):
             return False
         return all(n in self._known for n in node.all_input_nodes)
@@ -248,6 +251,11 @@ def divided_refusal(node: Node) -> Refusal:
     """What is computed under one gradient mode does not move to where another one may hold."""
     message = f"the graph switches gradients on or off around {described(node)}"
     return Refusal("grad_mode", message, node.name)
+
+
+def _is_literal(node: Node) -> bool:
+    """Whether a constant is read by copying alone, as ``torch.tensor([3, 4])`` inside of a model is."""
+    return all(is_call(user, aten.lift_fresh.default, aten.lift_fresh_copy.default) for user in node.users)
 
 
 def _is_function(target: object) -> bool:

@@ -18,9 +18,9 @@ from normfuse.ir.calls import CASTS, aten, bind, is_call
 from normfuse.ir.location import module_path
 from normfuse.ir.spec import NormSpec
 
-__all__ = ["changes_of", "neutral_entries", "norms_of_biases"]
+__all__ = ["LAYERS", "changes_of", "neutral_entries", "norms_of_biases"]
 
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def changes_of(found: Outlined, model: nn.Module) -> tuple[Changes, dict[str, str]]:
@@ -35,6 +35,8 @@ def changes_of(found: Outlined, model: nn.Module) -> tuple[Changes, dict[str, st
             continue
         reason = _refuse(site.module, spec, model)
         made = None if reason else _module(spec, width)
+        if made is not None and neutral_entries(model.get_submodule(site.module), made) is None:
+            reason = "it does more than a norm over the last axis"
         if reason or norms.setdefault(site.module, made or norms[site.module]) != made:
             refused[site.module] = reason or "it is called several times, and becomes different norms"
     nodes = list(found.program.gm.graph.nodes)
@@ -62,7 +64,7 @@ def _refuse(path: str, spec: NormSpec, model: nn.Module) -> str:
         module = model.get_submodule(path)
     except AttributeError:
         return "it is no module"
-    if not path or list(module.children()) or isinstance(module, _LAYERS):
+    if not path or list(module.children()) or isinstance(module, LAYERS):
         return "it is computed inside a module that does more"
     usual = spec.kind in ("rms_norm", "layer_norm") and spec.dims == (-1,) and not spec.affine_dims
     plain = spec.groups == 1 and spec.divisor is None and spec.eps_mode == "inside"
@@ -94,7 +96,7 @@ def _biased(nodes: Iterable[Node], model: nn.Module) -> tuple[str, ...]:
     """The layers that have a bias in the graph only."""
     given = (n for n in nodes if is_call(n, *BIASED) and isinstance(bind(n)["bias"], Node))
     found = ((path, _find(model, path)) for path in dict.fromkeys(map(module_path, given)))
-    return tuple(path for path, layer in found if isinstance(layer, _LAYERS) and layer.bias is None)
+    return tuple(path for path, layer in found if isinstance(layer, LAYERS) and layer.bias is None)
 
 
 def _find(model: nn.Module, path: str) -> nn.Module | None:
@@ -109,15 +111,25 @@ def neutral_entries(module: nn.Module, norm: NormModule) -> float | None:
 
     A bias of zeros goes with it. Most norms multiply by the weight, some by one plus it.
     """
-    x = torch.linspace(-1, 2, 2 * norm.width, dtype=torch.float32).reshape(2, norm.width)
-    cores = (F.rms_norm(x, (norm.width,), eps=norm.eps), F.layer_norm(x, (norm.width,), eps=norm.eps))
+    # Beside values of this size no eps counts: that of the new norm may be another one.
+    x = 1e3 * torch.linspace(-1, 2, 2 * norm.width, dtype=torch.float32).reshape(2, norm.width)
+    cores = (F.rms_norm(x, (norm.width,), eps=0.0), F.layer_norm(x, (norm.width,), eps=0.0))
     for entry in (1.0, 0.0):
         with torch.no_grad():
             plain = _filled(module, entry)
-            made = None if plain is None else plain(x)
+            made = None if plain is None else _result(plain, x)
         if made is not None and any(torch.allclose(made, core, rtol=1e-4, atol=1e-5) for core in cores):
             return entry
     return None
+
+
+def _result(module: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
+    """What a module makes of a value alone, where that is a value of the same shape."""
+    try:
+        made = module(x)
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    return made if isinstance(made, torch.Tensor) and made.shape == x.shape else None
 
 
 def _filled(module: nn.Module, entry: float) -> nn.Module | None:

@@ -28,6 +28,8 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 #: The format allows no longer head.
 _LONGEST = 100_000_000
+#: No model has so many tensors in a file; transformers looks at each in more ways than one.
+_MOST = 1 << 18
 #: Sizes beyond it PyTorch does not count.
 _LARGEST = 2**63 - 1
 #: The tensors start at a multiple of it, so that their entries are aligned in a mapped file.
@@ -78,6 +80,8 @@ def read_head(file: Path) -> Head:
 
 
 def _head(held: Any, start: int, whole: int) -> Head:
+    if len(held) > _MOST:
+        raise ValueError(f"it holds {len(held):,} tensors, and {_MOST:,} are the most that are read")
     metadata = held.pop("__metadata__", None) or {}
     tensors = sorted(
         (_stored(name, one, start) for name, one in held.items()), key=lambda t: (t.start, t.size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from normfuse.checkpoint.architecture import class_of, config_of, quietly
 from normfuse.checkpoint.modules import centred, install
+from normfuse.checkpoint.permitted import check_changes
 from normfuse.checkpoint.record import Record
 from normfuse.checkpoint.source import Folder
 from normfuse.errors import InputError, cause
@@ -45,7 +47,7 @@ def load_checkpoint(folder: str | Path) -> torch.nn.Module:
     tensors = {name: files.tensor(name) for name in files}
     biases = {layer: _held(tensors, name, path) for layer, name in record.biases.items()}
     model = _built(model_class, path, tensors, files.dtype)
-    _install(model, record, path)
+    _install(model, record, biases, path)
     with torch.no_grad():
         for layer, bias in biases.items():
             model.get_submodule(layer).get_parameter("bias").copy_(bias)
@@ -90,8 +92,9 @@ def _read_generation(model: Any, path: Path) -> None:
             raise InputError(f"{file} cannot be read, remove or replace it: {cause(error)}") from error
 
 
-def _install(model: torch.nn.Module, record: Record, path: Path) -> None:
+def _install(model: torch.nn.Module, record: Record, biases: Mapping[str, torch.Tensor], path: Path) -> None:
     try:
+        check_changes(model, record.changes, biases)
         install(model, record.changes)
     except (AttributeError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{path}: normfuse.json does not fit {record.architecture}: {error}") from error

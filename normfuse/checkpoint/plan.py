@@ -23,7 +23,7 @@ from normfuse.checkpoint.placing import fill_dropped, place_weights
 from normfuse.checkpoint.planned import MismatchError, Plan
 from normfuse.checkpoint.source import Folder
 from normfuse.checkpoint.stored import homes_of
-from normfuse.errors import InputError
+from normfuse.errors import CaptureError, InputError
 from normfuse.options import Options
 from normfuse.report import Refusal, Report
 
@@ -113,7 +113,10 @@ def _checked(case: Case, found: Outlined, changes: Changes) -> Plan:
     changed = case.make()
     install(changed, changes)
     nothing = Options.checked({"only": [], "verify": "off"}, prefix="")
-    after = outlined(changed, case.inputs, nothing, lambda name: None)
+    try:
+        after = outlined(changed, case.inputs, nothing, lambda name: None)
+    except CaptureError as error:  # the class may read a weight of a norm that has none any more
+        raise MismatchError(f"the class does not run with its norms replaced ({error})") from error
     pairs = paired(found.outline, after.outline)
     if isinstance(pairs, str):
         raise MismatchError(pairs)

@@ -93,7 +93,8 @@ def write_shard(folder: Folder, plan: Plan, shard: Shard, target: Path) -> Calla
         InputError: when a dtype cannot hold a folded weight.
     """
     names = {name for name, _, _ in shard.tensors}
-    is_same = plan.taken is None and names.isdisjoint((*plan.made, *plan.filled))
+    changed = {*plan.made, *plan.filled}
+    is_same = plan.taken is None and names.isdisjoint(changed)
     if is_same and not folder.is_pickled:
         _copy_whole(folder.path / shard.source, target)
         return partial(_to_disk, target)
@@ -106,7 +107,8 @@ def write_shard(folder: Folder, plan: Plan, shard: Shard, target: Path) -> Calla
     mapped = Mapped(target, to_write=True)
     with (folder.path / shard.source).open("rb") as given:
         copied = [partial(_copy, given.fileno(), *run) for run in _runs(folder, plan, placed, mapped.file)]
-        filled = [partial(_fill, folder, plan, mapped, one) for one in placed]
+        computed = [one for one in placed if folder.is_pickled or one.name in changed]
+        filled = [partial(_fill, folder, plan, mapped, one) for one in computed]
         side_by_side(lambda work: work(), [*copied, *filled])
     return partial(_to_disk, target, mapped)
 

@@ -11,7 +11,7 @@ alone the norm stays, and does nothing but add the shift, which is its bias then
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -21,7 +21,7 @@ from normfuse.checkpoint.outlines import Outlined, Small
 from normfuse.folding import Folded
 from normfuse.report import Site
 
-__all__ = ["homes_of", "neutral_statistics", "removed_of"]
+__all__ = ["answers", "holds_statistics", "homes_of", "neutral_statistics", "removed_of"]
 
 _TENSORS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
@@ -37,8 +37,7 @@ def removed_of(found: Outlined, model: nn.Module) -> tuple[tuple[str, ...], dict
         except AttributeError:
             refused[site.module] = "it is no module"
             continue
-        tensors = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
-        if not site.module or list(module.children()) or not {"running_mean"} <= tensors <= _TENSORS:
+        if not site.module or not holds_statistics(module):
             refused[site.module] = "it is computed inside a module that does more"
         elif site.module in left:
             refused[site.module] = "it is called several times, and stays at some of its places"
@@ -97,11 +96,26 @@ def neutral_statistics(module: nn.Module, eps: float) -> Mapping[str, float] | N
     with torch.no_grad():
         for name, value in held.items():
             value.fill_(entries.get(name, 0.0))
-        for shape in ((2, -1, 3, 3), (2, -1, 3), (2, -1)):
-            x = torch.randn([held["running_mean"].numel() if n < 0 else n for n in shape])
-            try:
-                if torch.allclose(made(x), x, rtol=1e-5, atol=1e-6):
-                    return {name: entries[name] for name in held if name in entries}
-            except (RuntimeError, ValueError):
-                continue
+    if any(torch.allclose(y, x, rtol=1e-5, atol=1e-6) for x, y in answers(made)):
+        return {name: entries[name] for name in held if name in entries}
     return None
+
+
+def holds_statistics(module: nn.Module) -> bool:
+    """Whether a module holds what a norm with stored statistics does, and nothing else."""
+    tensors = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    return not list(module.children()) and {"running_mean"} <= tensors <= _TENSORS
+
+
+def answers(module: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Random inputs of the shapes that a norm over channels takes, each with what is made of it."""
+    channels = module.get_buffer("running_mean").numel()
+    for shape in ((2, channels, 3, 3), (2, channels, 3), (2, channels)):
+        x = torch.randn(shape)
+        try:
+            with torch.no_grad():
+                y = module(x)
+        except (RuntimeError, ValueError):
+            continue
+        if isinstance(y, torch.Tensor) and y.shape == x.shape:
+            yield x, y

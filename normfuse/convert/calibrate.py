@@ -15,6 +15,7 @@ from torch import nn
 from normfuse.arguments import bound_arguments
 from normfuse.convert.calibration import Calibration
 from normfuse.convert.distance import Distance
+from normfuse.convert.metric import Metric, check_before, check_metric, measured
 from normfuse.convert.observing import Observed, observing
 from normfuse.convert.plan import Entry, Plan, check_only, plan_for
 from normfuse.convert.swap import Swap
@@ -32,7 +33,7 @@ def calibrate(
     data: Iterable[Any],
     to: str | None = "unified_norm",
     *,
-    metric: Callable[[nn.Module], float] | None = None,
+    metric: Metric | None = None,
     call: Call | None = None,
     only: Sequence[str] | None = None,
     also: Sequence[type[nn.Module]] = (),
@@ -52,29 +53,39 @@ def calibrate(
         data: batches; a list or a DataLoader, which can be gone through twice.
         to: what norms become, see :func:`normfuse.convert`; None keeps the layers of :mod:`normfuse.nn` that
             the model has, and gives them new statistics.
-        metric: a number for the model, for example its accuracy on held-out data.
+        metric: a number for the model, for example its accuracy on held-out data; called in evaluation mode
+            without gradients.
         call: runs a model on a batch, ``call(model, batch)``; the default is ``model(batch)``,
             ``model(*batch)`` for a tuple or list and ``model(**batch)`` for a mapping.
         only, also, options: see :func:`normfuse.convert`.
         progress: whether to show it; None shows a bar where standard error is a terminal.
 
     Raises:
-        InputError: for data without a batch or that can be gone through only once, for a model without norms
-            to replace, for a layer that the data does not reach, and for values that are not finite.
+        InputError: for data without a batch or that cannot be gone through twice, for a model without norms
+            to replace, for a layer that the data does not reach, for values that are not finite, and for a
+            metric that fails or returns no number.
         OptionError: for a layer or an option that does not exist.
     """
     batches = _checked(data)
+    check_metric(metric)
+    if call is not None and not callable(call):
+        raise InputError(f"call= is a function of the model and a batch, not {type(call).__name__}")
     plan = _plan(model, to, options, only, also)
     swap, run = Swap(model, plan.replacements), call or _call
     quiet = not (sys.stderr.isatty() if progress is None else progress)
     with _evaluating(model), torch.no_grad(), steps(quiet, _total(batches)) as say:
-        observed = _observe(model, swap, plan, batches, run, say)
+        count, observed = _observe(model, swap, plan, batches, run, say)
         distance = Distance()
         for number, batch in enumerate(batches):
             say(f"comparing batch {number + 1}")
             before = run(model, batch)
             with swap.installed():
                 distance.add(before, run(model, batch))
+    if distance.count != count:
+        raise InputError(
+            f"calibrate goes through data twice, and got {count} batches first and {distance.count} then; "
+            "pass a list or a DataLoader"
+        )
     before_after = _measured(model, swap, metric)
     return Calibration(
         to or "new statistics", distance.count, max(one.count for one in observed.values()),
@@ -84,7 +95,7 @@ def calibrate(
 
 
 def _checked(data: Iterable[Any]) -> Iterable[Any]:
-    if not isinstance(data, Iterable):
+    if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
         raise InputError(f"calibrate takes a list of batches or a DataLoader, not {type(data).__name__}")
     if isinstance(data, Iterator):
         raise InputError(
@@ -133,7 +144,7 @@ def _own_layers(model: nn.Module, only: Sequence[str] | None) -> Plan:
 
 def _observe(
     model: nn.Module, swap: Swap, plan: Plan, batches: Iterable[Any], run: Call, say: Say
-) -> dict[str, Observed]:
+) -> tuple[int, dict[str, Observed]]:
     count = 0
     with swap.installed(), observing(plan.layers) as observed:
         for count, batch in enumerate(batches, 1):
@@ -143,7 +154,7 @@ def _observe(
         raise InputError("calibrate got no batch: the data is empty")
     for name, one in observed.items():
         one.finish(name)
-    return observed
+    return count, observed
 
 
 @contextmanager
@@ -174,15 +185,14 @@ def _total(batches: Iterable[Any]) -> int | None:
         return None
 
 
-def _measured(
-    model: nn.Module, swap: Swap, metric: Callable[[nn.Module], float] | None
-) -> tuple[float | None, float | None]:
+def _measured(model: nn.Module, swap: Swap, metric: Metric | None) -> tuple[float | None, float | None]:
     if metric is None:
         return None, None
     with _evaluating(model):
-        before = float(metric(model))
-        with swap.installed():
-            return before, float(metric(model))
+        before = measured(metric, model, "the given model")
+        check_before(before)
+    with _evaluating(model), swap.installed():
+        return before, measured(metric, model, "the approximate model")
 
 
 def _notes(observed: Mapping[str, Observed]) -> tuple[str, ...]:

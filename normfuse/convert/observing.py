@@ -6,6 +6,7 @@ gets those of all tokens of all batches. Sums are kept in float64.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -75,7 +76,17 @@ def observing(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Observed]]:
 
 def _hook(observed: Observed) -> Any:
     def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        mask = args[1] if len(args) > 1 else kwargs.get("pad_mask")
-        observed.take(args[0], mask)
+        names = list(inspect.signature(layer.forward).parameters)
+        named = {**dict(zip(names, args, strict=False)), **kwargs}
+        x, mask = named.get(names[0]), named.get("pad_mask")
+        if isinstance(x, Tensor) and _fits(mask, x):
+            observed.take(x, mask)
 
     return before
+
+
+def _fits(mask: Any, x: Tensor) -> bool:
+    """Whether a mask is one; the layer says what is wrong with another."""
+    return mask is None or (
+        isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == x.shape[:-1]
+    )

@@ -59,7 +59,7 @@ def _revalued(region: NormRegion, node: Node) -> NormRegion:
         made = _of_call(inner)
         if made is not None:
             inner.meta["val"] = made
-    return NormRegion(region.spec, body, region.spelling)
+    return NormRegion(region.spec, body, region.spelling, region.held)
 
 
 def _of_call(node: Node) -> Any:

@@ -27,7 +27,8 @@ class Operands:
     """The graph nodes a norm reads; all but ``source`` broadcast over it.
 
     The weight and bias of ``group_norm`` and ``instance_norm`` run along the channels, dimension 1.
-    ``sizes`` are numbers that the spelling needs and the description does not, as in ``expand_as``.
+    ``sizes`` are numbers that the spelling needs and the description does not, as in ``expand_as``, and
+    ``held`` are weights of which it makes what the description has in one.
     """
 
     source: Node
@@ -37,21 +38,30 @@ class Operands:
     mean: Node | None = None
     variance: Node | None = None
     skip: Node | None = None
+    held: tuple[Node, ...] = ()
     sizes: tuple[Node, ...] = ()
 
+    def named(self) -> tuple[Node, ...]:
+        """Those that the description names."""
+        roles = (self.source, self.eps, self.scale, self.shift, self.mean, self.variance, self.skip)
+        return tuple(node for node in roles if node is not None)
+
     def as_args(self) -> tuple[Node, ...]:
-        named = (self.source, self.eps, self.scale, self.shift, self.mean, self.variance, self.skip)
-        return (*[node for node in named if node is not None], *self.sizes)
+        return (*self.named(), *self.held, *self.sizes)
 
 
 class NormRegion(torch.nn.Module):
-    """A norm as a callable value: its description, its spelling and its body."""
+    """A norm as a callable value: its description, its spelling and its body.
 
-    def __init__(self, spec: NormSpec, body: Graph, spelling: str) -> None:
+    ``held`` counts the weights that the body reads beside the operands that the description names.
+    """
+
+    def __init__(self, spec: NormSpec, body: Graph, spelling: str, held: int = 0) -> None:
         super().__init__()
         self.spec = spec
         self.body = body
         self.spelling = spelling
+        self.held = held
 
     def forward(self, *operands: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = Interpreter(self, graph=self.body).run(*operands)
@@ -65,9 +75,10 @@ class NormRegion(torch.nn.Module):
         scale = rest.pop(0) if self.spec.has_scale else None
         shift = rest.pop(0) if self.spec.has_shift else None
         stored = {role: rest.pop(0) for role in self.spec.stored}
-        if any(isinstance(n.meta.get("val"), torch.Tensor) for n in rest):
-            raise InvariantError(f"{node.name} has {len(rest)} operands more than its description")
-        return Operands(source, eps, scale, shift, **stored, sizes=tuple(rest))
+        held, sizes = tuple(rest[: self.held]), tuple(rest[self.held :])
+        if any(isinstance(n.meta.get("val"), torch.Tensor) for n in sizes):
+            raise InvariantError(f"{node.name} has {len(sizes)} operands more than its description")
+        return Operands(source, eps, scale, shift, **stored, held=held, sizes=sizes)
 
 
 def norm_of(node: Node) -> NormRegion | None:

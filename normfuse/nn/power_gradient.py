@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from normfuse.nn.affine import scale_and_shift
 from normfuse.nn.moments import Tokens, sum_of_tokens
+from normfuse.nn.once import differentiable_once
 from normfuse.nn.precision import cast
 
 __all__ = ["PowerGradient"]
@@ -41,7 +41,7 @@ class PowerGradient(torch.autograd.Function):
         ctx.bias_dtype = bias.dtype
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, rstd, is_warm = ctx.saved_tensors
         tokens: Tokens = ctx.tokens

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from normfuse.nn.affine import scale_and_shift
 from normfuse.nn.moments import Tokens, sum_of_tokens
+from normfuse.nn.once import differentiable_once
 from normfuse.nn.precision import cast
 from normfuse.nn.smoothing import put
 
@@ -62,7 +62,7 @@ class SmoothedGradient(torch.autograd.Function):
         ctx.tokens, ctx.buffers, ctx.bias_dtype = tokens, made[_SAVED:], bias.dtype
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *saved = ctx.saved_tensors
         state = GradientState(*saved, *ctx.buffers)

@@ -10,7 +10,6 @@ import operator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import torch
 from torch.fx import GraphModule, Node
 
 from normfuse.analysis.weights import WeightValues
@@ -36,6 +35,7 @@ from normfuse.patterns import (
     stored_norms,
     unseen_norms,
 )
+from normfuse.patterns.candidate import is_tensor
 from normfuse.patterns.flaws import refusal as refusal_for
 from normfuse.report import Refusal, Site
 
@@ -54,7 +54,7 @@ def lift(work: Work) -> None:
     stored = stored_norms(gm.graph, weights)
     whole = {c.root for c in stored}
     lifting = _Lifting(work, effects, order, regions)
-    known = set().union(*(_between(core) for core in (*cores, *stored)))
+    known = set().union(*(core.interior() for core in (*cores, *stored)))
     unseen = unseen_norms(facts, known, weights)
     for core in sorted([*cores, *stored, *unseen], key=lambda c: order[c.root]):
         norm = lifting.followed(core)
@@ -81,19 +81,22 @@ class _Lifting:
 
     def followed(self, norm: Candidate) -> Candidate:
         """The candidate with operands that were lifted in the meantime replaced by their lifted nodes."""
-        held = {f.name: getattr(norm.operands, f.name) for f in fields(norm.operands)}
+        roles = {f.name: getattr(norm.operands, f.name) for f in fields(norm.operands)}
         moved: dict[str, Any] = {
-            role: self.lifted[n] for role, n in held.items() if isinstance(n, Node) and n in self.lifted
+            role: self.lifted[n] for role, n in roles.items() if isinstance(n, Node) and n in self.lifted
         }
+        held = tuple(self.lifted.get(n, n) for n in norm.operands.held)
+        if held != norm.operands.held:
+            moved["held"] = held
         return changed(norm, operands=changed(norm.operands, **moved)) if moved else norm
 
     def has_taken(self, norm: Candidate) -> bool:
         """Whether operators of the candidate belong to a norm already."""
-        return norm.root in self.consumed or not _between(norm).isdisjoint(self.lifted.values())
+        return norm.root in self.consumed or not norm.interior().isdisjoint(self.lifted.values())
 
     def lift(self, norm: Candidate, module: str, source: str) -> None:
-        nodes = _between(norm) if norm.refusal is None else self._leading(norm)
-        sizes = tuple(sorted((n for n in nodes if not _is_tensor(n)), key=self._place))
+        nodes = norm.interior() if norm.refusal is None else self._leading(norm)
+        sizes = tuple(sorted((n for n in nodes if not is_tensor(n)), key=self._place))
         if sizes:
             norm = changed(norm, operands=changed(norm.operands, sizes=sizes))
             nodes = nodes - set(sizes)
@@ -110,7 +113,7 @@ class _Lifting:
                 node.meta[UNLIFTED] = module or norm.root.name
             return
         body = self.bodies.of(norm.operands.as_args(), interior, norm.root)
-        region = NormRegion(norm.spec, body, spelling)
+        region = NormRegion(norm.spec, body, spelling, len(norm.operands.held))
         made = _replace(self.work.program.gm, norm, interior, region, len(self.lifted))
         self.lifted[norm.root] = made
         self.consumed.update(interior)
@@ -147,23 +150,6 @@ class _Lifting:
         if len({self.regions.get(n) for n in interior}) > 1:
             return _divided(norm)
         return None
-
-
-def _is_tensor(node: Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, (torch.Tensor, tuple, list))
-
-
-def _between(norm: Candidate) -> set[Node]:
-    """The nodes between the operands and the root; a number is not looked into."""
-    stop, seen, stack = set(norm.operands.as_args()), {norm.root}, [norm.root]
-    while stack:
-        for node in stack.pop().all_input_nodes:
-            if node not in stop and node not in seen:
-                seen.add(node)
-                if _is_tensor(node):
-                    stack.append(node)
-    return seen
 
 
 def _operator(node: Node) -> str:

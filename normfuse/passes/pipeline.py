@@ -106,6 +106,7 @@ def _lower(work: Work) -> None:
         return node not in work.sites or work.may(node, LOWER)
 
     work.lowered = lower(work.program, work.sites, work.options, may)
+    drop_unused(work.program.gm.graph)
 
 
 def _estimate(work: Work) -> None:

@@ -13,7 +13,7 @@ from normfuse.ir.sizes import tensor_of
 from normfuse.ir.spec import NormSpec
 from normfuse.report import Refusal
 
-__all__ = ["Candidate"]
+__all__ = ["Candidate", "is_tensor"]
 
 
 @dataclass(frozen=True)
@@ -40,3 +40,19 @@ class Candidate:
         assert isinstance(out, torch.dtype)
         spec = changed(self.spec, out_dtype=out, **changes)  # type: ignore[arg-type]
         return changed(self, spec=spec, root=root, operands=operands or self.operands)
+
+    def interior(self) -> set[Node]:
+        """The nodes between the operands and the root; a number is not looked into."""
+        stop, seen, stack = set(self.operands.as_args()), {self.root}, [self.root]
+        while stack:
+            for node in stack.pop().all_input_nodes:
+                if node not in stop and node not in seen:
+                    seen.add(node)
+                    if is_tensor(node):
+                        stack.append(node)
+        return seen
+
+
+def is_tensor(node: Node) -> bool:
+    """Whether a node stands for tensors, and not for a number."""
+    return isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))

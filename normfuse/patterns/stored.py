@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.fx import Graph, Node
@@ -25,6 +26,7 @@ from normfuse.patterns.around import around
 from normfuse.patterns.candidate import Candidate
 from normfuse.patterns.stored_arithmetic import spelled_norms
 from normfuse.patterns.stored_growth import with_affine, with_skip
+from normfuse.patterns.stored_sums import with_sums
 from normfuse.report import Refusal
 
 __all__ = ["stored_norms"]
@@ -35,17 +37,29 @@ def stored_norms(graph: Graph, weights: Container[Node]) -> list[Candidate]:
     native = [_READERS[n.target](n, weights) for n in graph.nodes if n.target in _READERS]
     found = [c for c in native if c is not None] + spelled_norms(graph, weights)
     order = {node: i for i, node in enumerate(graph.nodes)}
-    taken = set[Node]()
-    return [_grown(norm, weights, taken) for norm in sorted(found, key=lambda c: order[c.root])]
+    growth, grown = _Growth(weights), list[Candidate]()
+    for norm in sorted(found, key=lambda c: order[c.root]):
+        if norm.root not in growth.inside:
+            grown.append(growth.of(norm))
+    return [norm for norm in grown if norm.root not in growth.inside]
 
 
-def _grown(norm: Candidate, weights: Container[Node], taken: set[Node]) -> Candidate:
-    """The norm with all that belongs to it."""
-    before = None
-    while norm is not before:
-        before = norm
-        norm = around(with_skip(with_affine(norm, weights), weights), taken)
-    return norm
+@dataclass
+class _Growth:
+    """Norms with all that belongs to them: ``taken`` are moves, ``inside`` values within a norm."""
+
+    weights: Container[Node]
+    taken: set[Node] = field(default_factory=set)
+    inside: set[Node] = field(default_factory=set)
+
+    def of(self, norm: Candidate) -> Candidate:
+        before = None
+        while norm is not before:
+            before = norm
+            norm = with_skip(with_affine(norm, self.weights), self.weights)
+            norm = around(with_sums(norm, self.weights), self.taken)
+        self.inside |= norm.interior() - {norm.root}
+        return norm
 
 
 def _batch_norm(node: Node, weights: Container[Node]) -> Candidate | None:

@@ -8,7 +8,7 @@ A product with a vector is a norm only if the vector comes from the root of a st
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from dataclasses import dataclass
 
 import torch
@@ -21,17 +21,18 @@ from normfuse.ir.region import Operands
 from normfuse.ir.sizes import lies_alike, tensor_of
 from normfuse.ir.spec import NormSpec
 from normfuse.patterns.candidate import Candidate
-from normfuse.patterns.stored_growth import channel_axis, unrepeated, weight_behind
+from normfuse.patterns.products import channel_axis, keeps, product
+from normfuse.patterns.stored_growth import weight_behind
 from normfuse.patterns.stored_operands import (
-    added_eps,
     alike,
     entries,
     exact_root,
     kind_of,
     product_with,
+    stored_root,
     told_apart,
-    under_root,
 )
+from normfuse.patterns.stored_sums import scaled_by_root
 
 __all__ = ["spelled_norms"]
 
@@ -66,89 +67,46 @@ def spelled_norms(graph: Graph, weights: Container[Node]) -> list[Candidate]:
         if chain is not None:
             chain = _with_scale(_with_mean(chain, weights), weights)
             candidates.append(_candidate(_with_casts(_with_shift(chain, weights))))
+        elif (scaled := scaled_by_root(node, weights)) is not None:
+            candidates.append(scaled)
     return candidates
 
 
 def _begun(node: Node, weights: Container[Node]) -> _Chain | None:
     """``weight * [x - mean] * scale``, where the scale is made of a stored root, or ``/ root``."""
-    shift, value, factor, divides = _parts(node, weights)
-    axis = channel_axis(factor, node)
-    if value is None or factor is None or axis is None or not _floating(value, node):
+    found = product(node, weights)
+    eps = None if found is None else stored_root(found.factor)
+    if found is None or eps is None:
         return None
-    eps = _stored_root(factor)
-    if eps is None or not (shift is None or channel_axis(shift, node) == axis):
-        return None
-    inner, weight = _before_weight(value, axis, weights)
+    factor, axis, divides = found.factor, found.axis, found.divides
+    inner, weight = (found.value, None) if found.mean else _before_weight(found.value, axis, weights)
     root = exact_root(factor, divides)
     if root is not None and alike(root[0], factor):
-        operands = changed(_less_mean(inner, axis, weights), scale=weight, variance=root[0], shift=shift)
+        operands = changed(
+            _less_mean(inner, axis, weights), scale=weight, variance=root[0], shift=found.shift
+        )
     elif divides:
         return None
     else:
-        operands = changed(_less_mean(value, axis, weights), scale=factor, shift=shift)
+        operands = changed(_less_mean(found.value, axis, weights), scale=factor, shift=found.shift)
+    if found.mean is not None:
+        operands = changed(operands, source=found.value, mean=found.mean)
     return _Chain(node, axis, operands, eps, factor, divides)
-
-
-def _parts(node: Node, weights: Container[Node]) -> tuple[Node | None, Node | None, Node | None, bool]:
-    """What is added, what depends on the input, what belongs to the model, and whether it divides."""
-    if is_call(node, aten.mul.Tensor, aten.div.Tensor):
-        return None, *_value_and_factor(node.args, weights, is_call(node, aten.div.Tensor))
-    exact = tensor_of(node)
-    if not is_call(node, aten.addcmul.default, aten.addcdiv.default) or exact is None:
-        return None, None, None, False
-    bound, divides = bind(node), is_call(node, aten.addcdiv.default)
-    shift = bound["self"]
-    # In half precision the product alone would be rounded.
-    if bound["value"] != 1 or shift not in weights or exact.dtype not in (torch.float32, torch.float64):
-        return None, None, None, False
-    return shift, *_value_and_factor((bound["tensor1"], bound["tensor2"]), weights, divides)
-
-
-def _value_and_factor(
-    pair: Sequence[object], weights: Container[Node], divides: bool
-) -> tuple[Node | None, Node | None, bool]:
-    left, right = (unrepeated(value, weights) for value in pair[:2])
-    if isinstance(left, Node) and left in weights and not divides:
-        left, right = right, left
-    if not (isinstance(left, Node) and isinstance(right, Node)) or left in weights or right not in weights:
-        return None, None, divides
-    return left, right, divides
-
-
-def _floating(value: Node, node: Node) -> bool:
-    before, after = tensor_of(value), tensor_of(node)
-    keeps = before is not None and after is not None and before.dim() == after.dim()
-    return keeps and before.is_floating_point()  # type: ignore[union-attr]
-
-
-def _stored_root(factor: Node) -> float | None:
-    """The eps below a root somewhere in what a weight value is made of."""
-    seen, stack = {factor}, [factor]
-    while stack:
-        node = stack.pop()
-        eps = added_eps(under_root(node))
-        if eps is not None:
-            return eps
-        fresh = [n for n in node.all_input_nodes if n not in seen]
-        seen.update(fresh)
-        stack.extend(fresh)
-    return None
 
 
 def _before_weight(value: Node, axis: int, weights: Container[Node]) -> tuple[Node, Node | None]:
     """What a weight that comes first multiplies, and the weight; one made of a root is a norm of its own."""
     if is_call(value, aten.mul.Tensor) and len(readers(value)) == 1:
-        inner, weight, _ = _value_and_factor(value.args, weights, False)
-        fits = weight is not None and channel_axis(weight, value) == axis and _stored_root(weight) is None
-        if inner is not None and fits and _floating(inner, value):
-            return inner, weight
+        found = product(value, weights)
+        if found is not None and found.axis == axis and stored_root(found.factor) is None:
+            return found.value, found.factor
     return value, None
 
 
 def _less_mean(value: Node, axis: int, weights: Container[Node]) -> Operands:
     if is_call(value, aten.sub.Tensor) and len(value.users) == 1 and bind(value)["alpha"] == 1:
         source, mean = value.args[:2]
-        fits = isinstance(source, Node) and source not in weights and _floating(source, value)
+        fits = isinstance(source, Node) and source not in weights and keeps(source, value)
         if fits and isinstance(mean, Node) and mean in weights and channel_axis(mean, value) == axis:
             return Operands(source, mean=mean)  # type: ignore[arg-type]
     return Operands(value)

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-import torch
 from torch.fx import Node
 
 from normfuse.ir.calls import aten, bind, is_call, readers
 from normfuse.ir.changed import changed
 from normfuse.ir.sizes import rank_of, same, same_shape, shape_of, tensor_of
 from normfuse.patterns.candidate import Candidate
+from normfuse.patterns.products import EXACT, channel_axis, unrepeated
 
-__all__ = ["channel_axis", "is_open", "weight_behind", "with_affine", "with_skip"]
-
-_EXACT = (torch.float32, torch.float64)
+__all__ = ["is_open", "weight_behind", "with_affine", "with_skip"]
 
 
 def is_open(norm: Candidate) -> bool:
@@ -57,23 +55,6 @@ def weight_behind(root: Node, target: object, axis: int, weights: Container[Node
     return other if fits else None  # type: ignore[return-value]
 
 
-def unrepeated(value: object, weights: Container[Node]) -> object:
-    """A weight before it was repeated to meet the values; anything else as it is."""
-    inner = value
-    while is_call(inner, aten.expand.default, aten.expand_as.default):
-        inner = inner.args[0]  # type: ignore[attr-defined]
-    return inner if inner in weights else value
-
-
-def channel_axis(vector: object, node: Node) -> int | None:
-    """The axis, counted from the end, along which a broadcast operand varies; None unless it is one."""
-    shape, full = shape_of(vector), shape_of(node)
-    if shape is None or full is None or len(shape) > len(full):
-        return None
-    varying = [d for d in range(-len(shape), 0) if not same(shape[d], 1)]
-    return varying[0] if len(varying) == 1 and same(shape[varying[0]], full[varying[0]]) else None
-
-
 def with_skip(norm: Candidate, weights: Container[Node]) -> Candidate:
     """``norm(x) + skip * x`` is one scale and one shift as well."""
     found = readers(norm.root)
@@ -93,7 +74,7 @@ def _skip(norm: Candidate, reader: Node, weights: Container[Node]) -> Node | Non
         if is_call(other, aten.mul.Tensor) and len(readers(other)) == 1:  # type: ignore[arg-type]
             return _factor(other.args[:2], other, norm, weights)  # type: ignore[union-attr,arg-type]
     value = tensor_of(reader)
-    if is_call(reader, aten.addcmul.default) and value is not None and value.dtype in _EXACT:
+    if is_call(reader, aten.addcmul.default) and value is not None and value.dtype in EXACT:
         bound = bind(reader)
         if bound["self"] is norm.root and bound["value"] == 1:
             return _factor((bound["tensor1"], bound["tensor2"]), reader, norm, weights)

@@ -8,6 +8,8 @@ Told apart, it is described as the norm that it is, and the statistics of the fi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch.fx import Node
 
 from normfuse.ir.calls import aten, bind, is_call
@@ -16,17 +18,24 @@ from normfuse.ir.region import Operands
 from normfuse.ir.sizes import same, shape_of
 
 __all__ = [
-    "added_eps",
     "alike",
     "entries",
     "exact_root",
     "kind_of",
     "product_with",
+    "stored_root",
     "told_apart",
-    "under_root",
 ]
 
 _REPEATS = (aten.expand.default, aten.expand_as.default)
+_ADD_EPS = (aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor)
+_AT_LEAST = (
+    aten.clamp.default,
+    aten.clamp_min.default,
+    aten.clamp.Tensor,
+    aten.clamp_min.Tensor,
+    aten.maximum.default,
+)
 _VIEWS = (aten.reshape.default, aten.view.default, aten.unsqueeze.default)
 
 
@@ -49,21 +58,11 @@ def kind_of(operands: Operands, factor: Node) -> str:
     if skip is not None:
         return "rep_batch_norm"
     hidden = operands.mean or _bias_and_mean(operands.shift, core)[1]
-    return "batch_norm" if hidden or _is_made_of(operands.shift, operands.scale) else "unified_norm"
+    return "batch_norm" if hidden or _shares(operands.shift, operands.scale) else "unified_norm"
 
 
-def _is_made_of(value: Node | None, part: Node | None) -> bool:
-    if value is None or part is None:
-        return False
-    seen, stack = {value}, [value]
-    while stack:
-        node = stack.pop()
-        if node is part:
-            return True
-        fresh = [n for n in node.all_input_nodes if n not in seen]
-        seen.update(fresh)
-        stack.extend(fresh)
-    return False
+def _shares(value: Node | None, part: Node | None) -> bool:
+    return value is not None and part is not None and part in _made_of(value)
 
 
 def entries(value: object) -> Node | None:
@@ -149,7 +148,10 @@ def product_with(value: object, scale: Node | None) -> Node | None:
 
 
 def exact_root(factor: object, divides: bool) -> tuple[Node, float] | None:
-    """Variance and eps where the factor is ``1 / sqrt(variance + eps)`` and nothing else."""
+    """Variance and eps where the factor is ``1 / sqrt(variance + eps)`` and nothing else.
+
+    An eps that is no number is part of the variance.
+    """
     root = entries(factor)
     if not divides and is_call(root, aten.mul.Tensor) and root.args[1] == 1:  # type: ignore[union-attr]
         root = entries(root.args[0])  # type: ignore[union-attr]
@@ -159,14 +161,33 @@ def exact_root(factor: object, divides: bool) -> tuple[Node, float] | None:
         return None
     power = root.args[1] if is_call(root, aten.pow.Tensor_Scalar) else None
     wanted = (aten.sqrt.default, 0.5) if divides else (aten.rsqrt.default, -0.5)
-    if not is_call(root, wanted[0]) and power != wanted[1]:
-        return None
-    inner = under_root(root)
-    eps = added_eps(inner)
-    return None if eps is None else (bind(inner)["self"], eps)  # type: ignore[arg-type]
+    return _bounded(_under_root(root)) if is_call(root, wanted[0]) or power == wanted[1] else None
 
 
-def under_root(node: Node) -> object:
+def stored_root(factor: Node) -> float | None:
+    """The eps beside a root in what a weight value is made of; zero where it is no number under the root."""
+    parts = list(_made_of(factor))
+    roots = [node for node in parts if isinstance(_under_root(node), Node)]
+    for root in roots:
+        found = next(filter(None, map(_bounded, _made_of(root))), None)
+        if found is not None:
+            return found[1]
+    outside = any(is_call(n, *_ADD_EPS, *_AT_LEAST) and n.args[0] in roots for n in parts)
+    return 0.0 if outside else None
+
+
+def _made_of(value: Node) -> Iterator[Node]:
+    """A value and all that it is made of, the nearest first."""
+    seen, stack = {value}, [value]
+    while stack:
+        node = stack.pop()
+        yield node
+        fresh = [n for n in node.all_input_nodes if n not in seen]
+        seen.update(fresh)
+        stack.extend(fresh)
+
+
+def _under_root(node: Node) -> object:
     """What a root is taken of."""
     if is_call(node, aten.rsqrt.default, aten.sqrt.default):
         return node.args[0]
@@ -174,9 +195,13 @@ def under_root(node: Node) -> object:
     return node.args[0] if halves else None
 
 
-def added_eps(node: object) -> float | None:
-    """The number in ``variance + eps``."""
-    if not isinstance(node, Node) or not is_call(node, aten.add.Tensor, aten.add.Scalar):
+def _bounded(value: object) -> tuple[Node, float] | None:
+    """``variance + eps``, and what else keeps a variance from zero, which is a variance with no eps."""
+    if not isinstance(value, Node) or not is_call(value, *_ADD_EPS, *_AT_LEAST):
         return None
-    eps = bind(node)["other"]
-    return float(eps) if isinstance(eps, (int, float)) and bind(node)["alpha"] == 1 else None
+    if is_call(value, *_ADD_EPS):
+        bound = bind(value)
+        eps, sign = bound["other"], -1 if is_call(value, aten.sub.Tensor) else 1
+        if isinstance(eps, (int, float)) and bound["alpha"] == 1:
+            return bound["self"], sign * float(eps)
+    return value, 0.0

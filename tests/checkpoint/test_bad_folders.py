@@ -42,8 +42,12 @@ def edit(folder, file="config.json", **entries):
     path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
 
 
+def all_shards(folder):
+    return sorted(folder.glob("*.safetensors"))
+
+
 def shard(folder, number=2):
-    return sorted(folder.glob("*.safetensors"))[number]
+    return all_shards(folder)[number]
 
 
 def without_a_tensor(folder):
@@ -55,10 +59,9 @@ def without_a_tensor(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def resaved(folder, change):
-    save_file(
-        {name: change(value).contiguous() for name, value in load_file(shard(folder)).items()}, shard(folder)
-    )
+def resaved(folder, change, only="", number=2):
+    file = shard(folder, number)
+    save_file({n: change(v).contiguous() if only in n else v for n, v in load_file(file).items()}, file)
 
 
 def head(folder, change):
@@ -340,6 +343,21 @@ def record(folder, change):
     path.write_text(json.dumps(held))
 
 
+@pytest.mark.parametrize("eps", [float("nan"), -1e-5, "1e-5", True, [1e-5]])
+def test_an_eps_that_is_none_is_refused_before_a_shard_is_read(eps, given, tmp_path):
+    edit(given, text_config={"layer_norm_epsilon": eps})
+    for file in given.glob("*.safetensors"):
+        file.write_bytes(b"")
+    with pytest.raises(normfuse.InputError, match="as layer_norm_epsilon, which is no eps"):
+        normfuse.rewrite_folder(given, tmp_path / "out")
+
+
+def test_a_head_with_more_tensors_than_any_model_has(given, monkeypatch, tmp_path):
+    monkeypatch.setattr("normfuse.checkpoint.header._MOST", 2)
+    with pytest.raises(normfuse.InputError, match="tensors, and 2 are the most that are read"):
+        normfuse.rewrite_folder(given, tmp_path / "out")
+
+
 LN = "transformer.h.0.ln_1"
 NOTHING = {"has_weight": False, "has_bias": False}
 UNLOADABLE = {
@@ -370,6 +388,44 @@ UNLOADABLE = {
     "no such module": (
         lambda f: record(f, lambda r: r["norms"].update(x=r["norms"].pop(LN))),
         "normfuse.json does not fit GPT2LMHeadModel",
+    ),
+    "attention as a norm": (
+        lambda f: record(f, lambda r: r["norms"].update({"transformer.h.0.mlp": r["norms"][LN] | NOTHING})),
+        "of transformer.h.0.mlp it makes a norm of width 32, and it is none",
+    ),
+    "an activation as a norm": (
+        lambda f: record(
+            f, lambda r: r["norms"].update({"transformer.h.0.mlp.act": r["norms"][LN] | NOTHING})
+        ),
+        "of transformer.h.0.mlp.act it makes a norm of width 32, and it is none",
+    ),
+    "a norm of another width": (
+        lambda f: record(f, lambda r: r["norms"][LN].update(width=31)),
+        "it makes a norm of width 31, and it is none",
+    ),
+    "a weight that does something is left out": (
+        lambda f: [resaved(f, lambda t: t + 1, "ln_1.weight", i) for i in range(len(all_shards(f)))],
+        "it leaves out the weight, which does something",
+    ),
+    "a norm is removed": (
+        lambda f: record(f, lambda r: r.update(removed_norms=["transformer.h.1.ln_2"])),
+        "of transformer.h.1.ln_2 it removes a module that is no norm with stored statistics",
+    ),
+    "a layer is removed": (
+        lambda f: record(f, lambda r: r.update(removed_norms=["transformer.h.1.attn"])),
+        "it removes a module that is no norm with stored statistics",
+    ),
+    "a layer loses its mean": (
+        lambda f: record(f, lambda r: r.update(centred_lookups=["lm_head"])),
+        "of lm_head it takes the mean from its result, and it is no embedding",
+    ),
+    "a bias of another size": (
+        lambda f: record(f, lambda r: r.update(new_biases={"lm_head": "transformer.ln_f.bias"})),
+        "of lm_head it adds a bias of the shape (32,)",
+    ),
+    "a bias where there is one": (
+        lambda f: record(f, lambda r: r.update(new_biases={LN: "transformer.ln_f.bias"})),
+        "it adds a bias, and it is no layer without one",
     ),
     "no such bias": (
         lambda f: record(f, lambda r: r.update(new_biases={"lm_head": "b"})),

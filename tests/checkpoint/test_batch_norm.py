@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import normfuse
@@ -78,6 +81,21 @@ def test_a_norm_that_does_nothing_is_known_by_what_it_does():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("entry", ["running_mean", "running_var", "weight", "bias"])
+def test_a_norm_that_does_something_is_not_removed(entry, tmp_path):
+    written(tmp_path, made("basic"))
+    removed = json.loads((tmp_path / "out" / "normfuse.json").read_text())["removed_norms"]
+    for file in (tmp_path / "out").glob("*.safetensors"):
+        tensors = load_file(file)
+        changed = tensors.keys() & {f"{removed[0]}.{entry}"}
+        save_file({n: t + 0.1 if n in changed else t for n, t in tensors.items()}, file)
+    if entry == "bias":  # a layer adds it now, under its own name
+        normfuse.load_checkpoint(tmp_path / "out")
+        return
+    with pytest.raises(normfuse.InputError, match=f"of {removed[0]} it removes a norm that does something"):
+        normfuse.load_checkpoint(tmp_path / "out")
+
+
 def test_a_large_shift_is_added_behind_in_float32(tmp_path):
     original = made("basic", torch.float32)
     with torch.no_grad():

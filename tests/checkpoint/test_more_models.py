@@ -63,6 +63,10 @@ MODELS = {
         {"num_layers": 2, "d_model": 32, "d_ff": 64, "num_heads": 2, "d_kv": 16, "vocab_size": 101},
         {"rms_norm": 12},
     ),
+    "MambaForCausalLM": (
+        {"num_hidden_layers": 2, "hidden_size": 32, "vocab_size": 101, "state_size": 4},
+        {"rms_norm": 3},
+    ),
     "SwinForImageClassification": (
         {
             "image_size": 32,

@@ -244,6 +244,7 @@ BAD_USE = [
     (["rewrite", "{junk}", "-o", "{out}"], "is not a .pt2 program, or is truncated"),
     (["rewrite", "{in}", "-o", "{in}"], "is the input; choose another file"),
     (["rewrite", "{in}", "-o", "{dir}/none/x.pt2"], "none does not exist"),
+    (["rewrite", "{dir}/none", "-o", "{dir}/x"], "none does not exist"),
     (["rewrite", "{in}", "-o", "{dir}/x.txt"], "has to be a .pt2 or an .onnx file"),
     (["rewrite", "{in}", "-o", "{out}", "--json", "{out}"], "would be written twice"),
     (["rewrite", "{in}", "-o", "{out}", "--json", "{dir}/none/r.json"], "none does not exist"),

@@ -212,3 +212,83 @@ def test_a_calibrated_batch_norm_folds():
     assert isinstance(model[0].norm, BatchNorm)
     report = normfuse.explain(model, data()[0])
     assert not report.after, str(report)
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (lambda model: math.nan, "nan for the given model"),
+        (lambda model: "0.5", "returns '0.5', a str"),
+        (lambda model: None, "returns None"),
+        (lambda model: torch.ones(2), r"a tensor of shape \(2,\)"),
+        (lambda model: torch.ones((), dtype=torch.complex64), "complex64"),
+        (lambda model: 1 / 0, "fails on the given model: ZeroDivisionError"),
+        (lambda model: 1 / isinstance(model[0].norm, nn.LayerNorm), "fails on the approximate model"),
+        (0.5, "is a function of the model, not float"),
+    ],
+)
+def test_what_a_metric_must_not_return(metric, said):
+    model = model_of()
+    before, modules = copy.deepcopy(model), list(model.modules())
+    model[1].eval()
+    with pytest.raises(InputError, match=said):
+        normfuse.calibrate(model, data(), metric=metric)
+    assert list(model.modules()) == modules
+    assert same_state(model, before)
+    assert [m.training for m in model] == [True, False]
+
+
+def test_a_metric_may_return_a_tensor_with_gradients_and_change_the_mode():
+    def metric(model):
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        model.train()
+        return next(model.parameters()).sum().reshape(1)
+
+    model = model_of()
+    found = normfuse.calibrate(model, data(), metric=metric)
+    assert found.metric_before == found.metric_after == float(next(model.parameters()).detach().sum())
+
+
+class Once:
+    """Gives its batches one time only, and says nothing."""
+
+    def __init__(self, batches):
+        self.left = iter(batches)
+
+    def __iter__(self):
+        return self.left
+
+
+@pytest.mark.parametrize("batches", ["abc", {"input": torch.ones(2, 8)}, 3, None])
+def test_data_that_is_none(batches):
+    with pytest.raises(InputError, match="takes a list of batches or a DataLoader"):
+        normfuse.calibrate(model_of(), batches)
+
+
+def test_data_that_runs_out_is_refused():
+    with pytest.raises(InputError, match="got 3 batches first and 0 then"):
+        normfuse.calibrate(model_of(), Once(data()[:3]))
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = UnifiedNorm(8)
+
+    def forward(self, x, pad_mask):
+        return self.norm(pad_mask=pad_mask, x=x)
+
+
+def test_a_layer_may_be_called_by_names():
+    x, mask = torch.randn(2, 3, 8), torch.tensor([[False, False, True], [False, True, True]])
+    found = normfuse.calibrate(model := Masked(), [(x, mask)], to=None)
+    assert found.tokens == 3
+    found.accept()
+    torch.testing.assert_close(model.norm.running_var, x[~mask].square().mean(0))
+
+
+@pytest.mark.parametrize("mask", [torch.ones(2, 3), torch.ones(2, 4, dtype=torch.bool)])
+def test_the_layer_says_what_is_wrong_with_a_mask(mask):
+    with pytest.raises(InputError, match="UnifiedNorm takes a"):
+        normfuse.calibrate(Masked(), [(torch.randn(2, 3, 8), mask)], to=None)

@@ -226,3 +226,13 @@ def test_a_gradient_of_the_papers_gradient_is_refused_and_leaves_no_trace(name):
         gradient.square().sum().backward()
     assert not any(b.requires_grad for b in layer.buffers())
     copy.deepcopy(layer)
+
+
+@pytest.mark.parametrize("name", ["UnifiedNorm", "PowerNorm", "PowerNorm scaled"])
+def test_a_gradient_penalty_is_refused_wherever_the_layer_stands(name):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh()).double().append(trained(name))
+    x = torch.randn(2, 3, 8).double().requires_grad_()
+    for of in (x, model[0].weight):
+        (gradient,) = torch.autograd.grad(model(x).sin().sum(), of, create_graph=True)
+        with pytest.raises(RuntimeError, match="leave the layer out of gradient penalties"):
+            torch.autograd.grad(gradient.square().sum(), of)

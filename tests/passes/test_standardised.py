@@ -50,6 +50,14 @@ def mean_last(c: Conv) -> Tensor:
     return c.weight * scale - mean * scale
 
 
+def by_sizes(c: Conv) -> Tensor:
+    """The same, with the fan-in as JAX has it: the product of an array of sizes."""
+    var, mean = torch.var_mean(c.weight, (1, 2, 3), keepdim=True)
+    fan_in = torch.prod(torch.tensor(c.weight.shape[1:]))
+    scale = torch.rsqrt(torch.maximum(var * fan_in, torch.tensor(1e-4).to(var.device))) * c.gain
+    return c.weight * scale - mean * scale
+
+
 def by_fan_in(c: Conv) -> Tensor:
     weight = c.weight - c.weight.mean((1, 2, 3), keepdim=True)
     return c.gain * weight / (c.weight.std((1, 2, 3), keepdim=True) * 27**0.5 + 1e-5)
@@ -62,6 +70,7 @@ def length(c: Conv) -> Tensor:
 SPELLINGS = {
     published: "weight_standardization", deviation: "weight_standardization",
     mean_last: "weight_standardization", by_fan_in: "weight_standardization", length: "l2_norm",
+    by_sizes: "weight_standardization",
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -30,6 +31,11 @@ class Norm(nn.Module):
         self.alpha = nn.Parameter(torch.rand(1))
         self.register_buffer("mean", torch.randn(C))
         self.register_buffer("var", torch.rand(C) + 0.5)
+        self.register_buffer("eps", torch.full((C,), EPS))
+
+    @property
+    def scale(self) -> Tensor:
+        return self.weight * self.rstd
 
     @property
     def std(self) -> Tensor:
@@ -104,6 +110,14 @@ def flat(n: Norm, x: Tensor) -> Tensor:
     return y * n.weight + n.bias
 
 
+def batch_norm(n: Norm, x: Tensor) -> Tensor:
+    return n.native(x.mT).mT
+
+
+def shifted_twice(n: Norm, x: Tensor) -> Tensor:
+    return torch.addcmul(torch.addcmul(n.bias, x, n.scale), n.mean, n.scale, value=-1)
+
+
 FOUND: dict[str, dict[str, Spelling]] = {
     "unified_norm": {
         "weight first": lambda n, x: n.weight * x / n.std + n.bias,
@@ -117,6 +131,18 @@ FOUND: dict[str, dict[str, Spelling]] = {
         "in place": in_place,
         "root beside axes": lambda n, x: (x.mT / n.std[:, None] * n.weight[:, None] + n.bias[:, None]).mT,
         "in float64": lambda n, x: (x.double() / n.std * n.weight + n.bias).to(x),
+        "einsum": lambda n, x: torch.einsum("btc,c->btc", x, n.scale) + n.bias,
+        "einsum beside axes": lambda n, x: (torch.einsum("c,bct->bct", n.scale, x.mT) + n.bias[:, None]).mT,
+        "einsum of an ellipsis": lambda n, x: torch.einsum("...c,c->...c", x, n.scale) + n.bias,
+        "linear of a diagonal": lambda n, x: F.linear(x, torch.diag(n.scale), n.bias),
+        "diagonal first": lambda n, x: (torch.diag(n.scale) @ x.mT).mT + n.bias,
+        "less values": lambda n, x: n.bias - x * n.scale,
+        "twice added": shifted_twice,
+        "half of a product": lambda n, x: torch.addcmul(n.bias, x, n.scale, value=0.5),
+        "half of a quotient": lambda n, x: torch.addcdiv(n.bias, x, n.std, value=0.5),
+        "added to itself": lambda n, x: torch.addcmul(x, x, n.scale),
+        "eps outside": lambda n, x: x / (n.var.sqrt() + EPS) * n.weight,
+        "root of an inverse": lambda n, x: x * (1 / (n.var + EPS)).sqrt() + n.bias,
     },
     "batch_norm": {
         "weight first": lambda n, x: n.weight * (x - n.mean) / n.std + n.bias,
@@ -130,6 +156,14 @@ FOUND: dict[str, dict[str, Spelling]] = {
             x.mT, n.weight, n.bias, n.mean, n.var, False, 0.1, EPS
         )[0].mT,
         "moveaxis": lambda n, x: torch.moveaxis(n.native(torch.moveaxis(x, -1, 1)), 1, -1),
+        "lerp": lambda n, x: torch.lerp(n.mean, x, n.scale),
+        "lerp without weight": lambda n, x: torch.lerp(n.mean.expand_as(x), x, n.rstd) * n.weight + n.bias,
+        "diagonal": lambda n, x: (x - n.mean) @ torch.diag(n.scale) + n.bias,
+        "identity": lambda n, x: (x - n.mean) @ (torch.eye(C, dtype=x.dtype) * n.scale) + n.bias,
+        "eps in a tensor": lambda n, x: (x - n.mean) / torch.sqrt(n.eps + n.var) * n.weight + n.bias,
+        "eps made": lambda n, x: (x - n.mean) * torch.rsqrt(n.var + torch.tensor(EPS)) * n.weight + n.bias,
+        "variance bounded": lambda n, x: (x - n.mean) * n.var.clamp(min=EPS).rsqrt() * n.weight + n.bias,
+        "less": lambda n, x: -0.5 * batch_norm(n, x),
         "an axis more": lambda n, x: n.native(x.swapaxes(1, 2)[..., None]).squeeze(3).swapdims(1, 2),
     },
     "rep_batch_norm": {
@@ -142,6 +176,17 @@ FOUND: dict[str, dict[str, Spelling]] = {
         "repeated": lambda n, x: n.native(x.mT).mT + n.alpha.expand(C) * x,
         "rows": lambda n, x: (n.native(x.view(-1, C)) + x.view(-1, C) * n.alpha).view(x.shape),
         "by hand": lambda n, x: n.weight * (x - n.mean) / n.std + n.bias + n.alpha * x,
+        "one": lambda n, x: x + batch_norm(n, x),
+        "a number": lambda n, x: x * 0.5 + batch_norm(n, x),
+        "alpha": lambda n, x: torch.add(batch_norm(n, x), x, alpha=0.5),
+        "less": lambda n, x: x / n.alpha - batch_norm(n, x),
+        "shares": lambda n, x: (1 - n.alpha) * x + n.alpha * batch_norm(n, x),
+        "lerp": lambda n, x: torch.lerp(x, batch_norm(n, x), 0.3),
+        "lerp by a weight": lambda n, x: torch.lerp(batch_norm(n, x), x, n.alpha),
+        "of the norm": lambda n, x: (y := batch_norm(n, x)) + n.alpha * y + x,
+        "affine behind": lambda n, x: (batch_norm(n, x) + x) * n.weight + n.bias,
+        "of a norm": lambda n, x: batch_norm(n, x) + x * n.scale,
+        "einsum": lambda n, x: batch_norm(n, x) + torch.einsum("btc,c->btc", x, n.weight),
     },
 }  # fmt: skip
 
@@ -163,12 +208,17 @@ def test_nothing_is_left(kind: str, name: str) -> None:
     assert made.report.found == {kind: 1}
     assert made.report.after == {}
     assert distance(made.module()(x), model(x)) <= EXACT
-    assert operators(made.program) == operators(torch.export.export(Residual(nn.Identity()).double(), (x,)))
+    assert operators(made.program) == operators_without_a_norm()
+
+
+@cache
+def operators_without_a_norm() -> Counter[str]:
+    x = torch.randn(2, 5, 3, dtype=torch.float64)
+    return operators(torch.export.export(Residual(nn.Identity()).double(), (x,)))
 
 
 #: What looks like one of them and is another function: it may be a norm with more behind it, or none.
 OTHERS: dict[str, Spelling] = {
-    "eps outside": lambda n, x: x / (n.var.sqrt() + EPS) * n.weight,
     "mean less values": lambda n, x: n.bias - (n.mean - x) * n.rstd,
     "mean of another scale": lambda n, x: x * (n.weight * n.rstd) - n.mean * n.rstd,
     "shift of another scale": lambda n, x: x * (n.weight * n.rstd) + (n.bias - n.mean * n.rstd),
@@ -176,7 +226,6 @@ OTHERS: dict[str, Spelling] = {
     "scale less values": lambda n, x: n.mean * n.rstd - x * n.rstd,
     "weights first and last": lambda n, x: n.weight * x / n.std * n.bias + n.mean,
     "two roots": lambda n, x: (x * n.rstd) / n.std,
-    "half of a product": lambda n, x: torch.addcmul(n.bias, x, n.weight * n.rstd, value=0.5),
     "skip less": lambda n, x: x * (n.weight * n.rstd - n.alpha) + n.bias,
     "skip twice": lambda n, x: x * (n.rstd + n.alpha + n.weight) - n.mean * n.rstd,
     "skip of the norm": lambda n, x: (y := n.native(x.mT).mT) + n.alpha * y,
@@ -184,6 +233,16 @@ OTHERS: dict[str, Spelling] = {
     "skip of other views": lambda n, x: (n.native(x.mT) + n.alpha * x.reshape(2, C, 5)).mT,
     "affine behind a bias": lambda n, x: (x / n.std + n.bias) * n.weight + n.bias,
     "affine of tokens": lambda n, x: n.native(x.mT).mT * n.bias[:5, None] + n.weight,
+    "skip of tokens": lambda n, x: batch_norm(n, x) + x * n.bias[:5, None],
+    "skip of a nonlinearity": lambda n, x: batch_norm(n, x) + x.relu(),
+    "lerp of values": lambda n, x: torch.lerp(batch_norm(n, x), x, x),
+    "lerp from tokens": lambda n, x: torch.lerp(n.mean[:5, None], x, n.scale),
+    "einsum of tokens": lambda n, x: torch.einsum("btc,t->btc", x, n.scale[:5]) * n.scale,
+    "einsum that turns": lambda n, x: torch.einsum("btc,c->bct", x, n.scale).mT,
+    "einsum that sums": lambda n, x: torch.einsum("btc,c->bt", x, n.scale)[..., None] * n.scale,
+    "diagonal beside": lambda n, x: x @ torch.diag(n.scale[1:], 1) + n.bias,
+    "identity of less": lambda n, x: F.pad(x @ (torch.eye(C, 5, dtype=x.dtype) * n.scale[:5]), (0, 1)),
+    "identity of a column": lambda n, x: x @ (torch.eye(C, dtype=x.dtype) * n.scale[:, None]) + n.bias,
     "affine behind a skip": lambda n, x: (n.native(x.mT) + n.alpha * x.mT).mT * n.weight + n.bias,
 }
 
@@ -192,6 +251,43 @@ OTHERS: dict[str, Spelling] = {
 def test_other_functions_stay_what_they_are(name: str) -> None:
     model, made, x = rewritten(OTHERS[name])
     assert distance(made.module()(x), model(x)) <= EXACT
+
+
+@pytest.mark.parametrize("name", FOUND["rep_batch_norm"])
+def test_what_stays_runs_as_it_was_spelled(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Tanh(), Norm(FOUND["rep_batch_norm"][name]), nn.Tanh()).eval()
+    x = torch.randn(2, 5, C)
+    made = normfuse.rewrite(model, (x,))
+    assert made.report.after == {"rep_batch_norm": 1}
+    assert torch.equal(made.module()(x), model(x))
+    assert operators(made.program) <= operators(torch.export.export(model, (x,)))
+
+
+@pytest.mark.parametrize("name", ["a number", "lerp by a weight", "affine behind"])
+def test_weights_may_train_and_change(name: str) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, C), Norm(FOUND["rep_batch_norm"][name])).double().eval()
+    fast, x = compiled_by_hand(model), torch.randn(2, 5, 3, dtype=torch.float64)
+    for _ in range(2):
+        model.zero_grad()
+        fast(x).square().sum().backward()
+        found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        model.zero_grad()
+        model(x).square().sum().backward()
+        wanted = [p.grad for p in model.parameters() if p.grad is not None]
+        assert all((a - b).norm() <= EXACT * b.norm() for a, b in zip(found, wanted, strict=True))
+        with torch.no_grad():
+            wanted = model(x)
+            assert (fast(x) - wanted).norm() <= EXACT * wanted.norm()
+            for value in (*model.parameters(), model[1].mean):
+                value.mul_(1.5)
+    assert normfuse.last_report().after == {}
+
+
+def compiled_by_hand(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    return torch.compile(model, backend=normfuse.normfuse_backend, options={"normfuse.inner": "eager"})
 
 
 class Viewed(nn.Module):

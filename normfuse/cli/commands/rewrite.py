@@ -170,6 +170,8 @@ def _check_outputs(source: str, destination: Path, *others: Path | None) -> None
     from normfuse.files import check_outputs
 
     if destination.suffix not in (".pt2", ".onnx"):
+        if ":" not in source and not Path(source).exists():  # it may be meant as a checkpoint folder
+            raise InputError(f"{source or 'the input'} does not exist")
         raise InputError(f"the output has to be a .pt2 or an .onnx file, not {destination}")
     changes = map_beside(destination) if destination.suffix == ".pt2" else None
     check_outputs((destination, changes, *others), [source])
