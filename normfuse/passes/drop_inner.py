@@ -17,10 +17,9 @@ from torch.fx import Node
 from normfuse.analysis.row_scale import Rows, rows_of
 from normfuse.ir.canonical import is_expressible, scaled, shifted
 from normfuse.ir.location import described
-from normfuse.ir.region import NormRegion, norm_of, norms_in
+from normfuse.ir.region import NormRegion, norms_in, region_of
 from normfuse.passes.decisions import weights_of
 from normfuse.passes.evidence import certificate
-from normfuse.passes.fold_scale import without_affine
 from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.work import Dropped, Work
 from normfuse.report import Refusal
@@ -42,7 +41,7 @@ def drop_inner(work: Work) -> None:
 
 def _refuse_form(node: Node, region: NormRegion) -> Refusal | None:
     spec = region.spec
-    bare = is_expressible(without_affine(spec)) and spec.dims == (-1,) and spec.post_factor > 0
+    bare = is_expressible(spec.core) and spec.dims == (-1,) and spec.post_factor > 0
     if bare and not spec.has_shift and spec.eps is not None and spec.affine_dims in ((), (-1,)):
         return None
     return Refusal("unusual_form", f"{described(node)} is no plain RMSNorm of the last axis", node.name)
@@ -50,9 +49,8 @@ def _refuse_form(node: Node, region: NormRegion) -> Refusal | None:
 
 def _may_end(norm: Node, value: Node) -> bool:
     """Whether a norm divides its input by a length of it, and reads it nowhere else."""
-    region = norm_of(norm)
-    assert region is not None
-    plain = region.spec.kind in ("layer_norm", "rms_norm") and is_expressible(without_affine(region.spec))
+    region = region_of(norm)
+    plain = region.spec.kind in ("layer_norm", "rms_norm") and is_expressible(region.spec.core)
     eps = region.spec.eps
     reads = region.operands(norm).source is value and list(norm.args).count(value) == 1
     return plain and reads and eps is not None and eps > 0
@@ -77,8 +75,7 @@ def _drop(node: Node, region: NormRegion, found: Rows, work: Work) -> None:
 
 
 def _eps(norm: Node) -> float:
-    region = norm_of(norm)
-    assert region is not None
+    region = region_of(norm)
     assert region.spec.eps is not None
     return region.spec.eps
 
