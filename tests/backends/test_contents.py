@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from normfuse.folding import contents
+from normfuse.folding import contents, native
 from normfuse.folding.contents import TURNS, Contents
 from normfuse.folding.sampled import are_unchanged, sampled
 from tests.backends.networks import example, prenorm
@@ -54,6 +54,27 @@ def test_a_thousand_words_show_a_change_of_any_row(shape) -> None:
         held = Contents.of(weight)
         weight[index] -= 1.0
         assert held.has_changed()
+
+
+@pytest.mark.parametrize("in_c", [False, True])
+@pytest.mark.parametrize(("rows", "columns"), [(40, 50), (333, 7), (64, 64)])
+def test_each_word_has_its_turn(rows: int, columns: int, in_c: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed word shows at one turn of all, that of its number, wherever those of the turn are kept."""
+    weight = torch.randn(rows, columns, dtype=torch.float64)
+    few = Contents.of(weight).few
+    assert few is not None
+    monkeypatch.setattr(native, "was_imported", lambda: True)
+    compare = native.comparison([few.run()]) if in_c else few.differs
+    assert compare is not None
+    words, flat = len(few.now), weight.view(-1)
+    for number in range(0, words, 29):
+        place = few._step // 8 * number
+        held = flat[place].item()
+        flat[place] += 1.0
+        assert [turn for turn in range(TURNS) if compare(turn)] == [number % TURNS]
+        assert compare(number % TURNS + 3 * TURNS)
+        flat[place] = held
+        assert not any(compare(turn) for turn in range(TURNS))
 
 
 def test_nan_equals_itself_and_minus_zero_is_not_zero() -> None:
