@@ -1,4 +1,4 @@
-"""Autocast around an export, which no program holds, and around a rewrite of a program without it."""
+"""Modes around an export: autocast, which no program holds, and inference mode, which its values show."""
 
 from __future__ import annotations
 
@@ -48,4 +48,14 @@ def test_autocast_inside_of_the_model() -> None:
     x = example().float()
     model = Inside().eval()
     made = normfuse.rewrite(model, (x,), verify="off")
+    torch.testing.assert_close(made.module()(x), model(x))
+
+
+def test_exported_in_inference_mode() -> None:
+    """Rewritten and verified where gradients may be recorded, though nothing asks for any."""
+    model, x = prenorm().eval(), example()
+    with torch.inference_mode():
+        program = torch.export.export(model, (x,))
+    made = normfuse.rewrite(program, target="crms_norm", verify="sites")
+    assert {site.action for site in made.report.sites} == {"converted"}
     torch.testing.assert_close(made.module()(x), model(x))
