@@ -23,6 +23,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from normfuse.arguments import bound_arguments
+from normfuse.capture.ambient import refuse_ambient_autocast
 from normfuse.capture.inner import inner_graphs
 from normfuse.errors import CaptureError, InputError
 from normfuse.folding import Folded
@@ -103,7 +104,13 @@ def open_sizes(
 
 
 def program_of(exported: ExportedProgram) -> Program:
-    """A program over a copy of the exported graph; the original stays as it is."""
+    """A program over a copy of the exported graph; the original stays as it is.
+
+    Raises:
+        InputError: for one that was exported under ``torch.autocast``, whose dtypes it records and whose
+            casts it does not hold.
+    """
+    refuse_ambient_autocast(exported.graph_module.graph)
     gm = _copied(exported.graph_module)
     nodes = {n.name: n for n in gm.graph.nodes if n.op == "placeholder"}
     inputs = [_input(spec, nodes, exported) for spec in exported.graph_signature.input_specs]

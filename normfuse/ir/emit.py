@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from normfuse.ir.calls import aten
 from normfuse.ir.sizes import tensor_of
@@ -18,10 +18,18 @@ __all__ = ["call", "cast", "fake_value"]
 
 
 def fake_value(target: OpOverload, args: Any, kwargs: Mapping[str, Any] | None = None) -> Any:
-    """What an operator returns for the fake values of its arguments: graphs run with autocast off."""
+    """What an operator returns for the fake values of its arguments: graphs run with autocast off.
+
+    Values that were recorded under ``torch.inference_mode`` are none that autograd could save.
+    """
     given, named = tree_map_only(Node, lambda n: n.meta["val"], (args, dict(kwargs or {})))
-    with autocast_off(), fakes_called():
+    records = torch.is_grad_enabled() and not any(map(_is_inference, tree_leaves((given, named))))
+    with autocast_off(), fakes_called(), torch.set_grad_enabled(records):
         return target(*given, **named)
+
+
+def _is_inference(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_inference()
 
 
 def call(graph: Graph, target: OpOverload, *args: Any, **kwargs: Any) -> Node:
