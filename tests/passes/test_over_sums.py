@@ -74,6 +74,7 @@ VANISH: dict[str, Forward] = {
         (y := net.normed(x)) + F.linear(F.linear(y, net.a.weight).relu(), net.a.weight)
     ),
     "one norm twice": lambda net, x: net.head(net.first((y := net.normed(x)) + net.branch(y))),
+    "the same value twice": lambda net, x: net.head((y := net.normed(x)) + y),
     "mean of rows": lambda net, x: net.head((net.normed(x) + net.a(x.relu())).mean(1)),
     "turned": lambda net, x: net.head((net.normed(x).mT + net.a(x.relu()).mT).mT),
 }
@@ -95,7 +96,6 @@ STAY: dict[str, Forward] = {
         net.head(net.normed(x) + (y := net.a(x.relu()))) * y.sum()
     ),
     "no weight writes what is added": lambda net, x: net.head(net.normed(x) + x.relu()),
-    "the same value twice": lambda net, x: net.head((y := net.normed(x)) + y),
     "two numbers": lambda net, x: net.head(torch.add(net.a(x.relu()), net.normed(x), alpha=0.5)),
     "parts of one value": lambda net, x: (
         net.head((y := net.normed(x)) + (z := F.linear(x.relu(), net.table)).repeat(1, 1, 2)[..., :WIDTH])
