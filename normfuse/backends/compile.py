@@ -65,6 +65,7 @@ def compile_graph(
         compiled, failed = None, True
         _explain_fallback(error, report, gm)
     report.breaks += ends_at
+    report.notes += inner.unused_settings(options, settings)
     record(report)
     log.info("%s", report)
     if not failed:

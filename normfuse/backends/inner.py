@@ -13,7 +13,7 @@ from normfuse.errors import OptionError
 from normfuse.options import Options
 from normfuse.torch_compat import autocast_off
 
-__all__ = ["check_inductor", "run_inner", "without_autocast"]
+__all__ = ["check_inductor", "run_inner", "unused_settings", "without_autocast"]
 
 Compiled = Callable[..., Any]
 
@@ -22,8 +22,8 @@ def check_inductor(options: Options, mode: str | None) -> dict[str, Any]:
     """Inductor's settings for a mode and options, checked.
 
     Raises:
-        OptionError: for a mode or option that Inductor does not have, naming the nearest one, and for those
-            that would have no effect.
+        OptionError: for a mode or option that Inductor does not have, naming the nearest one, and for
+            freezing that is asked for twice.
     """
     if mode is not None and options.mode is not None and mode != options.mode:
         raise OptionError(f"mode={mode!r} and normfuse.mode={options.mode!r} disagree; give one of them")
@@ -35,13 +35,15 @@ def check_inductor(options: Options, mode: str | None) -> dict[str, Any]:
 
 
 def _check_effect(options: Options, settings: Mapping[str, Any]) -> None:
-    if settings and options.inner != "inductor":
-        raise OptionError(
-            f"normfuse.inner={options.inner!r} leaves out Inductor, so its {', '.join(settings)} would have "
-            "no effect; leave out what sets them, options or a mode"
-        )
-    if options.freeze == "on" and "freezing" in settings:
+    if options.freeze == "on" and settings.get("freezing"):
         raise OptionError("normfuse.freeze='on' and Inductor's freezing exclude each other; give one of them")
+
+
+def unused_settings(options: Options, settings: Mapping[str, Any]) -> list[str]:
+    """What a person should know of Inductor's settings where something else runs the graph."""
+    if not settings or options.inner == "inductor":
+        return []
+    return [f"normfuse.inner={options.inner!r} leaves out Inductor: {', '.join(settings)} has no effect"]
 
 
 def _mode_settings(mode: str | None) -> dict[str, Any]:

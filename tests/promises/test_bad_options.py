@@ -168,18 +168,23 @@ def test_rules_that_are_read_once() -> None:
     assert refused(rewritten, options) == "only and skip both name recentre; leave it in one of them"
 
 
-#: What goes to Inductor where nothing can come of it.
-NO_EFFECT: dict[str, tuple[dict[str, Any], str]] = {
-    "an option": ({"normfuse.inner": "eager", "max_autotune": True}, "so its max_autotune would"),
-    "a mode": ({"normfuse.inner": "aot_eager", "normfuse.mode": "reduce-overhead"}, "so its triton."),
-    "freezing twice": ({"normfuse.freeze": "on", "freezing": False}, "exclude each other"),
-}  # fmt: skip
+def test_freezing_is_asked_for_once() -> None:
+    options = {"normfuse.freeze": "on", "freezing": True}
+    assert "exclude each other" in refused(given_to_inductor, options)
 
 
-@pytest.mark.parametrize("name", NO_EFFECT)
-def test_options_without_effect(name: str) -> None:
-    options, sentence = NO_EFFECT[name]
-    assert sentence in refused(given_to_inductor, options)
+@pytest.mark.parametrize(
+    ("options", "setting"),
+    [
+        ({"normfuse.inner": "eager", "max_autotune": True}, "max_autotune"),
+        ({"normfuse.inner": "aot_eager", "normfuse.mode": "reduce-overhead"}, "triton.cudagraphs"),
+    ],
+)
+def test_settings_of_inductor_without_effect_are_named(options: dict[str, Any], setting: str) -> None:
+    given_to_inductor(prenorm(), options)
+    (note,) = normfuse.last_report().notes
+    assert note.startswith(f"normfuse.inner={options['normfuse.inner']!r} leaves out Inductor: ")
+    assert setting in note
 
 
 @pytest.mark.parametrize("options", [{1: 2}, "normfuse.freeze", ["max_autotune"]], ids=str)
