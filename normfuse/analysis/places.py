@@ -40,10 +40,13 @@ def varying(places: Tensor) -> list[int]:
 
 
 def moved(places: Tensor, value: Node, user: Node) -> Tensor | None:
-    """The places behind an operator that moves, selects or repeats entries of ``value``; else None."""
+    """The places behind an operator that moves, selects or repeats entries of ``value``; else None.
+
+    None also where it selects no channel at all, as partial rotary embeddings do that turn every channel.
+    """
     with outside_tracing():
         found = _moved(places, value, user)
-        return None if found is None else _once(found)
+        return None if found is None or not found.numel() else _once(found)
 
 
 def _moved(places: Tensor, value: Node, user: Node) -> Tensor | None:

@@ -204,6 +204,7 @@ STAYS: dict[str, tuple[str, str, Run]] = {
         "raw_reader",
         lambda s, q, k, v: s.out(torch.einsum("bhij,bjd->bid", (heads(q) @ heads(k).mT).softmax(-1), v)),
     ),
+    "no channels": ("k", "", lambda s, q, k, v: native(s, q, torch.cat([k, k[..., D:]], -1), v)),
     "every other channel": ("k", "", lambda s, q, k, v: s.out(attend(q[..., ::2], k[..., ::2], v))),
     "joined weights": ("v", "raw_reader", lambda s, q, k, v: s.out(q + all_at_once(q @ k.mT, v))),
     "joined otherwise": ("kv", "raw_reader", lambda s, q, k, v: s.out(q + all_at_once(q @ k.mT, v, 1))),
