@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from itertools import product
+from math import prod
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from normfuse.torch_compat import outside_tracing
 __all__ = ["every_channel", "moved", "runs_of", "varying"]
 
 _Run = tuple[slice, slice]
+#: Channels of one position, and of some more that a reshape joins them with; not those of all tokens.
+_MOST = 2**22
 
 
 def every_channel(rank: int, width: int) -> Tensor:
@@ -108,7 +111,7 @@ def _reshaped(places: Tensor, before: Sequence[Any], after: Sequence[Any]) -> Te
         if not all(isinstance(size, int) for size in (*before[old], *after[new])):
             return None
         whole[old], made[new] = list(before[old]), list(after[new])
-    return None if runs is None else places.expand(whole).reshape(made)
+    return None if runs is None or prod(whole) > _MOST else places.expand(whole).reshape(made)
 
 
 def runs_of(before: Sequence[Any], after: Sequence[Any]) -> list[_Run] | None:

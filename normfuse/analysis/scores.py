@@ -79,13 +79,10 @@ class Scores:
 
     def _is_hidden_by(self, bound: dict[str, Any]) -> bool:
         """Whether what takes the place of scores is so low that it has no weight, whatever the others are."""
-        mask = bound.get("mask", bound.get("condition"))
-        given = [bound.get("self"), bound.get("other", bound.get("value"))]
-        if mask is self.node or given.count(self.node) != 1:
-            return False
-        given.remove(self.node)
-        number = _number(given[0])
-        return number is not None and number <= torch.finfo(dtype_of(self.node)).min
+        given = (bound.get("self"), bound.get("other", bound.get("value")))
+        numbers = [_number(one) for one in given if one is not self.node]
+        lowest = torch.finfo(dtype_of(self.node)).min
+        return all(number is not None and number <= lowest for number in numbers)
 
 
 def sums_to_one(node: Node, axis: int) -> bool:

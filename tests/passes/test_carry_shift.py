@@ -206,8 +206,8 @@ STAYS: dict[str, tuple[str, str, Run]] = {
     ),
     "no channels": ("k", "", lambda s, q, k, v: native(s, q, torch.cat([k, k[..., D:]], -1), v)),
     "every other channel": ("k", "", lambda s, q, k, v: s.out(attend(q[..., ::2], k[..., ::2], v))),
-    "joined weights": ("v", "raw_reader", lambda s, q, k, v: s.out(q + all_at_once(q @ k.mT, v))),
-    "joined otherwise": ("kv", "raw_reader", lambda s, q, k, v: s.out(q + all_at_once(q @ k.mT, v, 1))),
+    "joined weights": ("v", "raw_reader", lambda s, q, k, v: s.out(all_at_once(q @ k.mT, v)) + q),
+    "joined otherwise": ("kv", "raw_reader", lambda s, q, k, v: s.out(all_at_once(q @ k.mT, v, 1)) + q),
     "another product": ("v", "raw_reader", lambda s, *a: s.out(joined(attention(*a) @ s.past[0, :E, :E]))),
 }
 
