@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from itertools import product
+from math import prod
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from normfuse.torch_compat import outside_tracing
 __all__ = ["every_channel", "moved", "runs_of", "varying"]
 
 _Run = tuple[slice, slice]
+#: Channels of one position, and of some more that a reshape joins them with; not those of all tokens.
+_MOST = 2**22
 
 
 def every_channel(rank: int, width: int) -> Tensor:
@@ -40,10 +43,13 @@ def varying(places: Tensor) -> list[int]:
 
 
 def moved(places: Tensor, value: Node, user: Node) -> Tensor | None:
-    """The places behind an operator that moves, selects or repeats entries of ``value``; else None."""
+    """The places behind an operator that moves, selects or repeats entries of ``value``; else None.
+
+    None also where it selects no channel at all, as partial rotary embeddings do that turn every channel.
+    """
     with outside_tracing():
         found = _moved(places, value, user)
-        return None if found is None else _once(found)
+        return None if found is None or not found.numel() else _once(found)
 
 
 def _moved(places: Tensor, value: Node, user: Node) -> Tensor | None:
@@ -105,7 +111,7 @@ def _reshaped(places: Tensor, before: Sequence[Any], after: Sequence[Any]) -> Te
         if not all(isinstance(size, int) for size in (*before[old], *after[new])):
             return None
         whole[old], made[new] = list(before[old]), list(after[new])
-    return None if runs is None else places.expand(whole).reshape(made)
+    return None if runs is None or prod(whole) > _MOST else places.expand(whole).reshape(made)
 
 
 def runs_of(before: Sequence[Any], after: Sequence[Any]) -> list[_Run] | None:

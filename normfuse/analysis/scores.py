@@ -7,7 +7,6 @@ for an ``f`` that multiplies by a number, adds anything, or hides keys with ``-i
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,8 +37,6 @@ class Scores:
 
     def are_normalized(self) -> bool:
         """Whether all that reads the scores is a softmax along such an axis, in the end."""
-        if not self.axes or dtype_of(self.node) == torch.float16:
-            return False
         return all(self._is_unnoticed_by(user) for user in value_readers(self.node))
 
     def _is_unnoticed_by(self, user: Node) -> bool:
@@ -67,7 +64,7 @@ class Scores:
         """The number is multiplied too, and must not be by what differs along the axis."""
         left, right = user.args[:2]
         other = right if left is self.node else left
-        if other is self.node or (other is left and is_call(user, aten.div.Tensor)):
+        if other is left and is_call(user, aten.div.Tensor):
             return None
         return frozenset(a for a in self.axes if not isinstance(other, Node) or _is_flat(other, a))
 
@@ -82,13 +79,10 @@ class Scores:
 
     def _is_hidden_by(self, bound: dict[str, Any]) -> bool:
         """Whether what takes the place of scores is so low that it has no weight, whatever the others are."""
-        mask = bound.get("mask", bound.get("condition"))
-        given = [bound.get("self"), bound.get("other", bound.get("value"))]
-        if mask is self.node or given.count(self.node) != 1:
-            return False
-        given.remove(self.node)
-        number = _number(given[0])
-        return number is not None and number <= torch.finfo(dtype_of(self.node)).min
+        given = (bound.get("self"), bound.get("other", bound.get("value")))
+        numbers = [_number(one) for one in given if one is not self.node]
+        lowest = torch.finfo(dtype_of(self.node)).min
+        return all(number is not None and number <= lowest for number in numbers)
 
 
 def sums_to_one(node: Node, axis: int) -> bool:
@@ -126,4 +120,4 @@ def _number(value: Any) -> float | None:
     if is_call(value, aten.full.default, aten.scalar_tensor.default):
         bound = bind(value)
         value = bound.get("fill_value", bound.get("s"))
-    return float(value) if isinstance(value, (int, float)) and not math.isnan(value) else None
+    return float(value) if isinstance(value, (int, float)) else None

@@ -93,6 +93,11 @@ def at_once(s: Block, x: Tensor) -> Tensor:
     return torch.einsum("bhid,ohd->bio", x, s.out.weight.view(D, HEADS, E))
 
 
+def all_at_once(scores: Tensor, v: Tensor, axis: int = -1) -> Tensor:
+    """Weights of all queries in one row, which sums to their number."""
+    return scores.softmax(axis).flatten(1)[:, None] @ v.repeat_interleave(T, 1)
+
+
 def in_window(q: Tensor, k: Tensor) -> Tensor:
     """Scores of three neighbours, at the borders of two."""
     return F.conv1d(k.mT, q[0, :3].mT.unsqueeze(0), padding=1)
@@ -153,7 +158,7 @@ STAYS: dict[str, tuple[str, str, Run]] = {
     "a norm behind": ("v", "raw_reader", lambda s, *a: s.out(s.sub(joined(attention(*a))))),
     "soft caps": ("k", "raw_reader", written_out(lambda a: a.tanh())),
     "by keys": ("k", "raw_reader", written_out(lambda a: a * torch.arange(1.0, T + 1))),
-    "divided": ("k", "raw_reader", written_out(lambda a: 1 / a)),
+    "divided": ("k", "raw_reader", written_out(lambda a: torch.arange(1.0, T + 1)[:, None] / a)),
     "squared": ("k", "raw_reader", written_out(lambda a: a * a)),
     "hidden by little": ("k", "raw_reader", written_out(lambda a: a.masked_fill(~HIDDEN, -5.0))),
     "hidden by themselves": ("k", "raw_reader", written_out(lambda a: a.masked_fill(a > 1e3, -math.inf))),
@@ -199,6 +204,10 @@ STAYS: dict[str, tuple[str, str, Run]] = {
         "raw_reader",
         lambda s, q, k, v: s.out(torch.einsum("bhij,bjd->bid", (heads(q) @ heads(k).mT).softmax(-1), v)),
     ),
+    "no channels": ("k", "", lambda s, q, k, v: native(s, q, torch.cat([k, k[..., D:]], -1), v)),
+    "every other channel": ("k", "", lambda s, q, k, v: s.out(attend(q[..., ::2], k[..., ::2], v))),
+    "joined weights": ("v", "raw_reader", lambda s, q, k, v: s.out(all_at_once(q @ k.mT, v)) + q),
+    "joined otherwise": ("kv", "raw_reader", lambda s, q, k, v: s.out(all_at_once(q @ k.mT, v, 1)) + q),
     "another product": ("v", "raw_reader", lambda s, *a: s.out(joined(attention(*a) @ s.past[0, :E, :E]))),
 }
 
