@@ -133,8 +133,9 @@ def rewrite(
 
     Args:
         model_or_exported_program: a module in evaluation mode, the result of ``torch.export``, or the
-            path of a ``.pt2`` file.
-        args, kwargs: example inputs, for a module.
+            path of a ``.pt2`` file or of a ``transformers`` folder, whose model is loaded whole;
+            :func:`normfuse.rewrite_folder` writes a folder and needs less memory.
+        args, kwargs: example inputs, for a module; a folder's model has random ones without any.
         target: ``"rms_norm"``, or ``"layer_norm"`` to recognise only.
         dynamic_shapes: as in ``torch.export.export``, for a module.
         progress: is told what is run next while the rewrite is verified.
@@ -156,7 +157,7 @@ def rewrite(
     """
     started = time.perf_counter()
     checked = checked_options({"target": target, "verify": "sites", **options})
-    exported = as_program(model_or_exported_program, args, kwargs, dynamic_shapes)
+    exported = _exported(model_or_exported_program, args, kwargs, dynamic_shapes)
     if checked.verify != "off":
         require_values(exported.state_dict.items())
     program, report, folded = _rewritten(exported, checked, progress or (lambda text: None))
@@ -169,6 +170,14 @@ def rewrite(
     _note_dropped_calls(exported, report)
     report.seconds = time.perf_counter() - started
     return replace(result, equivalence=_verify(exported, result)) if checked.verify == "output" else result
+
+
+def _exported(given: Any, args: Sequence[Any], kwargs: Any, dynamic_shapes: Any) -> ExportedProgram:
+    if isinstance(given, (str, Path)) and Path(given).is_dir():
+        from normfuse.checkpoint.whole import program_of
+
+        return program_of(given, args, kwargs, dynamic_shapes)
+    return as_program(given, args, kwargs, dynamic_shapes)
 
 
 def checked_options(given: Mapping[str, Any]) -> Options:

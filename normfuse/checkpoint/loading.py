@@ -16,7 +16,7 @@ from normfuse.checkpoint.record import Record
 from normfuse.checkpoint.source import Folder
 from normfuse.errors import InputError, cause
 
-__all__ = ["load_checkpoint"]
+__all__ = ["built", "load_checkpoint"]
 
 
 def load_checkpoint(folder: str | Path) -> torch.nn.Module:
@@ -46,7 +46,7 @@ def load_checkpoint(folder: str | Path) -> torch.nn.Module:
         )
     tensors = {name: files.tensor(name) for name in files}
     biases = {layer: _held(tensors, name, path) for layer, name in record.biases.items()}
-    model = _built(model_class, path, tensors, files.dtype)
+    model = built(model_class, path, tensors, files.dtype)
     _install(model, record, biases, path)
     with torch.no_grad():
         for layer, bias in biases.items():
@@ -63,7 +63,8 @@ def _held(tensors: dict[str, torch.Tensor], name: str, path: Path) -> torch.Tens
     return tensors[name]
 
 
-def _built(model_class: Any, path: Path, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> Any:
+def built(model_class: Any, path: Path, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> Any:
+    """The class that a folder's configuration names, with these tensors as its weights."""
     config = config_of(model_class, path)
     try:
         with quietly():
