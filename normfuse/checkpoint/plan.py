@@ -144,6 +144,7 @@ def _explain(report: Report, refused: _Refused, reasons: list[str]) -> None:
     for site in report.sites:
         if site.module in refused.whole:
             message = f"{site.module} stays: {refused.whole[site.module]}"
+            site.refusal = None  # the rules were kept from it, and have no reason of their own
             site.refuse(Refusal("no_module", message, remedy="rewrite the model as a program (.pt2)"))
         elif site.module in refused.biases:
             message = f"the bias of {site.module} would need a bias in a layer that has none in its class"

@@ -67,10 +67,10 @@ def moments_of(operands: Operands, eps: float, program: Program) -> Moments | No
     if operands.mean is None or operands.variance is None:
         return None
     with outside_tracing():
-        values = (
-            None if n is None else value_of(program, n)
-            for n in (operands.mean, operands.variance, operands.scale, operands.shift)
-        )  # fmt: skip
+        given = (operands.mean, operands.variance, operands.scale, operands.shift)
+        values = [None if node is None else value_of(program, node) for node in given]
+        if any(value is not None and value.is_meta for value in values):
+            return None
         return Moments.of(eps, *values)  # type: ignore[arg-type]
 
 

@@ -216,7 +216,7 @@ def table_made_of_constants(s, x):
     return s.ln(s.lin(x) + ((i[:, None] * i).sin() + 5))
 
 
-@attack(1, compiled=0)
+@attack(1)
 def constant_of_the_module(s, x):
     return s.ln(s.lin(x) + torch.tensor([1.0, 2, 3, 4, 5, 60], dtype=x.dtype))
 

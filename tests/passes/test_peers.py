@@ -66,7 +66,7 @@ def transposed(groups: int) -> nn.Module:
 
 #: What is built, its input, and how many norms stay.
 CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, int]] = {
-    "a convolution read by a norm and a sum": (lambda: Shared(1), image(), 1),
+    "a convolution read by a norm and a sum": (lambda: Shared(1), image(), 0),
     "a convolution read by two norms": (lambda: Shared(2), image(), 2),
     "a convolution called with and without a norm": (lambda: Twice(1), image(), 0),
     "a convolution called with two norms": (lambda: Twice(2), image(), 0),
