@@ -14,7 +14,7 @@ by operator keeps them: passes for weights and biases would cost more than is sa
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 
 import torch
@@ -26,12 +26,13 @@ from normfuse.ir.effects import is_returned
 from normfuse.ir.emit import call
 from normfuse.ir.location import described, module_path
 from normfuse.ir.region import NormRegion, Operands, norms_in, region_of
-from normfuse.ir.sizes import is_row_major, rank_of
+from normfuse.ir.sizes import is_row_major, lies_alike, rank_of
 from normfuse.ir.spec import NormSpec
 from normfuse.passes.bodies import are_alike
 from normfuse.passes.evidence import Certificate, certificate
 from normfuse.passes.idle import refuse_mixed_modes
 from normfuse.passes.rule import Numerics, Rule
+from normfuse.passes.views import equal_views
 from normfuse.passes.work import Restored, Work
 from normfuse.report import Refusal
 
@@ -41,10 +42,12 @@ __all__ = ["MERGE_NORMS", "merge_norms"]
 def merge_norms(work: Work) -> None:
     """Let equal norms of one value be the first of them, and others share what is equal in them."""
     first: dict[Hashable, tuple[Node, NormRegion]] = {}
+    views = {} if work.program.grad_enabled else equal_views(work.program.gm.graph)
     for node, region in norms_in(work.program.gm):
         if not work.may(node, MERGE_NORMS.name):
             continue
-        kept, spelling = first.setdefault((region.spec, node.args), (node, region))
+        read = tuple(views.get(operand, operand) for operand in region.operands(node).as_args())
+        kept, spelling = first.setdefault((region.spec, read), (node, region))
         if kept is node:
             continue
         refusal = _refuse_spelling(kept, node, spelling, region) or _refuse_memory(kept, node, work)
@@ -53,19 +56,24 @@ def merge_norms(work: Work) -> None:
         else:
             work.sites[node].refuse(refusal, MERGE_NORMS.name)
     if not work.program.copies_tables and work.options.lower != "triton":
-        _share_cores(work)
+        _share_cores(work, views)
 
 
-def _share_cores(work: Work) -> None:
+def _share_cores(work: Work, views: Mapping[Node, Node]) -> None:
     """One core for norms that differ in what follows it; for a compiler, which fuses that."""
     alike: dict[Hashable, list[Node]] = {}
     for node, region in norms_in(work.program.gm):
         core, operands = _core(region.spec), region.operands(node)
         if is_expressible(core) and work.may(node, MERGE_NORMS.name) and _is_apart(node, region.spec):
-            alike.setdefault((core, operands.source, operands.eps), []).append(node)
-    for kept, *others in alike.values():
-        if others:
-            _share(kept, others, work)
+            source = views.get(operands.source, operands.source)
+            alike.setdefault((core, source, operands.eps), []).append(node)
+    for norms in alike.values():
+        while norms:
+            kept, *others = norms
+            same = [norm for norm in others if lies_alike(norm, kept)]  # what is kept lies in one order
+            if same:
+                _share(kept, same, work)
+            norms = [norm for norm in others if norm not in same]
 
 
 def _core(spec: NormSpec) -> NormSpec:

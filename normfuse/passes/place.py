@@ -47,16 +47,17 @@ class Placement(ReaderWeights):
         for user, operand, value in made:
             if user is not operand:
                 user.replace_input_with(operand, value)
+        folded = set(self.made)  # of a weight that is its own reader they are made, as it was
         for user, operand, value in made:
             if user is operand and value is not user:
-                user.replace_all_uses_with(value)
+                user.replace_all_uses_with(value, lambda reader: reader not in folded)
         for _, operand, _ in made:
             self.erase(operand)
 
     def _made_for(self, user: Node, operand: Node, plan: Plan) -> Node:
         if user is not operand and operand not in user.all_input_nodes:
             raise InvariantError(f"{user.name} does not read {operand.name}, which was to be replaced there")
-        value = self.make(plan, user)
+        value = self.make(plan, behind_placeholders(user) if user is operand else user)
         value.meta.setdefault("val", operand.meta["val"])
         return value
 

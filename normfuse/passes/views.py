@@ -17,9 +17,10 @@ from normfuse.ir.effects import is_returned
 from normfuse.ir.moves import TURNS
 from normfuse.ir.sizes import rank_of
 
-__all__ = ["merge_views", "name_view"]
+__all__ = ["equal_views", "merge_views", "name_view"]
 
 _MOVED = (aten.movedim.int, aten.movedim.intlist)
+_VIEWS = (*TURNS, aten.view.default, aten.unsqueeze.default)
 
 
 def name_view(node: Node) -> None:
@@ -47,9 +48,22 @@ def merge_views(graph: Graph) -> None:
     """Have readers of equal views of one value read the first; gradients would be summed in another order."""
     known: dict[Any, Node] = {}
     for node in list(graph.nodes):
-        if not is_call(node, *TURNS, aten.view.default, aten.unsqueeze.default):
+        if not is_call(node, *_VIEWS):
             continue
         first = known.setdefault((node.target, *map(str, bind(node).values())), node)
         if first is not node and not (is_returned(first) or is_returned(node)):
             node.replace_all_uses_with(first)
             graph.erase_node(node)
+
+
+def equal_views(graph: Graph) -> dict[Node, Node]:
+    """The first of equal views of a value, for each of the others; views of equal views are equal."""
+    known: dict[Any, Node] = {}
+    first: dict[Node, Node] = {}
+    for node in graph.nodes:
+        if is_call(node, *_VIEWS):
+            given = (first.get(value, value) for value in bind(node).values())
+            earlier = known.setdefault((node.target, *map(str, given)), node)
+            if earlier is not node:
+                first[node] = earlier
+    return first

@@ -226,7 +226,7 @@ def test_graphs_of_one_model_hold_what_is_packed_once(
                 # Sums of 173 and 391 products in float32, in any order, and a bias.
                 assert float((fast(x) - wanted).norm() / wanted.norm()) < 2 * (173 + 391 + 1) * 2**-24
                 sizes.append(normfuse.last_report(fast).frozen_bytes)
-                assert held(173 * 391) <= before + 2
+            assert held(173 * 391) <= before + 2
     # The first call after a change is answered by the model itself.
     assert sizes[1::2] == 2 * [2 * 4 * 173 * 391, 0, 0]
     del model, fast
