@@ -303,3 +303,36 @@ def test_results_in_two_dtypes_stay_two(dtype: torch.dtype) -> None:
     made = normfuse.rewrite(Net(run).eval(), (x,), verify="off")
     assert outcome(made.report) == (0, ())
     assert torch.equal(made.module()(x), run(None, x))  # type: ignore[arg-type]
+
+
+def as_it_lies(h: Tensor, weight: Tensor) -> Tensor:
+    """Its result lies as ``h`` does, and that of PyTorch's own operator row after row."""
+    centred = h - h.mean(-1, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + 1e-5) * weight
+
+
+def test_results_in_two_orders_share_nothing() -> None:
+    def run(net: Net, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = net.up(x).transpose(0, 1).contiguous().transpose(0, 1)
+        return net.down(net.one(h)), as_it_lies(h, net.two.weight)
+
+    model, args = randomised(Net(run)), (normal(3, 4, D),)
+    fast = torch.compile(model, backend="normfuse", options={"normfuse.inner": "eager"})
+    found, wanted = evaluate(fast, args), evaluate(model, args)
+    assert wanted[1].stride() == found[1].stride() != torch.empty(3, 4, D).stride()
+    assert distance(found, wanted) < 1e-12
+
+
+def test_equal_views_are_one_value() -> None:
+    """Equal once the numbers on their way are in the eps of each norm."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.up(x)
+        one, two = (((h / k).mT * 2.0).mT for k in (3.0, 3.0))
+        return net.down(net.one(one)) + net.two(two) @ net.down.weight
+
+    bare = Net(run, lambda: nn.LayerNorm(D, elementwise_affine=False))
+    model, args = randomised(bare), (normal(3, 4, D),)
+    made = normfuse.rewrite(model, args, verify="off")
+    assert [site.merged_into for site in made.report.sites] == ["", "one"]
+    assert distance(evaluate(made.module(), args), evaluate(model, args)) < 1e-12

@@ -111,3 +111,23 @@ def test_in_training_gradients_are_those_of_the_model() -> None:
     got = torch.autograd.grad(compiled(x).square().sum(), list(model.parameters()))
     for one, other in zip(wanted, got, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("target", ["rms_norm", "crms_norm"])
+def test_parts_of_a_weight_are_mapped_behind_it(target: str) -> None:
+    """Where norms of weights are left, what they read is a weight, and a part of one is no operator."""
+
+    class OfWeights(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Parameter(torch.randn(5, 3 * D, dtype=torch.float64) + 2)
+            self.one = torch.nn.LayerNorm(D, bias=False, dtype=torch.float64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = self.table.unflatten(-1, (3, D)).unbind(-2)
+            return self.one(q) + self.one(k) * v + x.sum()
+
+    model, x = OfWeights().eval(), torch.randn(2, 3, dtype=torch.float64)
+    made = normfuse.rewrite(model, (x,), verify="off", skip=["fold_constants"], target=target)
+    assert made.report.after == {target: 2}
+    torch.testing.assert_close(made.module()(x), model(x), rtol=1e-12, atol=1e-12)
