@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram
 
+from normfuse.capture.exported import export_model
 from normfuse.checkpoint.architecture import class_of
 from normfuse.checkpoint.example import example_inputs
 from normfuse.checkpoint.loading import built, load_checkpoint
 from normfuse.checkpoint.source import RECORD, Folder
-from normfuse.rewriting import as_program
 
 __all__ = ["model_of", "program_of"]
 
@@ -48,9 +48,9 @@ def program_of(
     if args or kwargs:
         taken = inspect.signature(model.forward).parameters
         cache = {"use_cache": False} if "use_cache" in taken and not args else {}
-        return as_program(model, args, cache | dict(kwargs or {}), dynamic_shapes)
+        return export_model(model, args, cache | dict(kwargs or {}), dynamic_shapes)
     given = _random_inputs(model)
-    return as_program(model, (), given, _sizes_of(given) if dynamic_shapes is None else dynamic_shapes)
+    return export_model(model, (), given, _sizes_of(given) if dynamic_shapes is None else dynamic_shapes)
 
 
 def _random_inputs(model: Any) -> dict[str, Any]:

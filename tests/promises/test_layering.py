@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "export": {"verify"},
     "nn": set(),
     "verify": {"ir", "folding", "lowering", "passes", "pt2"},
-    "rewriting": {"ir", "folding", "capture", "export", "passes", "pt2", "verify"},
+    "rewriting": {"ir", "folding", "capture", "checkpoint", "export", "passes", "pt2", "verify"},
     "in_place": {"ir", "folding", "capture", "passes", "verify", "rewriting"},
     "backends": {"ir", "folding", "freezing", "capture", "passes", "verify", "rewriting"},
     "sources": {"pt2"},
