@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-from array import array
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,31 +36,24 @@ _FEW, TURNS, _MANY = 8, 64, 2**10
 
 
 class Spread:
-    """Words that lie evenly over a tensor, now and as they were; every ``turns``-th is compared at a time.
-
-    In ``before`` those of one turn follow one another, so that what a call needs lies in few cache lines.
-    """
+    """Words that lie evenly over a tensor, now and as they were; every ``turns``-th is compared at a time."""
 
     __slots__ = ("_base", "_step", "before", "now", "turns")
 
     def __init__(self, view: memoryview[Any], step: int, count: int, turns: int = 1) -> None:
         self.now = view[::step][:count]
-        words = self.now.tolist()
-        self.before = array("Q", [word for turn in range(turns) for word in words[turn::turns]])
+        self.before = memoryview(bytearray(self.now.tobytes())).cast("Q")
         self.turns = turns
         self._base, self._step = ctypes.addressof(ctypes.c_char.from_buffer(view)), _WORD * step
 
     def differs(self, turn: int) -> bool:
         """Whether any of the words whose turn it is differs from what it was."""
-        turn %= self.turns
-        each, rest = divmod(len(self.now), self.turns)
-        first = turn * each + min(turn, rest)
-        return self.now[turn :: self.turns] != memoryview(self.before)[first : first + each + (turn < rest)]
+        first = turn % self.turns
+        return self.now[first :: self.turns] != self.before[first :: self.turns]
 
     def run(self) -> Run:
         """The same for :mod:`normfuse.folding.native`, as long as this object lives."""
-        before, _ = self.before.buffer_info()
-        return Run(self._base, before, self._step, _WORD, len(self.now), self.turns)
+        return Run(self._base, _address(self.before), self._step, _WORD, len(self.now), self.turns)
 
 
 def whole_run(whole: Bytes) -> Run:
@@ -69,6 +61,10 @@ def whole_run(whole: Bytes) -> Run:
     memory, before = whole
     held = ctypes.cast(ctypes.c_char_p(before), ctypes.c_void_p).value
     return Run(ctypes.addressof(memory), held, len(before), len(before), 1, 1)
+
+
+def _address(words: memoryview[Any]) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(words))
 
 
 @dataclass(frozen=True)

@@ -23,18 +23,16 @@ _SOURCE = r"""
 struct Run { const uint8_t* now; const uint8_t* before; int64_t step, size, count, turns; };
 
 // Whether any of the words, or bytes, whose turn it is differs from what it was.
-extern "C" int normfuse_differ(const Run* runs, int64_t length, int64_t call) {
+extern "C" int normfuse_differ(const Run* runs, int64_t length, int64_t turn) {
     for (int64_t i = 0; i < length; i++) {
         const Run& run = runs[i];
-        for (int64_t j = call % run.turns; j < run.count; j += run.turns)
+        for (int64_t j = turn % run.turns; j < run.count; j += run.turns)
             __builtin_prefetch(run.now + j * run.step);
     }
     for (int64_t i = 0; i < length; i++) {
         const Run& run = runs[i];
-        const int64_t turn = call % run.turns, each = run.count / run.turns, rest = run.count % run.turns;
-        const uint8_t* before = run.before + (turn * each + (turn < rest ? turn : rest)) * run.size;
-        for (int64_t j = turn; j < run.count; j += run.turns, before += run.size)
-            if (__builtin_memcmp(run.now + j * run.step, before, run.size)) return 1;
+        for (int64_t j = turn % run.turns; j < run.count; j += run.turns)
+            if (__builtin_memcmp(run.now + j * run.step, run.before + j * run.size, run.size)) return 1;
     }
     return 0;
 }
@@ -42,9 +40,9 @@ extern "C" int normfuse_differ(const Run* runs, int64_t length, int64_t call) {
 
 
 class Run(ctypes.Structure):
-    """``count`` pieces of ``size`` bytes, ``step`` bytes apart in ``now``.
+    """``count`` pieces of ``size`` bytes, ``step`` bytes apart in ``now`` and packed in ``before``.
 
-    At each call every ``turns``-th is compared; ``before`` holds them turn by turn.
+    At each call every ``turns``-th is compared.
     """
 
     _fields_ = (
