@@ -6,11 +6,12 @@ them lives in ``normfuse.backends``.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
@@ -37,6 +38,7 @@ __all__ = [
     "FakeTensor",
     "FakeTensorMode",
     "PreDispatchMode",
+    "TensorLayout",
     "after_collectives",
     "after_preserved_writes",
     "asking",
@@ -57,6 +59,7 @@ __all__ = [
     "statically_known_true",
     "storage_id",
     "storage_is_abandoned",
+    "tensor_layout",
     "unnoticed",
     "wrap_triton",
 ]
@@ -227,6 +230,55 @@ def guards_may_be_skipped() -> bool:
 def storage_is_abandoned(storage: Any, held: int = 1) -> bool:
     """Whether the caller, who holds so many references to this storage, holds all."""
     return int(torch._C._storage_Use_Count(storage._cdata)) <= held
+
+
+class TensorLayout(NamedTuple):
+    """How C code reads a tensor that it has as a Python object.
+
+    ``handle`` is where in the object, in bytes, the C++ tensor is held. ``version`` and ``data_ptr`` are
+    the addresses of functions that take the address of that place: ``int64_t(const void*)`` and, with 0 for
+    success, ``int32_t(const void*, void**)``.
+    """
+
+    handle: int
+    version: int
+    data_ptr: int
+
+
+@functools.cache
+def tensor_layout() -> TensorLayout | None:
+    """What C code needs to read tensors; None where this PyTorch is not as it is expected to be."""
+    with outside_tracing():
+        tensors = [torch.empty(2)[1:], torch.nn.Parameter(torch.empty(1))]
+    handles = [o for o in range(0, torch.Tensor.__basicsize__, 8) if all(_holds_at(t, o) for t in tensors)]
+    library = ctypes.CDLL(torch._C.__file__)
+    try:
+        version, data_ptr = library._ZNK2at10TensorBase8_versionEv, library.aoti_torch_get_data_ptr
+    except AttributeError:
+        return None
+    version.restype, version.argtypes = ctypes.c_int64, (ctypes.c_void_p,)
+    data_ptr.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+    if len(handles) != 1 or not all(_reads(version, data_ptr, t, handles[0]) for t in tensors):
+        return None
+    return TensorLayout(handles[0], *(_address(function) for function in (version, data_ptr)))
+
+
+def _holds_at(tensor: torch.Tensor, offset: int) -> bool:
+    return ctypes.c_void_p.from_address(id(tensor) + offset).value == tensor._cdata
+
+
+def _reads(version: Any, data_ptr: Any, tensor: torch.Tensor, handle: int) -> bool:
+    """Whether the functions tell of a tensor what PyTorch tells."""
+    place, found = id(tensor) + handle, ctypes.c_void_p()
+    with torch.no_grad():
+        tensor.zero_()
+    if version(place) != tensor._version or data_ptr(place, ctypes.addressof(found)):
+        return False
+    return found.value == tensor.data_ptr()
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 def after_preserved_writes(tell: Callable[[Sequence[torch.Tensor]], None]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from normfuse.folding.contents import whole_run
-from normfuse.folding.native import comparison
+from normfuse.folding.native import Comparison, Seen, comparison
 from normfuse.folding.sampled import are_unchanged
 from normfuse.folding.watch import Watch
 from normfuse.torch_compat import guards_may_be_skipped
@@ -29,13 +29,12 @@ class Known:
 
     Dynamo's own guards see other dtypes, shapes and strides; they are compared here where it may skip them.
     The epoch changes when a source goes, so that its identity is that of no other tensor. What is compared at
-    every call is spelled out as lists, since each weight that is looked at in Python costs as much as all of
-    it.
+    every call is spelled out as lists, for one call of C code or else for Python.
     """
 
     __slots__ = (
-        "_addresses", "_compare", "_few", "_identities", "_layouts", "_places", "_runs", "_versions",
-        "_whole", "counted", "elsewhere", "epoch", "many", "tensors",
+        "_addresses", "_compare", "_few", "_identities", "_layouts", "_places", "_versions", "_whole",
+        "counted", "elsewhere", "epoch", "many", "tensors",
     )  # fmt: skip
 
     def __init__(
@@ -49,7 +48,8 @@ class Known:
         self.epoch, self.tensors = epoch, tensors
         found = list(checks)
         self._places = [place for place, *_ in found]
-        self._identities = [id(source()) for _, source, *_ in found]
+        sources = [source() for _, source, *_ in found]
+        self._identities = [*map(id, sources)]
         self._versions = [version for _, _, version, *_ in found]
         self._addresses = [address for _, _, _, address, *_ in found]
         layouts = [(dtype, shape) for *_, dtype, shape, _ in found], [strides for *_, strides in found]
@@ -61,37 +61,51 @@ class Known:
         self.many = [one.many for one in contents if one.many is not None]
         self.elsewhere = [one.elsewhere for one in contents if one.elsewhere is not None]
         self.counted = [watch for watch in held if watch.counts]
-        self._runs = [*map(whole_run, self._whole), *(few.run() for few in self._few)]
-        self._compare = comparison(self._runs)
+        self._compare = self._in_one_call(sources)
+
+    def _in_one_call(self, sources: Sequence[torch.Tensor | None]) -> Comparison | None:
+        if not sources or any(source is None for source in sources):
+            return None
+        tensors = [source._cdata for source in sources if source is not None]
+        columns = self._places, self._identities, tensors, self._versions, self._addresses
+        seen = [Seen(*one) for one in zip(*columns, strict=True)]
+        return comparison(seen, [*map(whole_run, self._whole), *(few.run() for few in self._few)])
 
     def holds_for(self, inputs: Sequence[Any], call: int) -> bool:
         """Whether the sources among these inputs are those that were looked at, unchanged.
 
         An address says on which device it is. ``call`` counts the calls: each looks at other words.
         """
+        if self._compare is not None and type(inputs) is tuple:
+            if not self._compare(inputs, call):
+                return False
+        elif not self._are_in_place(inputs) or self._were_written(call):
+            return False
+        if self._layouts and not self._are_laid_out(inputs):
+            return False
+        return not (self.counted and any(watch.owner_counted() for watch in self.counted))
+
+    def _are_in_place(self, inputs: Sequence[Any]) -> bool:
+        """Whether they are the same tensors, of the same versions, where they were."""
         sources = [inputs[place] for place in self._places]
         if [*map(id, sources)] != self._identities or [*map(_version, sources)] != self._versions:
             return False
-        if [*map(_address, sources)] != self._addresses:
-            return False
-        if self._layouts and ([*map(_type, sources)], [*map(_strides, sources)]) != self._layouts:
-            return False
-        return not self._were_written(call)
+        return [*map(_address, sources)] == self._addresses
+
+    def _are_laid_out(self, inputs: Sequence[Any]) -> bool:
+        """Whether they have the dtypes, shapes and strides that they had."""
+        sources = [inputs[place] for place in self._places]
+        return ([*map(_type, sources)], [*map(_strides, sources)]) == self._layouts
 
     def looks_unchanged(self) -> bool:
         """Whether many more words of the sources are what they were."""
         return not any(words.differs(0) for words in self.many) and are_unchanged(self.elsewhere)
 
     def _were_written(self, call: int) -> bool:
-        """Whether the memory of the sources holds something else, or a norm has trained on a batch since."""
-        if self._compare is not None:
-            return bool(self._compare(call)) or any(watch.owner_counted() for watch in self.counted)
-        for memory, entries in self._whole:
-            if memory.raw != entries:
-                return True
-        if any(words.differs(call) for words in self._few):
+        """Whether the memory of the sources holds something else."""
+        if any(memory.raw != entries for memory, entries in self._whole):
             return True
-        return any(watch.owner_counted() for watch in self.counted)
+        return any(words.differs(call) for words in self._few)
 
 
 NOTHING = Known(-1, (), ())

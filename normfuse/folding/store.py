@@ -8,9 +8,11 @@ the known writers themselves (:mod:`normfuse.folding.writers`).
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
+from operator import methodcaller
 from threading import RLock
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
@@ -101,7 +103,7 @@ class Reader:
         Their memory is held, so an address is never reused by another tensor. Another tensor over the same
         memory counts its own versions, so the tensors themselves are known as well.
         """
-        gone = (_losing if self._has_owners else _releasing)(weakref.ref(self))
+        gone = _once_gone(weakref.ref(self), methodcaller("forget" if self._has_owners else "release"))
         self.sources[:] = [weakref.ref(s, gone) for s in sources]
         self.stamps[:] = [_Stamp.of(s) for s in sources]
         self._storages[:] = [s.untyped_storage() for s in sources]
@@ -243,20 +245,18 @@ def _release(reader: weakref.ref[Reader]) -> None:
         alive.release()
 
 
-def _releasing(reader: weakref.ref[Reader]) -> Callable[[object], None]:
-    """For a reference to a source: what happens when the source goes."""
-    return lambda _: _release(reader)
+def _once_gone(reader: weakref.ref[Reader], does: Callable[[Reader], object]) -> Callable[[object], None]:
+    """For a reference to a source: what happens to the reader when the source goes.
 
+    Nothing where the interpreter comes to its end, and takes modules apart before the last tensors go.
+    """
 
-def _losing(reader: weakref.ref[Reader]) -> Callable[[object], None]:
-    """The same where the model keeps what was made: the identity of the source means nothing any more."""
-
-    def lost(_: object) -> None:
-        alive = reader()
+    def gone(_: object, is_ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        alive = None if is_ending() else reader()
         if alive is not None and not alive.is_released:
-            alive.forget()
+            does(alive)
 
-    return lost
+    return gone
 
 
 def _note_reader(reader: Reader, storages: Iterable[torch.UntypedStorage]) -> None:

@@ -63,18 +63,24 @@ def test_each_word_has_its_turn(rows: int, columns: int, in_c: bool, monkeypatch
     weight = torch.randn(rows, columns, dtype=torch.float64)
     few = Contents.of(weight).few
     assert few is not None
-    monkeypatch.setattr(native, "was_imported", lambda: True)
-    compare = native.comparison([few.run()]) if in_c else few.differs
-    assert compare is not None
+    differs = few.differs
+    if in_c:
+        monkeypatch.setattr(native, "was_imported", lambda: True)
+        holds = native.comparison([], [few.run()])
+        assert holds is not None
+
+        def differs(turn: int) -> bool:
+            return not holds((), turn)
+
     words, flat = len(few.now), weight.view(-1)
     for number in range(0, words, 29):
         place = few._step // 8 * number
         held = flat[place].item()
         flat[place] += 1.0
-        assert [turn for turn in range(TURNS) if compare(turn)] == [number % TURNS]
-        assert compare(number % TURNS + 3 * TURNS)
+        assert [turn for turn in range(TURNS) if differs(turn)] == [number % TURNS]
+        assert differs(number % TURNS + 3 * TURNS)
         flat[place] = held
-        assert not any(compare(turn) for turn in range(TURNS))
+        assert not any(differs(turn) for turn in range(TURNS))
 
 
 def test_nan_equals_itself_and_minus_zero_is_not_zero() -> None:
