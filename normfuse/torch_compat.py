@@ -251,10 +251,10 @@ def tensor_layout() -> TensorLayout | None:
     with outside_tracing():
         tensors = [torch.empty(2)[1:], torch.nn.Parameter(torch.empty(1))]
     handles = [o for o in range(0, torch.Tensor.__basicsize__, 8) if all(_holds_at(t, o) for t in tensors)]
-    library = ctypes.CDLL(torch._C.__file__)
     try:
+        library = ctypes.CDLL(torch._C.__file__)
         version, data_ptr = library._ZNK2at10TensorBase8_versionEv, library.aoti_torch_get_data_ptr
-    except AttributeError:
+    except (AttributeError, OSError):
         return None
     version.restype, version.argtypes = ctypes.c_int64, (ctypes.c_void_p,)
     data_ptr.argtypes = (ctypes.c_void_p, ctypes.c_void_p)

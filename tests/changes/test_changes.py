@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import normfuse
+from normfuse.folding import native
 from tests.changes import ways  # noqa: F401
 from tests.changes.models import image, network
 from tests.changes.registry import WAYS, Way, page
@@ -41,6 +42,7 @@ class Compiled:
 @pytest.mark.parametrize("frozen", [False, True], ids=["folded", "frozen"])
 @pytest.mark.parametrize("one", [pytest.param(w, id=w.change.__name__) for w in WAYS])
 def test_a_change(one: Way, frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "was_imported", lambda: frozen)  # in C, or else in Python
     if frozen:
         hold(monkeypatch)
     compiled = Compiled(frozen)
