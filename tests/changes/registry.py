@@ -57,10 +57,10 @@ Three guards look at every call, each without the others:
 - the writers that raise no version counter and can be told of: optimizers, collectives, memory that is filled
   anew under a preserved counter.
 
-All of a graph's weights are compared in one call of a C function, which takes 0.1 to 0.2 microseconds a weight
-on one core of a server processor, and 0.8 where other work has emptied the caches. Where nothing was compiled
-by Inductor, or PyTorch holds its tensors in a way that the function does not know, Python compares them in two
-to three times that.
+All of a graph's weights are compared in one call of a C function, which takes 0.1 to 0.2 microseconds a
+weight on one core of a server processor, and 0.8 where other work has emptied the caches. Where nothing was
+compiled by Inductor, or PyTorch holds its tensors in a way that the function does not know, Python compares
+them in two to three times that.
 
 On an accelerator contents are compared where another graph used the weights in between and whenever a graph
 is compiled, since every comparison waits for the device; at each call there is only the batch counter of
