@@ -19,19 +19,23 @@ from normfuse.ir.emit import fake_value
 from normfuse.ir.region import NormRegion, norm_of
 from normfuse.ir.sizes import same
 
-__all__ = ["refresh_readers"]
+__all__ = ["refresh", "refresh_readers"]
 
 
 def refresh_readers(node: Node) -> None:
     """Record anew what those give that read a value, and those that read these."""
     for reader in list(node.users):
-        made = _made(reader)
-        if made is None:
-            continue
-        is_new = not _lies_as(made, reader.meta.get("val"))
-        reader.meta["val"] = made if is_new else reader.meta["val"]
-        if is_new:
+        if refresh(reader):
             refresh_readers(reader)
+
+
+def refresh(node: Node) -> bool:
+    """Record anew what a node gives; whether it lies in memory otherwise than what was recorded."""
+    made = _made(node)
+    is_new = made is not None and not _lies_as(made, node.meta.get("val"))
+    if is_new:
+        node.meta["val"] = made
+    return is_new
 
 
 def _made(reader: Node) -> Any:

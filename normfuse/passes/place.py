@@ -14,7 +14,7 @@ from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import aten, set_arguments
 from normfuse.ir.emit import call
 from normfuse.ir.readers import value_readers
-from normfuse.ir.refresh import refresh_readers
+from normfuse.ir.refresh import refresh, refresh_readers
 from normfuse.ir.sizes import is_row_major, lies_alike, same_shape, tensor_of
 from normfuse.passes.reader_weights import ReaderWeights
 from normfuse.passes.weight_algebra import behind_placeholders
@@ -47,6 +47,8 @@ class Placement(ReaderWeights):
         for user, operand, value in made:
             if user is not operand:
                 user.replace_input_with(operand, value)
+                if same_shape(operand, value) and not lies_alike(operand, value):
+                    refresh_readers(value)
         folded = set(self.made)  # of a weight that is its own reader they are made, as it was
         for user, operand, value in made:
             if user is operand and value is not user:
@@ -130,6 +132,8 @@ class Placement(ReaderWeights):
         if plan.resized is not None:
             resize(made, *plan.resized)
             return made  # what reads the sizes alone goes on reading the old ones
+        if not all(lies_alike(operand, copy) for operand, copy in copies.items()):
+            refresh(made)
         readers = set(value_readers(plan.node))
         for user in [u for u in plan.node.users if u not in readers]:
             user.replace_input_with(plan.node, made)

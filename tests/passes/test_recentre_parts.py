@@ -131,3 +131,37 @@ def test_parts_of_a_weight_are_mapped_behind_it(target: str) -> None:
     made = normfuse.rewrite(model, (x,), verify="off", skip=["fold_constants"], target=target)
     assert made.report.after == {target: 2}
     torch.testing.assert_close(made.module()(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+READ_AS = {
+    "a row more": lambda part: part[None],
+    "expanded": lambda part: part.unsqueeze(0).expand(2, -1, -1),
+    "the last rows": lambda part: part[None, 1:],
+    "transposed twice": lambda part: part.t().contiguous().t(),
+    "as it is": lambda part: part,
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"target": "crms_norm", "crms_basis": "orthonormal"}], ids=str)
+@pytest.mark.parametrize("way", READ_AS)
+def test_a_part_of_a_table_lies_otherwise_when_it_is_centred(way: str, options: dict[str, str]) -> None:
+    """The part lies with gaps, the folded one without; what is recorded of its views follows."""
+
+    class Positions(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(6, 2 * D)
+            self.inner, self.norm = torch.nn.Linear(D, D), torch.nn.LayerNorm(D)
+            self.out = torch.nn.Linear(D, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            query, position = self.table.weight.split(D, 1)
+            return self.out(self.norm(self.inner(x) + READ_AS[way](position))) + query.sum()
+
+    rows = 5 if way == "the last rows" else 6
+    model, x = Positions().double().eval(), torch.randn(2, rows, D, dtype=torch.float64)
+    made = normfuse.rewrite(
+        model, (x,), verify="off", **options
+    )  # in strict mode, what is recorded is checked
+    assert made.report.after == {options.get("target", "rms_norm"): 1}
+    torch.testing.assert_close(made.module()(x), model(x), rtol=1e-12, atol=1e-12)
