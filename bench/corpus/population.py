@@ -42,9 +42,14 @@ _WHY = {
 
 
 def write_population(folder: Path, to: Path, known: Mapping[str, Mapping[str, str]] = _NOTHING) -> list[Row]:
-    """One line for each architecture of the folder, or else of the last sweep; returns the lines."""
+    """One line for each architecture: of the folder, or else of this table before, or else of the last sweep.
+
+    Returns the lines.
+    """
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
-    lines = {row["architecture"]: _line(row) for row in rows}
+    before = read_population(to) if to.exists() else []
+    lines = {line["architecture"]: line for line in before if line["status"] not in (_STILL, _WAITS)}
+    lines |= {row["architecture"]: _line(row) for row in rows}
     for name, row in known.items():
         lines.setdefault(name, _without_row(name, row))
     ordered = [lines[name] for name in sorted(lines)]

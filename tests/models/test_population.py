@@ -106,6 +106,8 @@ def test_the_table_leaves_nothing_out(tmp_path: Path) -> None:
     lines = write_population(tmp_path, tmp_path / "t.csv", known)
     assert [line["status"] for line in lines] == ["far", "does not run", "no row yet", "does not run"]
     assert tuple(read_population(tmp_path / "t.csv")[0]) == POPULATION
+    (tmp_path / "a.json").unlink()
+    assert write_population(tmp_path, tmp_path / "t.csv", known)[0]["status"] == "far", "a row was lost"
     page = render(read_population(tmp_path / "t.csv"))
     assert "| a | 1 layer_norm | 1 rms_norm | 1 | 1 | 0 |  | " in page
     assert "3.00 of 1.60" in page
