@@ -186,7 +186,7 @@ class _Translator:
     def _traced(self, node: Node, function: Callable[..., Any], found: tuple[Any, list[Node]] | None) -> Any:
         args, kwargs = self._rewritten((node.args, node.kwargs))
         values = map_arg((args, kwargs), lambda n: n.meta["val"])
-        last = next(reversed(self.graph.nodes), None)
+        last = next(iter(reversed(self.graph.nodes)), None)
         try:
             with self._recorder:
                 result = function(*values[0], **values[1])
