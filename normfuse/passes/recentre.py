@@ -19,8 +19,8 @@ from normfuse.analysis.savings import cost_of_centring
 from normfuse.analysis.stream import Stream, norm_axis
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import bind
-from normfuse.ir.canonical import canonical_region, is_expressible
-from normfuse.ir.region import norms_in
+from normfuse.ir.canonical import is_expressible, respell
+from normfuse.ir.region import norms_in, region_of
 from normfuse.ir.spec import NormSpec
 from normfuse.passes.decisions import streams_of, substitutions, weights_of
 from normfuse.passes.evidence import Certificate, evidence
@@ -158,12 +158,9 @@ def _centre_explicitly(work: Work, stream: Stream, decision: Decision, placement
 
 
 def _convert(work: Work, node: Node, proof: Certificate) -> None:
-    gm = work.program.gm
-    region = gm.get_submodule(str(node.target))
-    spec = region.spec.as_kind("rms_norm")  # type: ignore[operator, union-attr]
-    operands = region.operands(node)  # type: ignore[operator]
-    gm.add_submodule(str(node.target), canonical_region(spec, operands, node.meta["val"]))
-    node.args = replace(operands, sizes=()).as_args()
+    region = region_of(node)
+    spec = region.spec.as_kind("rms_norm")
+    respell(node, spec, region.operands(node))
     work.sites[node].convert(spec, RECENTRE.name, proof)
 
 

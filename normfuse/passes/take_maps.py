@@ -22,11 +22,11 @@ from normfuse.analysis.plan import Maps, linear_parts
 from normfuse.folding import Premise, Question
 from normfuse.ir.calls import aten
 from normfuse.ir.dtypes import opmath
-from normfuse.ir.emit import call, cast
+from normfuse.ir.emit import as_row_major, call, cast
 from normfuse.ir.location import described
 from normfuse.ir.program import Program
 from normfuse.ir.region import NormRegion, Operands, norm_of
-from normfuse.ir.sizes import is_row_major, rank_of, static_size, tensor_of
+from normfuse.ir.sizes import rank_of, static_size, tensor_of
 from normfuse.passes.hoist import recipe_of, value_of
 from normfuse.passes.place import Placement
 from normfuse.report import Refusal
@@ -155,8 +155,5 @@ def _body(operands: Operands, axis: int, norm: Node) -> Graph:
     scale, shift, mean, variance, skip = (held.get(role) for role in ("scale", "shift", *_ROLES))
     mapping = Standardise(0.0, scale, shift, mean, variance, skip)
     value = mapping.emit(graph, held["source"], axis)
-    result, made = tensor_of(norm), tensor_of(value)
-    if result is not None and made is not None and is_row_major(result) and not is_row_major(made):
-        value = call(graph, aten.contiguous.default, value)
-    graph.output(value)
+    graph.output(as_row_major(graph, value, tensor_of(norm)))
     return graph

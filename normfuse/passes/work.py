@@ -96,6 +96,14 @@ class Work:
         """Whether a rule may change the norm at ``node``."""
         return (id(self.sites[node]), rule) not in self.forbidden
 
+    def restore(
+        self, norm: Node, value: Node, axis: int, maps: tuple[ChannelMap, ...] = (), is_blurred: bool = False
+    ) -> None:
+        """Tell how the value comes back that a norm returned before the last change of it."""
+        before = self.restored.get(norm)
+        whole = (*maps, *(() if before is None else before.maps))
+        self.restored[norm] = Restored(value, axis, whole, is_blurred)
+
     def merged(self, old: Node, new: Node) -> None:
         """Tell that the norm at ``new`` is also the one that was at ``old``."""
         how = self.restored.pop(old, None)
