@@ -8,6 +8,7 @@ anew with other operands. Nothing is changed here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from torch.fx import Node
@@ -18,7 +19,17 @@ from normfuse.analysis.flow import Blocks, Carries, Scales, Shift, Vanishes
 from normfuse.analysis.operator_table import flow
 from normfuse.analysis.own_tap import OwnTap
 from normfuse.analysis.parts import Part, part_of
-from normfuse.analysis.plan import Constant, Kept, Leaf, Maps, Plan, Rebuilt, Redirected, linear_parts
+from normfuse.analysis.plan import (
+    Constant,
+    Kept,
+    Leaf,
+    Maps,
+    Plan,
+    Rebuilt,
+    Redirected,
+    linear_parts,
+    redirected,
+)
 from normfuse.analysis.ranges import Piece, narrowed, pieces_of, read_apart, widened
 from normfuse.analysis.weights import WeightValues, divided_refusal
 from normfuse.ir.calls import aten
@@ -27,7 +38,7 @@ from normfuse.ir.readers import value_readers
 from normfuse.ir.sizes import digits_added, lies_alike, rank_of, shape_of, static_size, tensor_of
 from normfuse.report import Refusal
 
-__all__ = ["absorb", "refuse_widened"]
+__all__ = ["absorb", "absorb_alone", "refusal_of_parts", "refuse_second_reader", "refuse_widened"]
 
 
 def _is_linear(maps: Maps) -> bool:
@@ -43,6 +54,19 @@ def absorb(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Plan | R
     if node in weights:
         return _absorb_weight(node, axis, maps, weights)
     return _absorb_operands(node, axis, maps, weights)
+
+
+def absorb_alone(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Plan | Refusal:
+    """The same for a value that may have a reader which wants its old value; then it stays."""
+    return refuse_second_reader(node, weights) or absorb(node, axis, maps, weights)
+
+
+def refusal_of_parts(what: str, node: Node, plans: Iterable[Plan]) -> Refusal | None:
+    """Why plans cannot be carried out, if so: each would change another part of one value for itself."""
+    parts = [part.operand for plan in plans for part in redirected(plan)]
+    if len(set(parts)) == len(parts):
+        return None
+    return Refusal("raw_reader", f"{what} is made of several parts of one value", node.name)
 
 
 def _absorb_weight(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Plan | Refusal:
@@ -124,11 +148,8 @@ def _absorb_pieces(
         return Refusal("mutated", message, node.name)
     plans: dict[Node, Plan] = {}
     for piece in pieces:
-        if piece.operand not in weights and len(value_readers(piece.operand)) > 1:
-            return _read_elsewhere(piece.operand)
-        plan = refuse_widened(node, piece.operand) or absorb(
-            piece.operand, axis, narrowed(maps, piece.outer, piece.length), weights
-        )
+        refusal = refuse_second_reader(piece.operand, weights) or refuse_widened(node, piece.operand)
+        plan = refusal or absorb(piece.operand, axis, narrowed(maps, piece.outer, piece.length), weights)
         if isinstance(plan, Refusal):
             return plan
         plans[piece.operand] = plan
@@ -207,8 +228,9 @@ def _plan_operands(
 ) -> dict[Node, Plan] | Refusal:
     plans: dict[Node, Plan] = {}
     for position, (operand, axis) in enumerate(found.operands):
-        if operand not in weights and len(value_readers(operand)) > 1:
-            return weights.varies(operand) or _read_elsewhere(operand)
+        elsewhere = refuse_second_reader(operand, weights)
+        if elsewhere is not None:
+            return weights.varies(operand) or elsewhere
         groups = found.groups if position == 0 else 1
         plan = refuse_widened(node, operand) or _absorb_runs(operand, axis, maps, groups, weights)
         if isinstance(plan, Refusal):
@@ -294,8 +316,9 @@ def _absorb_scale(node: Node, found: Scales, maps: Maps, weights: WeightValues) 
         return Refusal("layout", message, node.name)
     if weights.divided:
         return divided_refusal(node)
-    if found.operand not in weights and len(value_readers(found.operand)) > 1:
-        return weights.varies(found.operand) or _read_elsewhere(found.operand)
+    elsewhere = refuse_second_reader(found.operand, weights)
+    if elsewhere is not None:
+        return weights.varies(found.operand) or elsewhere
     return absorb(found.operand, found.axis, (Diagonal(found.scale), *maps), weights)
 
 
@@ -323,6 +346,11 @@ def _table_refusal(node: Node, found: Carries, weights: WeightValues) -> Refusal
         "table_copy", f"a folded copy of the table {weights.label(table)} would hold it in memory twice",
         node.name, "rewrite the model offline, where the table is replaced",
     )  # fmt: skip
+
+
+def refuse_second_reader(node: Node, weights: WeightValues) -> Refusal | None:
+    """Why an operator cannot come to give another value, if so; of a weight a copy is made."""
+    return None if node in weights or len(value_readers(node)) <= 1 else _read_elsewhere(node)
 
 
 def _read_elsewhere(node: Node) -> Refusal:

@@ -7,7 +7,7 @@ value cleans all that hangs below it. The best single place is the one with most
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 from torch.fx import Node
@@ -47,6 +47,11 @@ class Decision:
     plans: dict[Value, list[tuple[Node, Plan]]] = field(default_factory=dict)
     centred: list[Value] = field(default_factory=list)
     refusals: dict[Node, Refusal] = field(default_factory=dict)
+
+    def withdraw(self, refusal: Callable[[Node], Refusal]) -> None:
+        """Change nothing after all, for this reason of each norm."""
+        self.refusals |= {norm: refusal(norm) for norm in self.converted}
+        self.converted, self.centred, self.plans, self.cut = [], [], {}, None
 
 
 @dataclass

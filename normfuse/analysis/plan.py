@@ -5,7 +5,7 @@ A plan is a tree: operators that are written anew, down to the weights that take
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch.fx import Node
@@ -21,6 +21,7 @@ __all__ = [
     "Plan",
     "Rebuilt",
     "Redirected",
+    "leaves_of",
     "linear_parts",
     "merged",
     "redirected",
@@ -84,6 +85,17 @@ class Redirected:
 
 
 Plan = Leaf | Constant | Rebuilt | Kept | Redirected
+
+
+def leaves_of(plan: Plan) -> Iterator[Leaf]:
+    """The weights that a plan changes."""
+    if isinstance(plan, Leaf):
+        yield plan
+    elif isinstance(plan, Redirected):
+        yield from leaves_of(plan.plan)
+    elif isinstance(plan, Rebuilt):
+        for _, deeper in plan.operands:
+            yield from leaves_of(deeper)
 
 
 def redirected(plan: Plan) -> list[Redirected]:

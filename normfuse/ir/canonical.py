@@ -30,6 +30,7 @@ __all__ = [
     "has_body",
     "is_core_of_groups",
     "is_expressible",
+    "is_plain",
     "respell",
     "scaled",
     "shifted",
@@ -61,6 +62,12 @@ def is_expressible(spec: NormSpec) -> bool:
     plain = _is_known(spec) and spec.statistics == "input" and spec.returns == "value"
     usual = spec.eps_mode == "inside" and spec.groups == 1 and spec.factor_dtype is None
     return plain and usual and (spec.divisor is None or spec.basis == "drop_last")
+
+
+def is_plain(spec: NormSpec) -> bool:
+    """Whether a LayerNorm or RMSNorm divides by the root of a mean square and a number, whatever follows."""
+    bare = spec.kind in ("layer_norm", "rms_norm") and is_expressible(spec.core)
+    return bare and spec.eps is not None
 
 
 def _is_known(spec: NormSpec) -> bool:

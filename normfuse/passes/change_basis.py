@@ -18,8 +18,8 @@ from normfuse.ir.sizes import rank_of, static_size
 from normfuse.ir.spec import NormSpec
 from normfuse.passes.basis import Basis, Change, plan
 from normfuse.passes.cores import put_core, write_out
-from normfuse.passes.decisions import streams_of, substitutions, weights_of
-from normfuse.passes.evidence import Certificate, evidence
+from normfuse.passes.decisions import carry_out, streams_of, weights_of
+from normfuse.passes.evidence import Certificate
 from normfuse.passes.ownership import Move
 from normfuse.passes.place import Placement
 from normfuse.passes.premises import rest_on_range, rest_on_small_bias
@@ -36,11 +36,8 @@ def change_basis(work: Work, rule: Rule, basis: Basis) -> int:
 
     Returns at how many places a map stands in the graph, since no weight could take it.
     """
-    graph = work.program.gm.graph
     changes = _plans(work, rule, basis)
-    proofs = {n: evidence(rule, n, c.stream, c.decision, work) for c in changes for n in c.decision.converted}
-    placement = Placement(graph)
-    placement.substitute([s for change in changes for s in substitutions(change.decision)])
+    placement, proofs = carry_out(rule, [(change.stream, change.decision) for change in changes], work)
     for change in changes:
         _write(change, basis, placement)
     weights, places = weights_of(work), sum(change.decision.cut is not None for change in changes)

@@ -16,18 +16,15 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from normfuse.analysis.absorb import absorb
+from normfuse.analysis.absorb import absorb_alone, refusal_of_parts
 from normfuse.analysis.affine_map import Standardise
 from normfuse.analysis.beside import beside
 from normfuse.analysis.forward import Pushed, push
-from normfuse.analysis.plan import Plan, redirected
 from normfuse.analysis.weights import divided_refusal
 from normfuse.ir.location import described
-from normfuse.ir.readers import value_readers
 from normfuse.ir.region import region_of
-from normfuse.ir.sizes import rank_of
 from normfuse.passes.decisions import weights_of
-from normfuse.passes.evidence import Certificate, folded_before, folded_behind, folded_beside
+from normfuse.passes.evidence import Certificate
 from normfuse.passes.into_neighbours import IntoNeighbours
 from normfuse.passes.place import Placement
 from normfuse.passes.rule import Numerics, Rule
@@ -62,7 +59,7 @@ class _Fold:
     def __init__(self, work: Work) -> None:
         self._work, self._weights = work, weights_of(work)
         self._placement = Placement(work.program.gm.graph)
-        self._into = IntoNeighbours(work, self._weights, self._placement, FOLD_AFFINE.name)
+        self._into = IntoNeighbours(work, self._weights, self._placement, FOLD_AFFINE)
 
     def run(self, node: Node) -> bool:
         """Whether the norm vanished; else its site has the reason of the last attempt."""
@@ -78,7 +75,7 @@ class _Fold:
         return True
 
     def _fold(self, node: Node) -> Certificate | Refusal:
-        """Fold the norm where it can be; what that rests on is written down before the graph changes."""
+        """Fold the norm where it can be, and say what that rests on."""
         region, work = region_of(node), self._work
         operands, eps = region.operands(node), region.spec.eps
         refusal = refuse_stored(node, self._weights, work.program)
@@ -88,12 +85,13 @@ class _Fold:
             return refusal or Refusal(
                 "unusual_form", f"the eps of {described(node)} is not a number", node.name
             )
-        axis = next(d for d in range(rank_of(node)) if d - rank_of(node) not in region.spec.dims)
+        axis, *_ = region.other_axes(node)
         maps = (Standardise.of(operands, eps),)
-        before = self._into_writers(operands.source, axis, maps)
+        before = absorb_alone(operands.source, axis, maps, self._weights)
         if not isinstance(before, Refusal):
-            proof = folded_before(FOLD_AFFINE, node, before, work)
-            return self._into.writers(node, before) or proof
+            before = refusal_of_parts(described(operands.source), operands.source, [before]) or before
+        if not isinstance(before, Refusal):
+            return self._into.writers(node, before)
         sibling = beside(node, operands.source, axis, self._weights)
         behind: Pushed | Refusal = Pushed([], [])
         if sibling is None:
@@ -104,21 +102,8 @@ class _Fold:
         if refusal is not None:
             return refusal
         if sibling is not None:
-            proof = folded_beside(FOLD_AFFINE, node, sibling, work)
-            return self._into.sibling(node, sibling, maps[0]) or proof
-        proof = folded_behind(FOLD_AFFINE, node, behind, work)
-        return self._into.readers(node, behind) or proof
-
-    def _into_writers(self, source: Node, axis: int, maps: tuple[Standardise, ...]) -> Plan | Refusal:
-        if source not in self._weights and len(value_readers(source)) > 1:
-            message = f"{described(source)} is also read elsewhere, unchanged"
-            return Refusal("raw_reader", message, source.name)
-        plan = absorb(source, axis, maps, self._weights)
-        changed = [] if isinstance(plan, Refusal) else [part.operand for part in redirected(plan)]
-        if len(set(changed)) < len(changed):
-            message = f"{described(source)} is made of several parts of one value"
-            return Refusal("raw_reader", message, source.name)
-        return plan
+            return self._into.sibling(node, sibling, maps[0])
+        return self._into.readers(node, behind)
 
 
 def _both(before: Refusal, behind: Refusal) -> Refusal:

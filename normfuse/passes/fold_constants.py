@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from normfuse.analysis.weights import WeightValues
 from normfuse.folding.recipe import FOLD
-from normfuse.ir.calls import aten, is_call
+from normfuse.ir.dead_code import drop_assertions
 from normfuse.ir.effects import Effects
 from normfuse.ir.location import described
 from normfuse.ir.region import norm_of
@@ -51,7 +51,8 @@ def _unnamed(work: Work, weights: WeightValues) -> list[Node]:
         if refusal is not None:
             site.refuse(refusal, FOLD_CONSTANTS.name)
             continue
-        _forget_assertions(found.inner)
+        for value in found.inner:
+            drop_assertions(value)
         names = [node.name for node in found.held]
         site.fold(FOLD_CONSTANTS.name, certificate(FOLD_CONSTANTS, (names, names), found.held, work))
         made += found.inner
@@ -77,13 +78,6 @@ def _inlined(work: Work, weights: WeightValues) -> list[Node]:
         del work.sites[node]
         made += inline(work.program.gm, node, region)
     return made
-
-
-def _forget_assertions(values: list[Node]) -> None:
-    """What is computed once is not looked at in every call."""
-    for value in values:
-        for user in [u for u in value.users if is_call(u, aten._assert_tensor_metadata.default)]:
-            user.graph.erase_node(user)
 
 
 def _moving_refusal(node: Node) -> Refusal:

@@ -26,7 +26,7 @@ from normfuse.ir.emit import as_row_major, call, cast
 from normfuse.ir.location import described
 from normfuse.ir.program import Program
 from normfuse.ir.region import NormRegion, Operands, norm_of
-from normfuse.ir.sizes import rank_of, static_size, tensor_of
+from normfuse.ir.sizes import static_size, tensor_of
 from normfuse.passes.hoist import recipe_of, value_of
 from normfuse.passes.place import Placement
 from normfuse.report import Refusal
@@ -62,7 +62,7 @@ def take_maps(norm: Node, maps: Maps, placement: Placement) -> None:
     region, gm = norm_of(norm), norm.graph.owning_module
     assert region is not None
     assert gm is not None
-    axis = next(d for d in range(rank_of(norm)) if d - rank_of(norm) not in region.spec.dims)
+    axis, *_ = region.other_axes(norm)
     channels, eps = static_size(norm, axis), region.spec.eps
     assert channels is not None
     assert eps is not None

@@ -96,6 +96,12 @@ class Work:
         """Whether a rule may change the norm at ``node``."""
         return (id(self.sites[node]), rule) not in self.forbidden
 
+    def leave_out(self, norm: Node, value: Node) -> Site:
+        """Let all that reads a norm read ``value`` in its place; returns its record, which is done with."""
+        norm.replace_all_uses_with(value)
+        norm.graph.erase_node(norm)
+        return self.sites.pop(norm)
+
     def restore(
         self, norm: Node, value: Node, axis: int, maps: tuple[ChannelMap, ...] = (), is_blurred: bool = False
     ) -> None:
