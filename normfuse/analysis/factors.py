@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
-from normfuse.analysis.absorb import absorb, refuse_second_reader, refuse_widened
+from normfuse.analysis.absorb import absorb
+from normfuse.analysis.as_it_is import refuse_second_reader, refuse_widened
 from normfuse.analysis.channel_map import Diagonal
 from normfuse.analysis.flow import Carries, Shift
 from normfuse.analysis.operator_table import flow, may_multiply

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from torch.fx import Graph, Node
 
 from normfuse.analysis.absorb import absorb_alone
-from normfuse.analysis.beside import summands
 from normfuse.analysis.channel_map import ChannelMap, Trait, along, dtype_of
 from normfuse.analysis.plan import Maps, Plan, Rebuilt, Redirected, linear_parts
 from normfuse.analysis.ranges import narrowed
+from normfuse.analysis.sums import summands
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten
 from normfuse.ir.dtypes import opmath

@@ -12,6 +12,7 @@ from torch.fx import Node
 
 from normfuse.analysis.channel_map import ChannelMap
 from normfuse.errors import InvariantError
+from normfuse.ir.sizes import static_size
 
 __all__ = [
     "Constant",
@@ -25,6 +26,7 @@ __all__ = [
     "linear_parts",
     "merged",
     "redirected",
+    "resized",
     "transposed",
 ]
 
@@ -119,6 +121,17 @@ def merged(plans: Sequence[Plan]) -> Plan:
     if isinstance(first, Leaf) and all(isinstance(p, Leaf) and p.node is first.node for p in plans):
         return replace(first, maps=tuple(m for p in plans if isinstance(p, Leaf) for m in p.maps))
     raise InvariantError("parts of one value are planned in different ways")
+
+
+def resized(node: Node, axis: int, maps: Maps) -> tuple[int, int] | None:
+    """The axis, and the size that the maps give it, where that is another one."""
+    before = static_size(node, axis)
+    if before is None:
+        return None
+    width = before
+    for mapping in maps:
+        width = mapping.width(width)
+    return None if width == before else (axis, width)
 
 
 def linear_parts(maps: Maps) -> Maps:

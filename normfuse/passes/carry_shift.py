@@ -16,8 +16,8 @@ from torch.fx import Node
 
 from normfuse.analysis.affine_map import Standardise
 from normfuse.analysis.attention import Attended, Projected, attended
-from normfuse.analysis.forward import Read, absorbed
 from normfuse.analysis.places import gathered
+from normfuse.analysis.reads import Read, absorbed
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import bind, set_arguments
 from normfuse.ir.location import described

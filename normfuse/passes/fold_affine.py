@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from normfuse.analysis.absorb import absorb_alone, refusal_of_parts
+from normfuse.analysis.absorb import absorb_alone
 from normfuse.analysis.affine_map import Standardise
+from normfuse.analysis.as_it_is import refusal_of_parts
 from normfuse.analysis.beside import beside
 from normfuse.analysis.forward import Pushed, push
 from normfuse.analysis.weights import divided_refusal

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from normfuse.analysis.absorb import refusal_of_parts
+from normfuse.analysis.as_it_is import refusal_of_parts
 from normfuse.analysis.factors import Factor, divided, factor_of, norms_behind, refusal_of_place
 from normfuse.analysis.plan import Plan, leaves_of
 from normfuse.ir.location import described

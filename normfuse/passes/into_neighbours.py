@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from normfuse.analysis.absorb import refusal_of_parts
 from normfuse.analysis.affine_map import Standardise
+from normfuse.analysis.as_it_is import refusal_of_parts
 from normfuse.analysis.beside import Beside
 from normfuse.analysis.forward import Pushed
 from normfuse.analysis.own_tap import OwnTap

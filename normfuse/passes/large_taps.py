@@ -23,8 +23,8 @@ from normfuse.folding import Premise, Question
 from normfuse.ir.location import described
 from normfuse.ir.program import Program
 from normfuse.ir.sizes import shape_of
-from normfuse.passes.hoist import recipe_of, value_of
 from normfuse.passes.place import Placement
+from normfuse.passes.recipes import recipe_of, value_of
 from normfuse.report import Refusal
 
 __all__ = ["refusal_of_large_taps"]

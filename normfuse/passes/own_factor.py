@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from torch.fx import Node
 
-from normfuse.analysis.absorb import refuse_widened
+from normfuse.analysis.as_it_is import refuse_widened
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.canonical import has_body, respell
 from normfuse.ir.location import described

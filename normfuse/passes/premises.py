@@ -17,9 +17,9 @@ from normfuse.folding import Premise, Question
 from normfuse.ir.program import Program
 from normfuse.ir.region import Operands
 from normfuse.ir.sizes import tensor_of
-from normfuse.passes.hoist import recipe_of
 from normfuse.passes.large_taps import refusal_of_large_taps
 from normfuse.passes.place import Placement
+from normfuse.passes.recipes import recipe_of
 from normfuse.passes.stored_values import refusal_of_overflow
 from normfuse.report import Refusal
 

@@ -26,9 +26,9 @@ from normfuse.ir.program import Program
 from normfuse.ir.region import Operands, region_of
 from normfuse.ir.sizes import tensor_of
 from normfuse.ir.spec import NormSpec
-from normfuse.passes.hoist import recipe_of, value_of
 from normfuse.passes.own_factor import refuse_form, refuse_weights, times
 from normfuse.passes.place import Placement
+from normfuse.passes.recipes import recipe_of, value_of
 from normfuse.report import Refusal
 
 __all__ = ["refusal_before", "refusal_of_operand", "take_before"]

@@ -27,8 +27,8 @@ from normfuse.ir.location import described
 from normfuse.ir.program import Program
 from normfuse.ir.region import NormRegion, Operands, norm_of
 from normfuse.ir.sizes import static_size, tensor_of
-from normfuse.passes.hoist import recipe_of, value_of
 from normfuse.passes.place import Placement
+from normfuse.passes.recipes import recipe_of, value_of
 from normfuse.report import Refusal
 
 __all__ = ["refusal_of_division", "take_maps"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from torch.fx import Node
 
 from normfuse.analysis.channel_map import ChannelMap
-from normfuse.analysis.forward import Read
+from normfuse.analysis.reads import Read
 from normfuse.folding import Folded
 from normfuse.ir.program import Program
 from normfuse.options import Options

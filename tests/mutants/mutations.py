@@ -26,8 +26,10 @@ ROW_MODULES = ("rows_elementwise", "rows_indexed", "rows_layout", "rows_linear",
 FROZEN = ("call", "decide", "gain", "library", "products", "room", "settled", "steadiness")
 MODULES = (
     *(f"analysis.{name}" for name in ROW_MODULES), "analysis.operator_table", "analysis.contraction",
-    "analysis.absorb", "analysis.forward", "analysis.beside", "analysis.stream", "analysis.exactness",
-    "analysis.ranges", "analysis.parts", "analysis.centring", "analysis.weights", "analysis.factors",
+    "analysis.absorb", "analysis.rebuild", "analysis.as_it_is", "analysis.forward", "analysis.reads",
+    "analysis.beside", "analysis.own_tap", "analysis.sums", "analysis.stream", "analysis.exactness",
+    "analysis.ranges", "analysis.parts", "analysis.axis_ranges", "analysis.centring", "analysis.dirt",
+    "analysis.weights", "analysis.weight_memory", "analysis.factors",
     "analysis.spread_map", "analysis.own_centring", "analysis.over_sums",
     "analysis.attention", "analysis.places", "analysis.row_scale", "analysis.scores",
     "analysis.together", "analysis.resize", "ir.span", "passes.basis", "passes.change_basis",
