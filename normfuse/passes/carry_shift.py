@@ -48,9 +48,8 @@ def carry_shift(work: Work) -> None:
     taken = Counter(one.read.node for one in work.shifted)
     by_norm: dict[Node, list[Shifted]] = {}
     for one in work.shifted:
-        if taken[one.read.node] > 1 or not work.may(one.norm, CARRY_SHIFT.name):
-            continue
-        by_norm.setdefault(one.norm, []).append(one)
+        if taken[one.read.node] == 1 and work.may(one.norm, CARRY_SHIFT.name):
+            by_norm.setdefault(one.norm, []).append(one)
     for norm, readers in by_norm.items():
         carried = [_carried(one, work, weights, placement) for one in readers]
         done = [found for found in carried if isinstance(found, _Onward)]
@@ -70,7 +69,11 @@ def _carried(
     planned = refusal or _planned(one, found, weights)
     done = planned if isinstance(planned, Refusal) else _apply(planned, work, placement)
     weights.admit(placement.made)
-    return done if isinstance(done, _Onward) or (found.meets and one.before is None) else None
+    if isinstance(done, _Onward):
+        return done
+    if not found.meets or one.before is not None:
+        return None
+    return done
 
 
 def _planned(one: Shifted, found: Attended, weights: WeightValues) -> _Onward | Refusal:

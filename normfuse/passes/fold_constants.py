@@ -47,14 +47,10 @@ def _unnamed(work: Work, weights: WeightValues) -> list[Node]:
             continue
         site = found.site()
         work.report.sites.append(site)
-        refusal = weights.refusal(found.value) or _grad_refusal(work, found.value)
-        if refusal is not None:
-            site.refuse(refusal, FOLD_CONSTANTS.name)
+        if not _is_folded(site, found.value, found.held, work, weights):
             continue
         for value in found.inner:
             drop_assertions(value)
-        names = [node.name for node in found.held]
-        site.fold(FOLD_CONSTANTS.name, certificate(FOLD_CONSTANTS, (names, names), found.held, work))
         made += found.inner
     return made
 
@@ -68,16 +64,22 @@ def _inlined(work: Work, weights: WeightValues) -> list[Node]:
             continue
         if not all(operand in weights for operand in node.all_input_nodes):
             continue
-        refusal = weights.refusal(node) or _grad_refusal(work, node)
-        if refusal is not None:
-            site.refuse(refusal, FOLD_CONSTANTS.name)
+        if not _is_folded(site, node, node.all_input_nodes, work, weights):
             continue
-        read = list(node.all_input_nodes)
-        names = [operand.name for operand in read]
-        site.fold(FOLD_CONSTANTS.name, certificate(FOLD_CONSTANTS, (names, names), read, work))
         del work.sites[node]
         made += inline(work.program.gm, node, region)
     return made
+
+
+def _is_folded(site: Site, value: Node, held: list[Node], work: Work, weights: WeightValues) -> bool:
+    """Whether a norm is a constant, and its record says so; else that has the reason."""
+    refusal = weights.refusal(value) or _grad_refusal(work, value)
+    if refusal is not None:
+        site.refuse(refusal, FOLD_CONSTANTS.name)
+        return False
+    names = [node.name for node in held]
+    site.fold(FOLD_CONSTANTS.name, certificate(FOLD_CONSTANTS, (names, names), held, work))
+    return True
 
 
 def _moving_refusal(node: Node) -> Refusal:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from normfuse.analysis.weights import WeightValues
+from normfuse.analysis.weights import WeightValues, divided_refusal
 from normfuse.ir.location import described
 from normfuse.ir.program import Program
 from normfuse.ir.region import region_of
@@ -31,7 +31,8 @@ def refuse_stored(node: Node, weights: WeightValues, program: Program) -> Refusa
     if keeps_its_order(node) and not (lies_alike(node, operands.source) or order_is_free(node)):
         return Refusal("layout", f"{described(node)} changes how its result lies in memory", node.name)
     refusal = watch_statistics(node, operands, program)
-    return refusal if refusal is not None else refusal_of_values(node, operands, spec.eps or 0.0, program)
+    refusal = refusal or refusal_of_values(node, operands, spec.eps or 0.0, program)
+    return divided_refusal(node) if refusal is None and weights.divided else refusal
 
 
 def keeps_its_order(node: Node) -> bool:
