@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from torch.fx import Node
 
 from normfuse.analysis.absorb import absorb
-from normfuse.analysis.as_it_is import refuse_second_reader, refuse_widened
+from normfuse.analysis.as_it_is import refusal_of_parts, refuse_second_reader, refuse_widened
 from normfuse.analysis.channel_map import Diagonal
 from normfuse.analysis.flow import Carries, Shift
 from normfuse.analysis.operator_table import flow, may_multiply
@@ -104,12 +104,18 @@ def refusal_of_place(factor: Factor, weights: WeightValues) -> Refusal | None:
 
 def divided(total: Node, other: Node, by: float, weights: WeightValues) -> Plan | Refusal:
     """How the operand ``other`` of a sum comes to be divided by a number, on whichever axis that can be."""
+    if weights.program.grad_enabled:
+        message = f"gradients are recorded, and the weights that write {described(other)} may train"
+        return Refusal("trains", message, other.name)
     refusal = refuse_second_reader(other, weights) or refuse_widened(total, other)
     if refusal is not None:
         return refusal
     axes = reversed(range(rank_of(other) or 1))
     plans = [absorb(other, axis, (Diagonal(1 / by),), weights) for axis in axes]
-    return next((plan for plan in plans if not isinstance(plan, Refusal)), plans[0])
+    plan = next((plan for plan in plans if not isinstance(plan, Refusal)), plans[0])
+    if isinstance(plan, Refusal):
+        return plan
+    return refusal_of_parts(described(total), total, [plan]) or plan
 
 
 def norms_behind(value: Node, found: list[Node]) -> Refusal | None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from normfuse.analysis.as_it_is import refusal_of_parts
 from normfuse.analysis.factors import Factor, divided, factor_of, norms_behind, refusal_of_place
 from normfuse.analysis.plan import Plan, leaves_of
 from normfuse.ir.location import described
@@ -121,18 +120,12 @@ class _Folding:
 
     def _beside(self, factor: Factor, norm: Node) -> Plan | Refusal | None:
         """How what is added to a product comes to be divided by the factor; None where nothing is."""
-        other, by = factor.beside, factor.by
-        if other is None or isinstance(by, Node):
+        if factor.beside is None or isinstance(factor.by, Node):
             return None
-        if self._program.grad_enabled:
-            message = f"gradients are recorded, and the weights that write {described(other)} may train"
-            return Refusal("trains", message, other.name)
-        plan = divided(factor.value, other, by, self._weights)
+        plan = divided(factor.value, factor.beside, factor.by, self._weights)
         if isinstance(plan, Refusal):
             return plan
-        refusal = refusal_of_parts(described(factor.value), factor.value, [plan])
-        refusal = refusal or rest_on_plan(self._program, norm, plan, factor.value, self.placement)
-        return refusal or plan
+        return rest_on_plan(self._program, norm, plan, factor.value, self.placement) or plan
 
 
 def _waits(site: Site) -> bool:
