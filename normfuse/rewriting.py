@@ -27,8 +27,9 @@ from normfuse.folding.weight_map import WeightMap
 from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.passes.catalogue import check_rules
+from normfuse.passes.expectation import check_expectation
 from normfuse.passes.observer import Observer
-from normfuse.passes.pipeline import check_expectation, run_pipeline
+from normfuse.passes.pipeline import run_pipeline
 from normfuse.passes.rotate import give_rotation
 from normfuse.pt2 import load_program, save_program
 from normfuse.report import Report

@@ -8,26 +8,24 @@ anew with other operands. Nothing is changed here.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch.fx import Node
 
-from normfuse.analysis.beside import Beside, own_input
+from normfuse.analysis.as_it_is import read_elsewhere, refuse_second_reader, refuse_widened
+from normfuse.analysis.beside import Beside, own_input, with_own_tap
 from normfuse.analysis.channel_map import Diagonal, Trait
-from normfuse.analysis.flow import Blocks, Carries, Scales, Shift, Vanishes
+from normfuse.analysis.flow import Blocks, Carries, Scales, Vanishes
 from normfuse.analysis.operator_table import flow
-from normfuse.analysis.own_tap import OwnTap
-from normfuse.analysis.parts import Part, part_of
-from normfuse.analysis.plan import Constant, Kept, Leaf, Maps, Plan, Rebuilt, Redirected, linear_parts
+from normfuse.analysis.parts import part_read_apart
+from normfuse.analysis.plan import Kept, Leaf, Maps, Plan, Rebuilt, Redirected, linear_parts, resized
 from normfuse.analysis.ranges import Piece, narrowed, pieces_of, read_apart, widened
+from normfuse.analysis.rebuild import no_shift, rebuild
 from normfuse.analysis.weights import WeightValues, divided_refusal
 from normfuse.ir.calls import aten
 from normfuse.ir.location import described
-from normfuse.ir.readers import value_readers
-from normfuse.ir.sizes import digits_added, lies_alike, rank_of, shape_of, static_size, tensor_of
+from normfuse.ir.sizes import lies_alike, rank_of, shape_of, tensor_of
 from normfuse.report import Refusal
 
-__all__ = ["absorb", "refuse_widened"]
+__all__ = ["absorb", "absorb_alone"]
 
 
 def _is_linear(maps: Maps) -> bool:
@@ -43,6 +41,11 @@ def absorb(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Plan | R
     if node in weights:
         return _absorb_weight(node, axis, maps, weights)
     return _absorb_operands(node, axis, maps, weights)
+
+
+def absorb_alone(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Plan | Refusal:
+    """The same for a value that may have a reader which wants its old value; then it stays."""
+    return refuse_second_reader(node, weights) or absorb(node, axis, maps, weights)
 
 
 def _absorb_weight(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Plan | Refusal:
@@ -68,9 +71,9 @@ def _absorb_operands(node: Node, axis: int, maps: Maps, weights: WeightValues) -
     joined = own_input(node, axis, weights) if all(m.admitted_by(Trait.DIAGONAL) for m in maps) else None
     if joined is not None:
         return _absorb_joined(joined, axis, maps, weights)
-    part = _part_read_apart(node, axis, maps, weights)
-    if part is not None:
-        return _absorb_apart(node, part, maps, weights)
+    whole = _whole_of(node, axis, maps, weights)
+    if whole is not None:
+        return _redirect(node, *whole, weights)
     found = flow(node, axis)
     if node.target is aten.detach.default and weights.train(maps):
         return Refusal(
@@ -82,7 +85,7 @@ def _absorb_operands(node: Node, axis: int, maps: Maps, weights: WeightValues) -
             return _absorb_pieces(node, pieces, axis, maps, weights)
         return weights.varies(node) or found.refusal
     if isinstance(found, Vanishes):
-        return Kept(node, _resized(node, axis, maps)) if _is_linear(maps) else _no_shift(node)
+        return Kept(node, resized(node, axis, maps)) if _is_linear(maps) else no_shift(node)
     if isinstance(found, Scales):
         return _absorb_scale(node, found, maps, weights)
     return _absorb_carried(node, axis, found, maps, weights)
@@ -98,19 +101,9 @@ def _absorb_carried(
     if found.table and not (_may_copy_table(found, weights) or _keep_table(found, maps, weights)):
         return _table_refusal(node, found, weights)
     if found.factor is not None and not _is_linear(maps):
-        return _absorb_factor(node, found, found.factor, maps, weights)
-    return _rebuild(node, axis, found, maps, weights)
-
-
-def _resized(node: Node, axis: int, maps: Maps) -> tuple[int, int] | None:
-    """The axis, and the size that the maps give it, where that is another one."""
-    before = static_size(node, axis)
-    if before is None:
-        return None
-    width = before
-    for mapping in maps:
-        width = mapping.width(width)
-    return None if width == before else (axis, width)
+        # The number goes to the weights, so that a shift can follow.
+        return _absorb_scale(node, Scales(*found.operands[0], found.factor), maps, weights)
+    return rebuild(node, axis, found, maps, weights, absorb)
 
 
 def _absorb_pieces(
@@ -124,38 +117,37 @@ def _absorb_pieces(
         return Refusal("mutated", message, node.name)
     plans: dict[Node, Plan] = {}
     for piece in pieces:
-        if piece.operand not in weights and len(value_readers(piece.operand)) > 1:
-            return _read_elsewhere(piece.operand)
-        plan = refuse_widened(node, piece.operand) or absorb(
-            piece.operand, axis, narrowed(maps, piece.outer, piece.length), weights
-        )
+        refusal = refuse_second_reader(piece.operand, weights) or refuse_widened(node, piece.operand)
+        plan = refusal or absorb(piece.operand, axis, narrowed(maps, piece.outer, piece.length), weights)
         if isinstance(plan, Refusal):
             return plan
         plans[piece.operand] = plan
     return Rebuilt(node, tuple(plans.items()))
 
 
-def _part_read_apart(node: Node, axis: int, maps: Maps, weights: WeightValues) -> Part | None:
-    """What the channels are a part of, where nothing else reads them and the maps leave their number."""
-    if node in weights or all(m.admitted_by(Trait.DIAGONAL) for m in maps) or _resized(node, axis, maps):
-        return None
-    part = part_of(node, axis)
-    if part is None or weights.is_written(part.whole) or not part.is_read_apart(node):
-        return None
-    return part
+def _whole_of(node: Node, axis: int, maps: Maps, weights: WeightValues) -> tuple[Node, int, Maps] | None:
+    """What the channels are a part of, and the maps of it, where nothing else reads them.
 
-
-def _absorb_apart(node: Node, part: Part, maps: Maps, weights: WeightValues) -> Plan | Refusal:
-    """Into what writes the whole, for these channels alone."""
-    plan = absorb(part.whole, part.axis, tuple(map(part.lifted, maps)), weights)
-    return plan if isinstance(plan, Refusal) else Redirected(node, part.whole, plan)
+    Ranges go on as such where the maps allow it; else their number must stay.
+    """
+    if node in weights or all(m.admitted_by(Trait.DIAGONAL) for m in maps) or resized(node, axis, maps):
+        return None
+    part = part_read_apart(node, axis)
+    if part is None or weights.is_written(part.whole):
+        return None
+    return part.whole, part.axis, tuple(map(part.lifted, maps))
 
 
 def _absorb_part(node: Node, piece: Piece, axis: int, maps: Maps, weights: WeightValues) -> Plan | Refusal:
     whole = piece.operand
     if whole in weights or not read_apart(whole, axis, node, piece) or weights.is_written(whole):
-        return _read_elsewhere(whole)
-    plan = absorb(whole, axis, widened(maps, piece.inner, piece.length), weights)
+        return read_elsewhere(whole)
+    return _redirect(node, whole, axis, widened(maps, piece.inner, piece.length), weights)
+
+
+def _redirect(node: Node, whole: Node, axis: int, maps: Maps, weights: WeightValues) -> Plan | Refusal:
+    """Into what writes the whole, for all its readers."""
+    plan = absorb(whole, axis, maps, weights)
     return plan if isinstance(plan, Refusal) else Redirected(node, whole, plan)
 
 
@@ -163,111 +155,7 @@ def _absorb_joined(joined: Beside, axis: int, maps: Maps, weights: WeightValues)
     """What the weight read is added to its result: the weight does so itself, and the sum is its result."""
     maps = maps if joined.factor == 1 else (Diagonal(joined.factor), *maps)
     plan = absorb(joined.rest, axis, maps, weights)
-    return plan if isinstance(plan, Refusal) else _with_own_tap(plan, joined, linear_parts(maps))
-
-
-def _with_own_tap(plan: Plan, joined: Beside, maps: Maps) -> Plan:
-    """A plan in which the reader's weight, which takes ``maps``, has another tap first."""
-    if not isinstance(plan, Rebuilt):
-        return plan
-    if plan.node is not joined.reader:
-        operands = tuple((node, _with_own_tap(deeper, joined, maps)) for node, deeper in plan.operands)
-        return replace(plan, operands=operands)
-    planned = dict(plan.operands)
-    before = planned[joined.weight]
-    taken = before.maps if isinstance(before, Leaf) and before.node is joined.weight else maps
-    own = OwnTap(joined.maps, joined.groups)
-    planned[joined.weight] = Leaf(joined.weight, 0, (own, *taken))
-    return replace(plan, operands=tuple(planned.items()))
-
-
-def _no_shift(node: Node) -> Refusal:
-    message = f"no weight or bias that {described(node)} is computed from can take a shift"
-    return Refusal("shift_blocked", message, node.name)
-
-
-def _rebuild(node: Node, axis: int, found: Carries, maps: Maps, weights: WeightValues) -> Plan | Refusal:
-    changing = next((n for n in node.all_input_nodes if weights.is_written(n)), None)
-    if changing is not None:
-        message = f"the graph writes in place to {described(changing)}, which {described(node)} reads"
-        return Refusal("mutated", message, node.name)
-    everywhere = _is_linear(maps) or found.shift is Shift.EVERYWHERE
-    if not everywhere and not found.adders and not found.bias:
-        return _no_shift(node)
-    plans = _plan_operands(node, found, maps if everywhere else linear_parts(maps), weights)
-    if isinstance(plans, Refusal) or everywhere:
-        if isinstance(plans, Refusal):
-            return plans
-        return Rebuilt(node, tuple(plans.items()), resized=_resized(node, axis, maps))
-    return _add_once(node, found, plans, maps, weights)
-
-
-def _plan_operands(
-    node: Node, found: Carries, maps: Maps, weights: WeightValues
-) -> dict[Node, Plan] | Refusal:
-    plans: dict[Node, Plan] = {}
-    for position, (operand, axis) in enumerate(found.operands):
-        if operand not in weights and len(value_readers(operand)) > 1:
-            return weights.varies(operand) or _read_elsewhere(operand)
-        groups = found.groups if position == 0 else 1
-        plan = refuse_widened(node, operand) or _absorb_runs(operand, axis, maps, groups, weights)
-        if isinstance(plan, Refusal):
-            return plan
-        plans[operand] = plan
-    return plans
-
-
-def refuse_widened(node: Node, operand: Node) -> Refusal | None:
-    """Weights in the operand's dtype would round what is exact to the width of the result."""
-    if digits_added(node, operand) <= 0:
-        return None
-    return Refusal(
-        "narrow_values",
-        f"{described(node)} takes exact values to a wider dtype, and a changed weight would round them "
-        "to the narrow one", node.name,
-        "keep what the norm reads in the dtype that it computes in",
-    )  # fmt: skip
-
-
-def _absorb_runs(node: Node, axis: int, maps: Maps, groups: int, weights: WeightValues) -> Plan | Refusal:
-    """A weight whose first axis is several runs must be one of the model's own, to be mapped as it lies."""
-    if groups == 1:
-        return absorb(node, axis, maps, weights)
-    if node not in weights:
-        return weights.varies(node) or Refusal(
-            "grouped_weight", f"{described(node)}, a grouped operator's weight, depends on data", node.name
-        )
-    refusal = weights.refusal(node)
-    return refusal if refusal is not None else Leaf(node, axis, maps, groups)
-
-
-def _add_once(
-    node: Node, found: Carries, plans: dict[Node, Plan], maps: Maps, weights: WeightValues
-) -> Plan | Refusal:
-    """The linear part went everywhere; one operand, or a new bias, takes the shift as well."""
-    if found.bias:
-        weight, axis = found.operands[0]
-        if weight not in weights:
-            message = f"the weight of {described(node)} depends on data"
-            return weights.varies(weight) or Refusal("nonlinear_writer", message, node.name)
-        made = Constant(weight, axis, maps, found.groups)
-        return Rebuilt(node, tuple(plans.items()), (found.bias, made))
-    refusal = _no_shift(node)
-    for operand, axis in found.operands:
-        if operand in found.adders:
-            plan = absorb(operand, axis, maps, weights)
-            if not isinstance(plan, Refusal):
-                return Rebuilt(node, tuple((plans | {operand: plan}).items()))
-            refusal = plan
-    return refusal
-
-
-def _absorb_factor(
-    node: Node, found: Carries, factor: float, maps: Maps, weights: WeightValues
-) -> Plan | Refusal:
-    """Drop the multiplication by a number and give the number to the weights, so that a shift can follow."""
-    operand, axis = found.operands[0]
-    return _absorb_scale(node, Scales(operand, axis, factor), maps, weights)
+    return plan if isinstance(plan, Refusal) else with_own_tap(plan, joined, linear_parts(maps))
 
 
 def _absorb_scale(node: Node, found: Scales, maps: Maps, weights: WeightValues) -> Plan | Refusal:
@@ -294,8 +182,9 @@ def _absorb_scale(node: Node, found: Scales, maps: Maps, weights: WeightValues) 
         return Refusal("layout", message, node.name)
     if weights.divided:
         return divided_refusal(node)
-    if found.operand not in weights and len(value_readers(found.operand)) > 1:
-        return weights.varies(found.operand) or _read_elsewhere(found.operand)
+    elsewhere = refuse_second_reader(found.operand, weights)
+    if elsewhere is not None:
+        return weights.varies(found.operand) or elsewhere
     return absorb(found.operand, found.axis, (Diagonal(found.scale), *maps), weights)
 
 
@@ -323,7 +212,3 @@ def _table_refusal(node: Node, found: Carries, weights: WeightValues) -> Refusal
         "table_copy", f"a folded copy of the table {weights.label(table)} would hold it in memory twice",
         node.name, "rewrite the model offline, where the table is replaced",
     )  # fmt: skip
-
-
-def _read_elsewhere(node: Node) -> Refusal:
-    return Refusal("raw_reader", f"{described(node)} is also read elsewhere, unchanged", node.name)

@@ -7,13 +7,15 @@ value cleans all that hangs below it. The best single place is the one with most
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from normfuse.analysis.absorb import absorb, refuse_widened
+from normfuse.analysis.absorb import absorb
+from normfuse.analysis.as_it_is import refuse_widened
 from normfuse.analysis.channel_map import Centre
+from normfuse.analysis.dirt import Dirt
 from normfuse.analysis.exactness import exact_operand, keep_exact
 from normfuse.analysis.flow import Blocks, Scales, Vanishes
 from normfuse.analysis.operator_table import flow
@@ -48,45 +50,10 @@ class Decision:
     centred: list[Value] = field(default_factory=list)
     refusals: dict[Node, Refusal] = field(default_factory=dict)
 
-
-@dataclass
-class _Dirt:
-    """Where means come in: a dominator tree whose roots are the values that bring one."""
-
-    parent: dict[Value, Value | None] = field(default_factory=dict)
-    depth: dict[Value, int] = field(default_factory=dict)
-    reason: dict[Value, Refusal] = field(default_factory=dict)
-
-    def source(self, value: Value, reason: Refusal) -> None:
-        self.parent[value], self.depth[value], self.reason[value] = None, 1, reason
-
-    def below(self, value: Value, operands: list[Value]) -> None:
-        """``value`` is dirty by these operands; tables are named last, since a centring could clean them."""
-        first, *rest = operands
-        meet: Value | None = first
-        for other in rest:
-            meet = self._meet(meet, other)
-        self.parent[value] = meet
-        self.depth[value] = 1 if meet is None else self.depth[meet] + 1
-        reasons = [self.reason[operand] for operand in operands]
-        self.reason[value] = next((r for r in reasons if r.code != "table_copy"), reasons[0])
-
-    def _meet(self, a: Value | None, b: Value | None) -> Value | None:
-        while a is not None and b is not None and a != b:
-            if self.depth[a] >= self.depth[b]:
-                a = self.parent[a]
-            else:
-                b = self.parent[b]
-        return a
-
-    def chain(self, value: Value) -> list[Value]:
-        """The values at which one centring would clean ``value``, itself first."""
-        found: list[Value] = []
-        current: Value | None = value
-        while current is not None:
-            found.append(current)
-            current = self.parent[current]
-        return found
+    def withdraw(self, refusal: Callable[[Node], Refusal]) -> None:
+        """Change nothing after all, for this reason of each norm."""
+        self.refusals |= {norm: refusal(norm) for norm in self.converted}
+        self.converted, self.centred, self.plans, self.cut = [], [], {}, None
 
 
 def decide(
@@ -102,7 +69,7 @@ def decide(
     One centring is added only where at least two norms lose theirs. Nothing is done for the norms in
     ``settled``, which stay as they are. ``maps`` are what takes the place of centring, for another change.
     """
-    decision, dirt = Decision(), _Dirt()
+    decision, dirt = Decision(), Dirt()
     keep_exact(stream)
     members = sorted((m for m in stream.members if m not in stream.raw), key=lambda v: (order[v[0]], v[1]))
     for value in members:
@@ -125,7 +92,7 @@ def decide(
 
 
 def _judge(
-    value: Value, stream: Stream, weights: WeightValues, decision: Decision, dirt: _Dirt, maps: Maps
+    value: Value, stream: Stream, weights: WeightValues, decision: Decision, dirt: Dirt, maps: Maps
 ) -> None:
     """Clean, dirty by its own operator, or dirty by its operands."""
     if value not in stream.carries:
@@ -186,7 +153,7 @@ def absorb_value(
 
 
 def _judge_origin(
-    value: Value, stream: Stream, weights: WeightValues, decision: Decision, dirt: _Dirt, maps: Maps
+    value: Value, stream: Stream, weights: WeightValues, decision: Decision, dirt: Dirt, maps: Maps
 ) -> None:
     found = flow(*value)
     if value not in stream.parts:
@@ -204,7 +171,7 @@ def _judge_origin(
 
 
 def _best_cut(
-    dirty: list[Value], dirt: _Dirt, stream: Stream, order: dict[Node, int], program: Program
+    dirty: list[Value], dirt: Dirt, stream: Stream, order: dict[Node, int], program: Program
 ) -> Value | None:
     """The one place below which most norms hang.
 

@@ -8,14 +8,13 @@ with the device's own ``a`` and ``b``, see :mod:`normfuse.analysis.step_costs`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch.fx import Node
 
 from normfuse.analysis.centring import Decision
-from normfuse.analysis.plan import Leaf, Plan, Rebuilt, Redirected
+from normfuse.analysis.plan import leaves_of
 from normfuse.analysis.step_costs import step_costs
 from normfuse.analysis.time_share import bytes_of
 from normfuse.analysis.weights import WeightValues
@@ -39,22 +38,14 @@ class Traffic:
 
 def training_traffic(decision: Decision, weights: WeightValues) -> Traffic:
     """What a decision would save and cost at every step."""
-    changed = {leaf.node for plans in decision.plans.values() for _, plan in plans for leaf in _leaves(plan)}
+    changed = {
+        leaf.node for plans in decision.plans.values() for _, plan in plans for leaf in leaves_of(plan)
+    }
     trained = [node for node in changed if weights.records_gradients(node)]
     sources = [node.all_input_nodes[0] for node in decision.converted]
     saved = sum(step_costs(_device_of(node)).saved * bytes_of(node) for node in sources)
     spent = sum(step_costs(_device_of(node)).spent * bytes_of(node) for node in trained)
     return Traffic(saved, spent, next((step_costs(_device_of(node)).unit for node in sources), ""))
-
-
-def _leaves(plan: Plan) -> Iterator[Leaf]:
-    if isinstance(plan, Leaf):
-        yield plan
-    elif isinstance(plan, Rebuilt):
-        for _, deeper in plan.operands:
-            yield from _leaves(deeper)
-    elif isinstance(plan, Redirected):
-        yield from _leaves(plan.plan)
 
 
 def _device_of(node: Node) -> torch.device:

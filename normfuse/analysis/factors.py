@@ -12,8 +12,13 @@ from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
+from normfuse.analysis.absorb import absorb
+from normfuse.analysis.as_it_is import refusal_of_parts, refuse_second_reader, refuse_widened
+from normfuse.analysis.channel_map import Diagonal
 from normfuse.analysis.flow import Carries, Shift
 from normfuse.analysis.operator_table import flow, may_multiply
+from normfuse.analysis.plan import Plan
+from normfuse.analysis.weights import WeightValues, divided_refusal
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.location import described
 from normfuse.ir.readers import value_readers
@@ -21,7 +26,7 @@ from normfuse.ir.region import norm_of
 from normfuse.ir.sizes import is_bounded_by, lies_alike, rank_of, same, same_shape, tensor_of
 from normfuse.report import Refusal
 
-__all__ = ["Factor", "factor_of", "norms_behind", "refusal_of_place"]
+__all__ = ["Factor", "divided", "factor_of", "norms_behind", "refusal_of_place"]
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,13 @@ def _is_entry(value: Node) -> bool:
     return found is None or same(found.numel(), 1)
 
 
-def refusal_of_place(factor: Factor) -> Refusal | None:
+def refusal_of_place(factor: Factor, weights: WeightValues) -> Refusal | None:
     """Why what is multiplied cannot stand in the place of the product, if so."""
+    if weights.divided:
+        return divided_refusal(factor.product)
+    for one in (factor.value, factor.product, factor.of, factor.beside):
+        if one is not None and weights.is_written(one):
+            return Refusal("mutated", f"the graph writes in place to {described(one)}", one.name)
     product, value = tensor_of(factor.product), tensor_of(factor.of)
     alike = product is not None and value is not None and product.dtype == value.dtype
     if not alike or not same_shape(factor.product, factor.of):
@@ -90,6 +100,22 @@ def refusal_of_place(factor: Factor) -> Refusal | None:
         message = f"{described(factor.product)} changes how its result lies in memory"
         return Refusal("layout", message, factor.product.name)
     return None
+
+
+def divided(total: Node, other: Node, by: float, weights: WeightValues) -> Plan | Refusal:
+    """How the operand ``other`` of a sum comes to be divided by a number, on whichever axis that can be."""
+    if weights.program.grad_enabled:
+        message = f"gradients are recorded, and the weights that write {described(other)} may train"
+        return Refusal("trains", message, other.name)
+    refusal = refuse_second_reader(other, weights) or refuse_widened(total, other)
+    if refusal is not None:
+        return refusal
+    axes = reversed(range(rank_of(other) or 1))
+    plans = [absorb(other, axis, (Diagonal(1 / by),), weights) for axis in axes]
+    plan = next((plan for plan in plans if not isinstance(plan, Refusal)), plans[0])
+    if isinstance(plan, Refusal):
+        return plan
+    return refusal_of_parts(described(total), total, [plan]) or plan
 
 
 def norms_behind(value: Node, found: list[Node]) -> Refusal | None:

@@ -13,18 +13,17 @@ from dataclasses import dataclass, replace
 
 from torch.fx import Graph, Node
 
-from normfuse.analysis.absorb import absorb
-from normfuse.analysis.beside import summands
+from normfuse.analysis.absorb import absorb_alone
 from normfuse.analysis.channel_map import ChannelMap, Trait, along, dtype_of
 from normfuse.analysis.plan import Maps, Plan, Rebuilt, Redirected, linear_parts
 from normfuse.analysis.ranges import narrowed
+from normfuse.analysis.sums import summands
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten
 from normfuse.ir.dtypes import opmath
 from normfuse.ir.emit import call, cast
-from normfuse.ir.readers import value_readers
 from normfuse.ir.region import norm_of
-from normfuse.ir.sizes import rank_of, shape_of
+from normfuse.ir.sizes import shape_of
 from normfuse.report import Refusal
 
 __all__ = ["Crossed", "Divided", "crossed", "image", "takes_maps"]
@@ -94,9 +93,9 @@ def crossed(total: Node, value: Node, axis: int, maps: Maps, weights: WeightValu
     if terms is None or len(others) != 1 or (value, 1.0) not in terms:
         return None
     (other,) = others
-    if weights.is_written(other) or (other not in weights and len(value_readers(other)) > 1):
+    if weights.is_written(other):
         return None
-    plan = absorb(other, axis, (Divided(linear_parts(maps)),), weights)
+    plan = absorb_alone(other, axis, (Divided(linear_parts(maps)),), weights)
     return None if isinstance(plan, Refusal) else Crossed(total, axis, maps, other, plan)
 
 
@@ -105,6 +104,4 @@ def takes_maps(user: Node, value: Node, axis: int) -> bool:
     region = norm_of(user)
     if region is None or not region.spec.is_stored:
         return False
-    channels = [d for d in range(rank_of(user)) if d - rank_of(user) not in region.spec.dims]
-    reads_once = list(user.args).count(value) == 1
-    return channels == [axis] and region.operands(user).source is value and reads_once
+    return region.other_axes(user) == [axis] and region.is_input(user, value)

@@ -11,52 +11,29 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 from torch.fx import Node
 
-from normfuse.analysis.channel_map import ChannelMap, Within
+from normfuse.analysis.axis_ranges import (
+    AxisRange,
+    AxisRanges,
+    has_channels,
+    is_fixed,
+    is_outermost,
+    lifted,
+    positions,
+)
+from normfuse.analysis.channel_map import ChannelMap
 from normfuse.analysis.flow import Carries
 from normfuse.analysis.operator_table import flow
 from normfuse.analysis.ranges import SPLITS, pieces_of
-from normfuse.analysis.spread_map import Spread
 from normfuse.ir.calls import aten, bind, is_call
 from normfuse.ir.moves import RESHAPES, is_move
 from normfuse.ir.readers import value_readers
 from normfuse.ir.sizes import rank_of, same, shape_of
 
-__all__ = ["Part", "part_of"]
-
-
-@dataclass(frozen=True)
-class _Factor:
-    """One of the axes that an axis is made of, the outermost first: ``length`` positions from ``start``.
-
-    All of them without a ``length``. They may be made of axes themselves, ``inner``. ``holds`` marks the
-    channels that are looked for.
-    """
-
-    size: Any
-    start: int = 0
-    length: int | None = None
-    inner: tuple[_Factor, ...] = ()
-    holds: bool = False
-
-    def positions(self) -> list[int]:
-        length = self.size if self.length is None else self.length
-        return [self.start + at for at in (_positions(self.inner) if self.inner else range(length))]
-
-
-_Axis = tuple[_Factor, ...]
-
-
-def _positions(factors: Sequence[_Factor]) -> list[int]:
-    """The places of a joined axis that are selected."""
-    found = [0]
-    for factor in factors:
-        found = [at * factor.size + place for at in found for place in factor.positions()]
-    return found
+__all__ = ["Part", "part_of", "part_read_apart"]
 
 
 @dataclass(frozen=True)
@@ -65,17 +42,17 @@ class Part:
 
     whole: Node
     axis: int
-    factors: _Axis
+    factors: AxisRanges
 
     def lifted(self, mapping: ChannelMap) -> ChannelMap:
         """The map of the whole that is ``mapping`` of the part, and leaves everything else as it is."""
-        return _lifted(mapping, self.factors)
+        return lifted(mapping, self.factors)
 
     def is_read_apart(self, node: Node) -> bool:
         """Whether every other reader of the whole, but for those of ``node``, reads other channels."""
-        own = set(_positions(self.factors))
+        own = set(positions(self.factors))
         regions = (_walk(value, None, self.whole) for value in _read_elsewhere(self.whole, node))
-        return all(found is not None and own.isdisjoint(_positions(found[1][self.axis])) for found in regions)
+        return all(found is not None and own.isdisjoint(positions(found[1][self.axis])) for found in regions)
 
 
 def part_of(node: Node, axis: int) -> Part | None:
@@ -84,44 +61,17 @@ def part_of(node: Node, axis: int) -> Part | None:
     if found is None:
         return None
     whole, axes = found
-    (place,) = [i for i, factors in enumerate(axes) if any(map(_holds, factors))]
+    (place,) = [i for i, factors in enumerate(axes) if any(map(has_channels, factors))]
     own, others = axes[place], [f for i, factors in enumerate(axes) if i != place for f in factors]
     if (len(own) == 1 and own[0].length is None) or any(f.length is not None for f in others):
         return None
-    return Part(whole, place, own) if _is_fixed(own) and _is_outermost(own) else None
+    return Part(whole, place, own) if is_fixed(own) and is_outermost(own) else None
 
 
-def _holds(factor: _Factor) -> bool:
-    return factor.holds or any(map(_holds, factor.inner))
-
-
-def _is_fixed(factors: _Axis) -> bool:
-    return all(isinstance(f.size, int) and _is_fixed(f.inner) for f in factors)
-
-
-def _is_outermost(factors: _Axis) -> bool:
-    """Whether nothing is selected of an axis inside the channels."""
-    (at,) = [i for i, f in enumerate(factors) if _holds(f)]
-    return all(f.length is None for f in factors[at + 1 :]) and (
-        not factors[at].inner or _is_outermost(factors[at].inner)
-    )
-
-
-def _lifted(mapping: ChannelMap, factors: _Axis) -> ChannelMap:
-    (at,) = [i for i, f in enumerate(factors) if _holds(f)]
-    own, behind = factors[at], prod(f.size for f in factors[at + 1 :])
-    if own.inner:
-        mapping = _lifted(mapping, own.inner)
-    mapping = mapping if own.length is None else Within(mapping, own.start, own.length)
-    mapping = mapping if behind == 1 else Spread(mapping, 1, behind)
-    width = own.size * behind
-    for factor in reversed(factors[:at]):
-        count = factor.size if factor.length is None else factor.length
-        mapping = mapping if count == 1 else Spread(mapping, count, 1)
-        if factor.length is not None:
-            mapping = Within(mapping, factor.start * width, factor.length * width)
-        width *= factor.size
-    return mapping
+def part_read_apart(node: Node, axis: int) -> Part | None:
+    """The same, where nothing else reads these channels."""
+    part = part_of(node, axis)
+    return part if part is not None and part.is_read_apart(node) else None
 
 
 def _read_elsewhere(whole: Node, node: Node) -> Iterator[Node]:
@@ -143,12 +93,12 @@ def _goes_on(user: Node, value: Node) -> bool:
     return (taken or user.target is operator.getitem) and user.args[0] is value
 
 
-def _walk(node: Node, axis: int | None, end: Node | None) -> tuple[Node, tuple[_Axis, ...]] | None:
+def _walk(node: Node, axis: int | None, end: Node | None) -> tuple[Node, tuple[AxisRanges, ...]] | None:
     """Back through moves and selections, to ``end`` or as far as they go; what each axis there holds."""
     shape = shape_of(node)
     if shape is None:
         return None
-    axes: tuple[_Axis, ...] = tuple((_Factor(s, holds=i == axis),) for i, s in enumerate(shape))
+    axes: tuple[AxisRanges, ...] = tuple((AxisRange(s, holds=i == axis),) for i, s in enumerate(shape))
     while node is not end:
         step = _back(node, axes)
         if step is None:
@@ -157,7 +107,7 @@ def _walk(node: Node, axis: int | None, end: Node | None) -> tuple[Node, tuple[_
     return node, axes
 
 
-def _back(node: Node, axes: tuple[_Axis, ...]) -> tuple[Node, tuple[_Axis, ...]] | None:
+def _back(node: Node, axes: tuple[AxisRanges, ...]) -> tuple[Node, tuple[AxisRanges, ...]] | None:
     if is_call(node, *RESHAPES):
         return _before_reshape(node, axes)
     if is_move(node):
@@ -171,19 +121,19 @@ def _back(node: Node, axes: tuple[_Axis, ...]) -> tuple[Node, tuple[_Axis, ...]]
 
 
 def _selected(
-    node: Node, source: object, dim: int, index: object, axes: tuple[_Axis, ...]
-) -> tuple[Node, tuple[_Axis, ...]] | None:
+    node: Node, source: object, dim: int, index: object, axes: tuple[AxisRanges, ...]
+) -> tuple[Node, tuple[AxisRanges, ...]] | None:
     shape = shape_of(source)
     if shape is None or not isinstance(index, int) or not isinstance(shape[dim], int):
         return None
     dim = dim % len(shape)
-    made = _Factor(1) if shape[dim] == 1 else _Factor(shape[dim], index % shape[dim], 1)
+    made = AxisRange(1) if shape[dim] == 1 else AxisRange(shape[dim], index % shape[dim], 1)
     return _moved(node, source, axes, {dim: (made,)})
 
 
 def _moved(
-    node: Node, source: object, axes: tuple[_Axis, ...], held: dict[int, _Axis]
-) -> tuple[Node, tuple[_Axis, ...]] | None:
+    node: Node, source: object, axes: tuple[AxisRanges, ...], held: dict[int, AxisRanges]
+) -> tuple[Node, tuple[AxisRanges, ...]] | None:
     """Each axis where the operator table says that it comes from; those of a list are those of its parts."""
     for axis, factors in enumerate(axes):
         found = flow(node, axis)
@@ -195,7 +145,7 @@ def _moved(
     return source, tuple(held[axis] for axis in range(len(held)))
 
 
-def _before_range(node: Node, axes: tuple[_Axis, ...]) -> tuple[Node, tuple[_Axis, ...]] | None:
+def _before_range(node: Node, axes: tuple[AxisRanges, ...]) -> tuple[Node, tuple[AxisRanges, ...]] | None:
     """A range of one axis."""
     for axis, factors in enumerate(axes):
         pieces = pieces_of(node, axis)
@@ -204,15 +154,15 @@ def _before_range(node: Node, axes: tuple[_Axis, ...]) -> tuple[Node, tuple[_Axi
         (piece,) = pieces
         size, whole = (shape_of(piece.operand) or ())[axis], len(factors) == 1 and factors[0].length is None
         inner = () if whole else factors
-        made = (_Factor(size, piece.inner, piece.length, inner, holds=whole and factors[0].holds),)
+        made = (AxisRange(size, piece.inner, piece.length, inner, holds=whole and factors[0].holds),)
         kept = factors if size == piece.length else made
         return piece.operand, (*axes[:axis], kept, *axes[axis + 1 :])
     return None
 
 
-def _before_reshape(node: Node, axes: tuple[_Axis, ...]) -> tuple[Node, tuple[_Axis, ...]] | None:
+def _before_reshape(node: Node, axes: tuple[AxisRanges, ...]) -> tuple[Node, tuple[AxisRanges, ...]] | None:
     source = node.args[0]
-    before, after, made = shape_of(source), shape_of(node), list[_Axis]()
+    before, after, made = shape_of(source), shape_of(node), list[AxisRanges]()
     if before is None or after is None or not isinstance(source, Node):
         return None
     place = 0
@@ -222,13 +172,13 @@ def _before_reshape(node: Node, axes: tuple[_Axis, ...]) -> tuple[Node, tuple[_A
         stop = _taken_apart(size, after, place)
         if stop is not None:
             held = [f for factors in axes[place:stop] for f in factors if not same(f.size, 1)]
-            made.append(tuple(held) or (_Factor(size),))
+            made.append(tuple(held) or (AxisRange(size),))
             place = stop
             continue
         joined = _taken_apart(after[place], before, first) if place < len(after) else None
-        if joined is None or any(_holds(f) or f.length is not None for f in axes[place]):
+        if joined is None or any(has_channels(f) or f.length is not None for f in axes[place]):
             return None
-        made += [(_Factor(one),) for one in before[first:joined]]
+        made += [(AxisRange(one),) for one in before[first:joined]]
         place += 1
     left = [f for factors in axes[place:] for f in factors]
     if any(not same(f.size, 1) or f.length is not None for f in left):

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from normfuse.analysis.ranges import SPLITS, pieces_of
 from normfuse.ir.calls import aten, bind, is_call
+from normfuse.ir.emit import call
 from normfuse.ir.moves import COPIES, RESHAPES, TURNS
-from normfuse.ir.sizes import rank_of, same_product, shape_of
+from normfuse.ir.sizes import rank_of, same_product, shape_of, static_size
 from normfuse.torch_compat import outside_tracing
 
-__all__ = ["every_channel", "moved", "runs_of", "varying"]
+__all__ = ["every_channel", "gathered", "moved", "runs_of", "varying"]
 
 _Run = tuple[slice, slice]
 #: Channels of one position, and of some more that a reshape joins them with; not those of all tokens.
@@ -141,3 +142,13 @@ def _once(places: Tensor) -> Tensor:
         if torch.equal(first.expand_as(places), places):
             places = first
     return places
+
+
+def gathered(graph: Graph, vector: Node, places: Sequence[int]) -> Node:
+    """The entries of a vector at these places, range by range: heads that share values follow one another."""
+    made = call(graph, aten.reshape.default, vector, [-1])
+    starts = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(places)) if b != a + 1), len(places)]
+    ranges = [(places[a], places[b - 1] + 1) for a, b in pairwise(starts)]
+    if ranges == [(0, static_size(made, 0))]:
+        return made
+    return call(graph, aten.cat.default, [call(graph, aten.slice.Tensor, made, 0, *r) for r in ranges])

@@ -5,13 +5,14 @@ A plan is a tree: operators that are written anew, down to the weights that take
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
 from normfuse.analysis.channel_map import ChannelMap
 from normfuse.errors import InvariantError
+from normfuse.ir.sizes import static_size
 
 __all__ = [
     "Constant",
@@ -21,9 +22,11 @@ __all__ = [
     "Plan",
     "Rebuilt",
     "Redirected",
+    "leaves_of",
     "linear_parts",
     "merged",
     "redirected",
+    "resized",
     "transposed",
 ]
 
@@ -86,6 +89,17 @@ class Redirected:
 Plan = Leaf | Constant | Rebuilt | Kept | Redirected
 
 
+def leaves_of(plan: Plan) -> Iterator[Leaf]:
+    """The weights that a plan changes."""
+    if isinstance(plan, Leaf):
+        yield plan
+    elif isinstance(plan, Redirected):
+        yield from leaves_of(plan.plan)
+    elif isinstance(plan, Rebuilt):
+        for _, deeper in plan.operands:
+            yield from leaves_of(deeper)
+
+
 def redirected(plan: Plan) -> list[Redirected]:
     """Where a plan changes a part of a value for all readers, one entry for each such part."""
     if isinstance(plan, Redirected):
@@ -107,6 +121,17 @@ def merged(plans: Sequence[Plan]) -> Plan:
     if isinstance(first, Leaf) and all(isinstance(p, Leaf) and p.node is first.node for p in plans):
         return replace(first, maps=tuple(m for p in plans if isinstance(p, Leaf) for m in p.maps))
     raise InvariantError("parts of one value are planned in different ways")
+
+
+def resized(node: Node, axis: int, maps: Maps) -> tuple[int, int] | None:
+    """The axis, and the size that the maps give it, where that is another one."""
+    before = static_size(node, axis)
+    if before is None:
+        return None
+    width = before
+    for mapping in maps:
+        width = mapping.width(width)
+    return None if width == before else (axis, width)
 
 
 def linear_parts(maps: Maps) -> Maps:

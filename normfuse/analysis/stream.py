@@ -19,7 +19,7 @@ from normfuse.analysis.channel_map import Centre
 from normfuse.analysis.flow import Blocks, Carries, Scales
 from normfuse.analysis.operator_table import carried_axis, flow
 from normfuse.analysis.own_centring import centred_by_hand, is_own_mean
-from normfuse.analysis.parts import Part, part_of
+from normfuse.analysis.parts import Part, part_read_apart
 from normfuse.analysis.rows_layout import LAYOUT
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten, is_call
@@ -114,8 +114,8 @@ def explore(
 
 
 def _backward(value: Value, stream: Stream, weights: WeightValues, centres: bool) -> tuple[Value, ...]:
-    part = part_of(*value)
-    if part is not None and part.is_read_apart(value[0]):
+    part = part_read_apart(*value)
+    if part is not None:
         stream.parts[value] = part
         return ()
     found = flow(*value)

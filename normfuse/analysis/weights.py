@@ -10,14 +10,15 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from normfuse.analysis.channel_map import ChannelMap
+from normfuse.analysis.weight_memory import WeightMemory, memory_of
 from normfuse.ir.calls import aten, is_call
 from normfuse.ir.dtypes import FLOATS
-from normfuse.ir.effects import Effects, aliased_by
+from normfuse.ir.effects import Effects
 from normfuse.ir.grad_mode import switches_gradients
 from normfuse.ir.location import described
 from normfuse.ir.program import Input, Program
+from normfuse.ir.readers import ancestors
 from normfuse.ir.sizes import tensor_of
-from normfuse.ir.span import Span, shares_memory
 from normfuse.ir.undeclared import is_pure, may_differ
 from normfuse.report import Refusal
 
@@ -36,12 +37,11 @@ class WeightValues:
         self.program = program
         self._inputs = program.weights
         self._effects = effects
-        self._updated = {_memory(i) for i in self._inputs.values() if i.name in program.updated}
+        self._updated = {memory_of(i) for i in self._inputs.values() if i.name in program.updated}
         self.divided = program.grad_enabled and switches_gradients(program.gm.graph)
         self._known: set[Node] = set()
         self._folded: set[Node] = set()
-        self._spanned: dict[Node, set[Span]] = {}
-        self._by_memory: dict[int | None, list[Node]] = {}
+        self._memory = WeightMemory(self._inputs, self._known, self._folded)
         for node in program.gm.graph.nodes:
             if self._is_weight(node):
                 self._known.add(node)
@@ -54,7 +54,7 @@ class WeightValues:
         folded = set(nodes)
         self._known |= folded
         self._folded |= folded
-        self._by_memory = {}
+        self._memory.forget_places()
 
     def is_folded(self, node: Node) -> bool:
         return node in self._folded
@@ -71,7 +71,7 @@ class WeightValues:
     def is_written(self, node: Node) -> bool:
         """Whether the graph writes to memory that ``node`` stands for, at once or for the next call."""
         return self._effects.is_written(node) or (
-            bool(self._updated) and _memory(self._inputs.get(node)) in self._updated
+            bool(self._updated) and memory_of(self._inputs.get(node)) in self._updated
         )
 
     def label(self, node: Node) -> str:
@@ -153,11 +153,7 @@ class WeightValues:
 
     def stored(self, node: Node) -> list[Input]:
         """The inputs that a weight value is computed from."""
-        seen, stack = {node}, [node]
-        while stack:
-            fresh = [n for n in stack.pop().all_input_nodes if n not in seen]
-            seen.update(fresh)
-            stack.extend(fresh)
+        seen = ancestors(node)
         return [found for n, found in self._inputs.items() if n in seen]
 
     def train(self, maps: Iterable[ChannelMap]) -> bool:
@@ -166,72 +162,11 @@ class WeightValues:
 
     def is_shared(self, node: Node) -> bool:
         """Whether what a weight value is made of is read by more than one operator, under any name."""
-        memories = {span.memory for span in self._spans(node)}
-        unknown = node not in self._folded and (not memories or None in memories)
-        return unknown or len(self.readers_of(node)) > 1
+        return self._memory.is_shared(node)
 
     def readers_of(self, node: Node) -> list[Node]:
-        """All operators on data that read a weight value, or whatever else is made of the same memory.
-
-        Parts of one weight that do not overlap are weights of their own, as those of a packed projection, and
-        so are folded weights, which are copies.
-        """
-        own = self._spans(node)
-        if not self._by_memory:
-            self._sort_by_memory()
-        seen = {node for span in own for node in self._by_memory.get(span.memory, ())}
-        stack, found = list(seen), set[Node]()
-        while stack:
-            value = stack.pop()
-            overlaps = not own or any(a.overlaps(b) for a in self._spans(value) for b in own)
-            for user in value.users:
-                if user in self._known:
-                    stack.extend({user} - seen - self._folded)
-                    seen.add(user)
-                elif overlaps:
-                    found.add(user)
-        return sorted(found)
-
-    def _sort_by_memory(self) -> None:
-        """Note which inputs and folded weights lie in which memory."""
-        for found in self._inputs.values():
-            self._by_memory.setdefault(_memory(found), []).append(found.node)
-        for node in self._folded:
-            for memory in {span.memory for span in self._spans(node)}:
-                self._by_memory.setdefault(memory, []).append(node)
-
-    def _spans(self, node: Node) -> set[Span]:
-        """The memory that a weight value is made of."""
-        if node not in self._spanned:
-            self._spanned[node] = self._own_spans(node)
-        return self._spanned[node]
-
-    def _own_spans(self, node: Node) -> set[Span]:
-        if node in self._folded:
-            return {Span(id(self._whole(node)))}
-        if node in self._inputs:
-            return {Span.of(_memory(self._inputs[node]), self._inputs[node].value)}
-        whole, value = _viewed(node), tensor_of(node)
-        base = None if whole is None else tensor_of(whole)
-        if whole in self._inputs and base is not None and value is not None and shares_memory(base, value):
-            start = self._inputs[whole].value.storage_offset() - base.storage_offset()
-            return {Span.of(_memory(self._inputs[whole]), value, start)}
-        return set().union(*(self._spans(operand) for operand in node.all_input_nodes))
-
-    def _whole(self, node: Node) -> Node:
-        """The folded weight that the algebra at a node is a part of."""
-        while above := next((user for user in node.users if user in self._folded), None):
-            node = above
-        return node
-
-
-def _viewed(node: Node) -> Node | None:
-    """The value that a node is a view of, through any number of views."""
-    while bases := aliased_by(node):
-        if len(bases) > 1:
-            return None
-        node = bases[0]
-    return node
+        """All operators on data that read a weight value, or whatever else is made of the same memory."""
+        return self._memory.readers_of(node)
 
 
 def _impure(node: Node) -> Refusal:
@@ -261,12 +196,6 @@ def _is_literal(node: Node) -> bool:
 def _is_function(target: object) -> bool:
     """Whether an operator's result depends on the entries of its operands and nothing else."""
     return is_pure(target) if isinstance(target, OpOverload) else target is operator.getitem
-
-
-def _memory(found: Input | None) -> int | None:
-    if found is None or found.value.layout != torch.strided:
-        return None
-    return int(found.value.untyped_storage()._cdata)
 
 
 def _sharded(node: Node, found: Input) -> Refusal:

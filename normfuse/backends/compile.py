@@ -28,8 +28,9 @@ from normfuse.capture.autocasting import is_autocast_enabled
 from normfuse.errors import NormfuseError, OptionError, UncapturableError, cause, is_strict
 from normfuse.options import Options, split_options
 from normfuse.passes.catalogue import check_rules
+from normfuse.passes.expectation import check_expectation
 from normfuse.passes.observer import Observer
-from normfuse.passes.pipeline import check_expectation, run_pipeline
+from normfuse.passes.pipeline import run_pipeline
 from normfuse.report import Report
 from normfuse.torch_compat import autocast_off, unnoticed
 from normfuse.verify import widen

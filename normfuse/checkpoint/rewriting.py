@@ -30,7 +30,7 @@ from normfuse.errors import InputError, OptionError
 from normfuse.files import json_text
 from normfuse.options import Options
 from normfuse.passes.catalogue import check_rules
-from normfuse.passes.pipeline import check_expectation
+from normfuse.passes.expectation import check_expectation
 from normfuse.report import Report
 
 __all__ = ["RewrittenFolder", "explain_folder", "rewrite_folder"]

@@ -16,8 +16,8 @@ from normfuse.ir.region import Operands, norm_of
 from normfuse.ir.sizes import tensor_of
 from normfuse.ir.spec import NormSpec
 from normfuse.options import Options
-from normfuse.passes.hoist import recipe_of
 from normfuse.passes.pipeline import run_pipeline
+from normfuse.passes.recipes import recipe_of
 from normfuse.passes.work import Work
 from normfuse.report import Refusal, Report, Site
 

@@ -20,9 +20,9 @@ from torch.fx import Graph, Node
 from normfuse.errors import InvariantError
 from normfuse.ir.calls import aten
 from normfuse.ir.dtypes import opmath
-from normfuse.ir.emit import call, cast
+from normfuse.ir.emit import as_row_major, call, cast
 from normfuse.ir.region import NormRegion, Operands
-from normfuse.ir.sizes import is_row_major, shape_of, static_size, tensor_of
+from normfuse.ir.sizes import is_row_major, shape_of, static_size
 from normfuse.ir.spec import NormSpec
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "has_body",
     "is_core_of_groups",
     "is_expressible",
+    "is_plain",
     "respell",
     "scaled",
     "shifted",
@@ -63,6 +64,12 @@ def is_expressible(spec: NormSpec) -> bool:
     return plain and usual and (spec.divisor is None or spec.basis == "drop_last")
 
 
+def is_plain(spec: NormSpec) -> bool:
+    """Whether a LayerNorm or RMSNorm divides by the root of a mean square and a number, whatever follows."""
+    bare = spec.kind in ("layer_norm", "rms_norm") and is_expressible(spec.core)
+    return bare and spec.eps is not None
+
+
 def _is_known(spec: NormSpec) -> bool:
     """A LayerNorm, an RMSNorm, or one in coordinates of the zero-mean space, which are along one axis."""
     if spec.kind != "crms_norm":
@@ -82,10 +89,7 @@ def canonical_region(spec: NormSpec, operands: Operands, result: torch.Tensor) -
             inputs[role] = graph.placeholder(role)
             inputs[role].meta = {k: v for k, v in operand.meta.items() if k == "val"}
     value = _body(graph, spec, inputs, is_row_major(result))
-    made = tensor_of(value)
-    if made is not None and is_row_major(result) and not is_row_major(made):
-        value = call(graph, aten.contiguous.default, value)
-    graph.output(value)
+    graph.output(as_row_major(graph, value, result))
     return NormRegion(spec, graph, _spelling(spec))
 
 
@@ -104,8 +108,7 @@ def _spelling(spec: NormSpec) -> str:
 
 
 def _body(graph: Graph, spec: NormSpec, inputs: dict[str, Node], row_major: bool) -> Node:
-    compute = spec.statistics_dtype or spec.compute_dtype
-    compute = opmath(compute) if spec.basis == "drop_last" else compute
+    compute = opmath(spec.sum_dtype) if spec.basis == "drop_last" else spec.sum_dtype
     if spec.kind == "group_norm":
         held = (inputs.get("scale"), inputs.get("shift"))
         value = call(graph, aten.group_norm.default, inputs["source"], spec.groups, *held, spec.eps)
@@ -159,7 +162,7 @@ def _is_whole(spec: NormSpec, inputs: dict[str, Node], sizes: list[int | None]) 
     """Whether that operator is the norm with weight and bias, casts included: it rounds once, in the end."""
     held = [inputs[role] for role in ("scale", "shift") if role in inputs]
     alike = all(shape_of(n) == tuple(sizes) and n.meta["val"].dtype == spec.source_dtype for n in held)
-    precise = spec.compute_dtype == opmath(spec.source_dtype) == (spec.statistics_dtype or spec.compute_dtype)
+    precise = spec.compute_dtype == opmath(spec.source_dtype) == spec.sum_dtype
     rounded = spec.source_dtype == spec.out_dtype
     rounds_once = spec.scale_dtype == spec.compute_dtype or (not held and spec.scale_dtype == spec.out_dtype)
     return alike and precise and rounded and rounds_once and (spec.centred or not spec.has_shift)

@@ -6,11 +6,12 @@ checkpointed regions, without what it was told about effects, and removes method
 
 from __future__ import annotations
 
-from torch.fx import Graph
+from torch.fx import Graph, Node
 
+from normfuse.ir.calls import aten, is_call
 from normfuse.ir.effects import is_effectful
 
-__all__ = ["drop_unused"]
+__all__ = ["drop_assertions", "drop_unused"]
 
 
 def drop_unused(graph: Graph) -> None:
@@ -18,3 +19,10 @@ def drop_unused(graph: Graph) -> None:
     for node in reversed(graph.nodes):
         if not node.users and node.op != "placeholder" and not is_effectful(node):
             graph.erase_node(node)
+
+
+def drop_assertions(value: Node) -> None:
+    """Erase what looks at the type of a value in every call."""
+    for user in list(value.users):
+        if is_call(user, aten._assert_tensor_metadata.default):
+            user.graph.erase_node(user)

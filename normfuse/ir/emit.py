@@ -11,10 +11,10 @@ from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from normfuse.ir.calls import aten
-from normfuse.ir.sizes import tensor_of
+from normfuse.ir.sizes import is_row_major, tensor_of
 from normfuse.torch_compat import autocast_off, fakes_called
 
-__all__ = ["call", "cast", "fake_value"]
+__all__ = ["as_row_major", "call", "cast", "fake_value"]
 
 
 def fake_value(target: OpOverload, args: Any, kwargs: Mapping[str, Any] | None = None) -> Any:
@@ -45,3 +45,11 @@ def cast(graph: Graph, value: Node, dtype: torch.dtype) -> Node:
     if fake is not None and fake.dtype == dtype:
         return value
     return call(graph, aten.to.dtype, value, dtype)
+
+
+def as_row_major(graph: Graph, value: Node, like: torch.Tensor | None) -> Node:
+    """``value`` row after row in memory where ``like`` lies so; no operator where it does already."""
+    fake = tensor_of(value)
+    if fake is None or like is None or is_row_major(fake) or not is_row_major(like):
+        return value
+    return call(graph, aten.contiguous.default, value)

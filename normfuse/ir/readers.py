@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from normfuse.ir.calls import aten, is_call
 
-__all__ = ["operands_of", "reads_only_type", "value_readers"]
+__all__ = ["ancestors", "operands_of", "reads_only_type", "value_readers"]
 
 _SHAPE_ONLY = (
     aten.sym_size.int, aten.sym_stride.int, aten.sym_numel.default, aten._assert_tensor_metadata.default,
@@ -47,3 +47,13 @@ def reads_only_type(user: Node, node: Node) -> bool:
 def value_readers(node: Node) -> list[Node]:
     """The readers that want the entries of a value."""
     return [user for user in node.users if not reads_only_type(user, node)]
+
+
+def ancestors(node: Node) -> set[Node]:
+    """All that a value is made of, itself included."""
+    seen, stack = {node}, [node]
+    while stack:
+        fresh = [n for n in stack.pop().all_input_nodes if n not in seen]
+        seen.update(fresh)
+        stack.extend(fresh)
+    return seen

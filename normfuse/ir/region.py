@@ -14,6 +14,7 @@ import torch
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from normfuse.errors import InvariantError
+from normfuse.ir.sizes import rank_of
 from normfuse.ir.spec import NormSpec
 
 __all__ = ["UNLIFTED", "NormRegion", "Operands", "norm_of", "norms_in", "region_of"]
@@ -79,6 +80,15 @@ class NormRegion(torch.nn.Module):
         if any(isinstance(n.meta.get("val"), torch.Tensor) for n in sizes):
             raise InvariantError(f"{node.name} has {len(sizes)} operands more than its description")
         return Operands(source, eps, scale, shift, **stored, held=held, sizes=sizes)
+
+    def is_input(self, node: Node, value: Node) -> bool:
+        """Whether ``node``, which calls this region, normalizes a value and reads it nowhere else."""
+        return self.operands(node).source is value and list(node.args).count(value) == 1
+
+    def other_axes(self, node: Node) -> list[int]:
+        """The axes of ``node``, which calls this region, that are not normalized."""
+        rank = rank_of(node)
+        return [axis for axis in range(rank) if axis - rank not in self.spec.dims]
 
 
 def norm_of(node: Node) -> NormRegion | None:

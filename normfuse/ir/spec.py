@@ -103,6 +103,11 @@ class NormSpec:
         return self.statistics in ("stored", "computed")
 
     @property
+    def sum_dtype(self) -> torch.dtype:
+        """The dtype of the sums."""
+        return self.statistics_dtype or self.compute_dtype
+
+    @property
     def has_affine(self) -> bool:
         """Whether a weight, a bias or a number follows the core."""
         return self.has_scale or self.has_shift or self.post_factor != 1

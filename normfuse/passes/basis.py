@@ -79,8 +79,7 @@ def plan(stream: Stream, decision: Decision, basis: Basis, work: Work, weights: 
     refusal = _plan_widths(change, basis) or _plan_norms(change, basis, work, weights)
     if refusal is None:
         return change
-    decision.refusals |= dict.fromkeys(decision.converted, refusal)
-    decision.converted, decision.centred, decision.plans, decision.cut = [], [], {}, None
+    decision.withdraw(lambda norm: refusal)
     return change
 
 

@@ -11,19 +11,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
-from torch.fx import Graph, Node
+from torch.fx import Node
 
 from normfuse.analysis.affine_map import Standardise
 from normfuse.analysis.attention import Attended, Projected, attended
-from normfuse.analysis.forward import Read, absorbed
+from normfuse.analysis.places import gathered
+from normfuse.analysis.reads import Read, absorbed
 from normfuse.analysis.weights import WeightValues
-from normfuse.ir.calls import aten, bind, set_arguments
-from normfuse.ir.emit import call
+from normfuse.ir.calls import bind, set_arguments
 from normfuse.ir.location import described
 from normfuse.ir.region import norm_of
-from normfuse.ir.sizes import static_size
 from normfuse.passes.decisions import weights_of
 from normfuse.passes.evidence import Certificate, certificate
 from normfuse.passes.place import Placement
@@ -71,7 +69,11 @@ def _carried(
     planned = refusal or _planned(one, found, weights)
     done = planned if isinstance(planned, Refusal) else _apply(planned, work, placement)
     weights.admit(placement.made)
-    return done if isinstance(done, _Onward) or (found.meets and one.before is None) else None
+    if isinstance(done, _Onward):
+        return done
+    if not found.meets or one.before is not None:
+        return None
+    return done
 
 
 def _planned(one: Shifted, found: Attended, weights: WeightValues) -> _Onward | Refusal:
@@ -118,18 +120,8 @@ def _proof(done: list[_Onward], work: Work) -> Certificate:
 def _given(one: Shifted, read: Read, places: tuple[int, ...], placement: Placement) -> Node:
     """The bias of a projection behind attention with what its weight makes of the shift of the values."""
     shift = placement.shifted(one.read)
-    heads = placement.made_of({shift}, read.node, lambda graph: _gathered(graph, shift, places))
+    heads = placement.made_of({shift}, read.node, lambda graph: gathered(graph, shift, places))
     return placement.shifted(replace(read, maps=(Standardise(0.0, shift=heads),)))
-
-
-def _gathered(graph: Graph, shift: Node, places: tuple[int, ...]) -> Node:
-    """The entries at these places, range by range: heads that share values follow one another."""
-    made = call(graph, aten.reshape.default, shift, [-1])
-    starts = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(places)) if b != a + 1), len(places)]
-    ranges = [(places[a], places[b - 1] + 1) for a, b in pairwise(starts)]
-    if ranges == [(0, static_size(made, 0))]:
-        return made
-    return call(graph, aten.cat.default, [call(graph, aten.slice.Tensor, made, 0, *r) for r in ranges])
 
 
 CARRY_SHIFT = Rule(

@@ -6,30 +6,26 @@ at the stream's head. How a stream may change is settled by :mod:`normfuse.passe
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch.fx import Node
 
 from normfuse.analysis.forward import Pushed, push
-from normfuse.analysis.plan import Maps
 from normfuse.analysis.resize import channels_of, resize
 from normfuse.analysis.weights import WeightValues
-from normfuse.ir.calls import aten, set_arguments
-from normfuse.ir.canonical import canonical_region, scaled, shifted
-from normfuse.ir.emit import call
+from normfuse.ir.calls import set_arguments
 from normfuse.ir.readers import reads_only_type
 from normfuse.ir.region import region_of
-from normfuse.ir.sizes import is_row_major, rank_of, static_size
+from normfuse.ir.sizes import rank_of, static_size
 from normfuse.ir.spec import NormSpec
 from normfuse.passes.basis import Basis, Change, plan
-from normfuse.passes.decisions import streams_of, substitutions, weights_of
-from normfuse.passes.evidence import Certificate, evidence
+from normfuse.passes.cores import put_core, write_out
+from normfuse.passes.decisions import carry_out, streams_of, weights_of
+from normfuse.passes.evidence import Certificate
 from normfuse.passes.ownership import Move
 from normfuse.passes.place import Placement
 from normfuse.passes.premises import rest_on_range, rest_on_small_bias
 from normfuse.passes.rule import Rule
 from normfuse.passes.settle_shifts import note_shift
-from normfuse.passes.work import Restored, Work
+from normfuse.passes.work import Work
 from normfuse.report import Site
 
 __all__ = ["change_basis"]
@@ -40,11 +36,8 @@ def change_basis(work: Work, rule: Rule, basis: Basis) -> int:
 
     Returns at how many places a map stands in the graph, since no weight could take it.
     """
-    graph = work.program.gm.graph
     changes = _plans(work, rule, basis)
-    proofs = {n: evidence(rule, n, c.stream, c.decision, work) for c in changes for n in c.decision.converted}
-    placement = Placement(graph)
-    placement.substitute([s for change in changes for s in substitutions(change.decision)])
+    placement, proofs = carry_out(rule, [(change.stream, change.decision) for change in changes], work)
     for change in changes:
         _write(change, basis, placement)
     weights, places = weights_of(work), sum(change.decision.cut is not None for change in changes)
@@ -104,7 +97,7 @@ def _read(
         _write_out(norm, change, basis, work, placement)
         return False
     before = static_size(norm, move.axis)
-    _put_core(norm, change.cores[norm], work)
+    put_core(norm, change.cores[norm])
     now = static_size(norm, move.axis)
     for node, axis in pushed.carried:
         resize(node, axis, (channels_of(node, axis) if now == before else now) or 0)
@@ -112,7 +105,7 @@ def _read(
         set_arguments(read.node, values)
         if read.has_shift:
             note_shift(read.node)
-    _restore(work, norm, norm, move.axis, move.maps, not basis.keeps_lengths)
+    work.restore(norm, norm, move.axis, move.maps, not basis.keeps_lengths)
     return True
 
 
@@ -131,34 +124,7 @@ def _fits(norm: Node, made: list[Node], move: Move, work: Work, placement: Place
 def _write_out(norm: Node, change: Change, basis: Basis, work: Work, placement: Placement) -> None:
     """The maps, and the norm's own weight and bias, as operators behind its core."""
     region = region_of(norm)
-    spec, operands, result = region.spec, region.operands(norm), norm.meta["val"]
-    axis, core, graph = rank_of(norm) + spec.dims[0], change.cores[norm], norm.graph
-    wide = core.statistics_dtype or core.compute_dtype
-    _put_core(norm, replace(core, scale_dtype=wide, out_dtype=wide), work)
-    readers, value = list(norm.users), norm
-    with graph.inserting_before(norm.next):
-        for mapping in change.behind[norm]:
-            value = mapping.emit(graph, value, axis)
-        value = shifted(graph, spec, scaled(graph, spec, value, operands.scale), operands.shift)
-        if is_row_major(result) and not is_row_major(value.meta["val"]):
-            value = call(graph, aten.contiguous.default, value)
-    for reader in readers:
-        reader.replace_input_with(norm, value)
-    placement.mark_sources(value, {norm, *operands.as_args()[1:]})
-    _restore(work, norm, value, axis, (), not basis.keeps_lengths)
-
-
-def _put_core(norm: Node, core: NormSpec, work: Work) -> None:
-    region = region_of(norm)
-    bare = replace(region.operands(norm), scale=None, shift=None, sizes=())
-    made = canonical_region(core, bare, norm.meta["val"])
-    work.program.gm.add_submodule(str(norm.target), made)
-    norm.args = bare.as_args()
-    (result,) = made.body.output_node().all_input_nodes
-    norm.meta["val"] = result.meta["val"]
-
-
-def _restore(work: Work, norm: Node, value: Node, axis: int, maps: Maps, is_blurred: bool) -> None:
-    before = work.restored.get(norm)
-    whole = (*maps, *(() if before is None else before.maps))
-    work.restored[norm] = Restored(value, axis, whole, is_blurred)
+    axis, held = rank_of(norm) + region.spec.dims[0], region.operands(norm).as_args()[1:]
+    value = write_out(norm, change.cores[norm], change.behind[norm])
+    placement.mark_sources(value, {norm, *held})
+    work.restore(norm, value, axis, (), not basis.keeps_lengths)

@@ -26,6 +26,7 @@ from normfuse.ir.sizes import static_size
 from normfuse.ir.spec import NormSpec
 from normfuse.passes.basis import Basis
 from normfuse.passes.change_basis import change_basis
+from normfuse.passes.policy import refuse_mapping
 from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.work import Work
 from normfuse.report import Refusal, Site
@@ -96,15 +97,6 @@ def _waits(site: Site) -> bool:
     return "recentre" in site.rules
 
 
-def _does_not_pay(work: Work) -> Refusal | None:
-    if work.options.converts(work.program.grad_enabled):
-        return None
-    return Refusal(
-        "does_not_pay", "the weights would be mapped at every training step",
-        remedy='ask for it with policy="convert"',
-    )  # fmt: skip
-
-
 COMPRESS = Rule(
     "compress",
     Numerics.REASSOCIATED,
@@ -118,5 +110,5 @@ COMPRESS = Rule(
     run=compress,
     waits=_waits,
     targets=("crms_norm",),
-    idle=_does_not_pay,
+    idle=refuse_mapping,
 )

@@ -1,8 +1,8 @@
-"""What the rules decide upon: the weights of a graph as it is now, and its streams, one after the other."""
+"""What the rules decide upon, the weights of a graph and its streams, and how weights carry that out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 
 from torch.fx import Node
 
@@ -12,10 +12,12 @@ from normfuse.analysis.stream import Stream, Value, explore, norm_axis
 from normfuse.analysis.weights import WeightValues
 from normfuse.folding.recipe import FOLD
 from normfuse.ir.effects import Effects
-from normfuse.passes.place import Substitution
+from normfuse.passes.evidence import Certificate, evidence
+from normfuse.passes.place import Placement, Substitution
+from normfuse.passes.rule import Rule
 from normfuse.passes.work import Work
 
-__all__ = ["streams_of", "substitutions", "weights_of"]
+__all__ = ["carry_out", "streams_of", "weights_of"]
 
 
 def weights_of(work: Work) -> WeightValues:
@@ -50,6 +52,16 @@ def streams_of(
         yield stream, decide(stream, weights, order, may_centre, settled, maps)
 
 
-def substitutions(decision: Decision) -> list[Substitution]:
+def carry_out(
+    rule: Rule, found: Sequence[tuple[Stream, Decision]], work: Work
+) -> tuple[Placement, dict[Node, Certificate]]:
+    """Let weights write what was decided; what each norm rests on is written down before."""
+    proofs = {n: evidence(rule, n, stream, made, work) for stream, made in found for n in made.converted}
+    placement = Placement(work.program.gm.graph)
+    placement.substitute([one for _, made in found for one in _substitutions(made)])
+    return placement, proofs
+
+
+def _substitutions(decision: Decision) -> list[Substitution]:
     """What takes the place of the operands that weights write."""
     return [(v[0], operand, p) for v in decision.centred for operand, p in decision.plans.get(v, ())]

@@ -15,7 +15,7 @@ from dataclasses import replace
 from torch.fx import Node
 
 from normfuse.analysis.row_scale import Rows, rows_of
-from normfuse.ir.canonical import is_expressible, scaled, shifted
+from normfuse.ir.canonical import is_expressible, is_plain, scaled, shifted
 from normfuse.ir.location import described
 from normfuse.ir.region import NormRegion, norms_in, region_of
 from normfuse.passes.decisions import weights_of
@@ -50,10 +50,7 @@ def _refuse_form(node: Node, region: NormRegion) -> Refusal | None:
 def _may_end(norm: Node, value: Node) -> bool:
     """Whether a norm divides its input by a length of it, and reads it nowhere else."""
     region = region_of(norm)
-    plain = region.spec.kind in ("layer_norm", "rms_norm") and is_expressible(region.spec.core)
-    eps = region.spec.eps
-    reads = region.operands(norm).source is value and list(norm.args).count(value) == 1
-    return plain and reads and eps is not None and eps > 0
+    return is_plain(region.spec) and region.is_input(norm, value) and _eps(norm) > 0
 
 
 def _drop(node: Node, region: NormRegion, found: Rows, work: Work) -> None:
@@ -69,9 +66,7 @@ def _drop(node: Node, region: NormRegion, found: Rows, work: Work) -> None:
         value = shifted(graph, spec, scaled(graph, spec, operands.source, operands.scale), None)
     path = tuple(one.name for one in found.path)
     work.dropped.append(Dropped(node.name, value.name, path, tuple(ends)))
-    node.replace_all_uses_with(value)
-    graph.erase_node(node)
-    work.sites.pop(node).fold(DROP_INNER.name, proof)
+    work.leave_out(node, value).fold(DROP_INNER.name, proof)
 
 
 def _eps(norm: Node) -> float:

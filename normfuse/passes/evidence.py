@@ -9,8 +9,9 @@ from torch.fx import Node
 
 from normfuse.analysis.beside import Beside
 from normfuse.analysis.centring import Decision
-from normfuse.analysis.forward import Pushed, Read
+from normfuse.analysis.forward import Pushed
 from normfuse.analysis.plan import Kept, Leaf, Plan, Rebuilt, Redirected
+from normfuse.analysis.reads import Read
 from normfuse.analysis.stream import Stream, Value
 from normfuse.ir.calls import bind
 from normfuse.ir.program import Input

@@ -16,18 +16,15 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from normfuse.analysis.absorb import absorb
+from normfuse.analysis.absorb import absorb_alone
 from normfuse.analysis.affine_map import Standardise
+from normfuse.analysis.as_it_is import refusal_of_parts
 from normfuse.analysis.beside import beside
 from normfuse.analysis.forward import Pushed, push
-from normfuse.analysis.plan import Plan, redirected
-from normfuse.analysis.weights import divided_refusal
 from normfuse.ir.location import described
-from normfuse.ir.readers import value_readers
 from normfuse.ir.region import region_of
-from normfuse.ir.sizes import rank_of
 from normfuse.passes.decisions import weights_of
-from normfuse.passes.evidence import Certificate, folded_before, folded_behind, folded_beside
+from normfuse.passes.evidence import Certificate
 from normfuse.passes.into_neighbours import IntoNeighbours
 from normfuse.passes.place import Placement
 from normfuse.passes.rule import Numerics, Rule
@@ -45,80 +42,57 @@ _PARTICULAR = ("zero_padding", "no_bias", "shift_blocked", "impure_operator", "w
 
 def fold_affine(work: Work) -> None:
     """Fold every norm with stored statistics that weights can take; record a reason for each that stays."""
-    fold = _Fold(work)
+    into = IntoNeighbours(work, weights_of(work), Placement(work.program.gm.graph), FOLD_AFFINE)
     pending = [
         node for node in work.sites if region_of(node).spec.is_stored and work.may(node, FOLD_AFFINE.name)
     ]
     while pending:
-        left = [node for node in pending if not fold.run(node)]
+        left = [node for node in pending if not _vanishes(node, into)]
         if len(left) == len(pending):
             return
-        pending = left[::-1]
+        pending = left[::-1]  # what was folded before is a weight for the next
 
 
-class _Fold:
-    """Folds one norm at a time; what was folded before is a weight for the next."""
+def _vanishes(node: Node, into: IntoNeighbours) -> bool:
+    """Whether the norm could be folded; else its site has the reason of the last attempt."""
+    site = into.work.sites[node]
+    site.refusal = None
+    done = _fold(node, into)
+    if isinstance(done, Refusal):
+        site.refuse(done, FOLD_AFFINE.name)
+        return False
+    site.fold(FOLD_AFFINE.name, done)
+    del into.work.sites[node]
+    into.weights.admit(into.placement.made)
+    return True
 
-    def __init__(self, work: Work) -> None:
-        self._work, self._weights = work, weights_of(work)
-        self._placement = Placement(work.program.gm.graph)
-        self._into = IntoNeighbours(work, self._weights, self._placement, FOLD_AFFINE.name)
 
-    def run(self, node: Node) -> bool:
-        """Whether the norm vanished; else its site has the reason of the last attempt."""
-        site = self._work.sites[node]
-        site.refusal = None
-        done = self._fold(node)
-        if isinstance(done, Refusal):
-            site.refuse(done, FOLD_AFFINE.name)
-            return False
-        site.fold(FOLD_AFFINE.name, done)
-        del self._work.sites[node]
-        self._weights.admit(self._placement.made)
-        return True
-
-    def _fold(self, node: Node) -> Certificate | Refusal:
-        """Fold the norm where it can be; what that rests on is written down before the graph changes."""
-        region, work = region_of(node), self._work
-        operands, eps = region.operands(node), region.spec.eps
-        refusal = refuse_stored(node, self._weights, work.program)
-        if refusal is None and self._weights.divided:
-            refusal = divided_refusal(node)
-        if refusal is not None or eps is None:
-            return refusal or Refusal(
-                "unusual_form", f"the eps of {described(node)} is not a number", node.name
-            )
-        axis = next(d for d in range(rank_of(node)) if d - rank_of(node) not in region.spec.dims)
-        maps = (Standardise.of(operands, eps),)
-        before = self._into_writers(operands.source, axis, maps)
-        if not isinstance(before, Refusal):
-            proof = folded_before(FOLD_AFFINE, node, before, work)
-            return self._into.writers(node, before) or proof
-        sibling = beside(node, operands.source, axis, self._weights)
-        behind: Pushed | Refusal = Pushed([], [])
-        if sibling is None:
-            behind = push(node, axis, maps, self._weights, crosses_sums=not work.program.grad_enabled)
-        if isinstance(behind, Refusal):
-            return _both(before, behind)
-        refusal = refusal_of_cancellation(node, operands, eps, work.program)
-        if refusal is not None:
-            return refusal
-        if sibling is not None:
-            proof = folded_beside(FOLD_AFFINE, node, sibling, work)
-            return self._into.sibling(node, sibling, maps[0]) or proof
-        proof = folded_behind(FOLD_AFFINE, node, behind, work)
-        return self._into.readers(node, behind) or proof
-
-    def _into_writers(self, source: Node, axis: int, maps: tuple[Standardise, ...]) -> Plan | Refusal:
-        if source not in self._weights and len(value_readers(source)) > 1:
-            message = f"{described(source)} is also read elsewhere, unchanged"
-            return Refusal("raw_reader", message, source.name)
-        plan = absorb(source, axis, maps, self._weights)
-        changed = [] if isinstance(plan, Refusal) else [part.operand for part in redirected(plan)]
-        if len(set(changed)) < len(changed):
-            message = f"{described(source)} is made of several parts of one value"
-            return Refusal("raw_reader", message, source.name)
-        return plan
+def _fold(node: Node, into: IntoNeighbours) -> Certificate | Refusal:
+    """Fold the norm where it can be, and say what that rests on."""
+    region, program, weights = region_of(node), into.work.program, into.weights
+    operands, eps = region.operands(node), region.spec.eps
+    refusal = refuse_stored(node, weights, program)
+    if refusal is not None:
+        return refusal
+    if eps is None:
+        return Refusal("unusual_form", f"the eps of {described(node)} is not a number", node.name)
+    axis, *_ = region.other_axes(node)
+    maps = (Standardise.of(operands, eps),)
+    before = absorb_alone(operands.source, axis, maps, weights)
+    if not isinstance(before, Refusal):
+        before = refusal_of_parts(described(operands.source), operands.source, [before]) or before
+    if not isinstance(before, Refusal):
+        return into.writers(node, before)
+    sibling = beside(node, operands.source, axis, weights)
+    behind: Pushed | Refusal = Pushed([], [])
+    if sibling is None:
+        behind = push(node, axis, maps, weights, crosses_sums=not program.grad_enabled)
+    if isinstance(behind, Refusal):
+        return _both(before, behind)
+    refusal = refusal_of_cancellation(node, operands, eps, program)
+    if refusal is not None:
+        return refusal
+    return into.readers(node, behind) if sibling is None else into.sibling(node, sibling, maps[0])
 
 
 def _both(before: Refusal, behind: Refusal) -> Refusal:

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from normfuse.analysis.weights import WeightValues
 from normfuse.folding.recipe import FOLD
-from normfuse.ir.calls import aten, is_call
+from normfuse.ir.dead_code import drop_assertions
 from normfuse.ir.effects import Effects
 from normfuse.ir.location import described
 from normfuse.ir.region import norm_of
@@ -47,13 +47,10 @@ def _unnamed(work: Work, weights: WeightValues) -> list[Node]:
             continue
         site = found.site()
         work.report.sites.append(site)
-        refusal = weights.refusal(found.value) or _grad_refusal(work, found.value)
-        if refusal is not None:
-            site.refuse(refusal, FOLD_CONSTANTS.name)
+        if not _is_folded(site, found.value, found.held, work, weights):
             continue
-        _forget_assertions(found.inner)
-        names = [node.name for node in found.held]
-        site.fold(FOLD_CONSTANTS.name, certificate(FOLD_CONSTANTS, (names, names), found.held, work))
+        for value in found.inner:
+            drop_assertions(value)
         made += found.inner
     return made
 
@@ -67,23 +64,22 @@ def _inlined(work: Work, weights: WeightValues) -> list[Node]:
             continue
         if not all(operand in weights for operand in node.all_input_nodes):
             continue
-        refusal = weights.refusal(node) or _grad_refusal(work, node)
-        if refusal is not None:
-            site.refuse(refusal, FOLD_CONSTANTS.name)
+        if not _is_folded(site, node, node.all_input_nodes, work, weights):
             continue
-        read = list(node.all_input_nodes)
-        names = [operand.name for operand in read]
-        site.fold(FOLD_CONSTANTS.name, certificate(FOLD_CONSTANTS, (names, names), read, work))
         del work.sites[node]
         made += inline(work.program.gm, node, region)
     return made
 
 
-def _forget_assertions(values: list[Node]) -> None:
-    """What is computed once is not looked at in every call."""
-    for value in values:
-        for user in [u for u in value.users if is_call(u, aten._assert_tensor_metadata.default)]:
-            user.graph.erase_node(user)
+def _is_folded(site: Site, value: Node, held: list[Node], work: Work, weights: WeightValues) -> bool:
+    """Whether a norm is a constant, and its record says so; else that has the reason."""
+    refusal = weights.refusal(value) or _grad_refusal(work, value)
+    if refusal is not None:
+        site.refuse(refusal, FOLD_CONSTANTS.name)
+        return False
+    names = [node.name for node in held]
+    site.fold(FOLD_CONSTANTS.name, certificate(FOLD_CONSTANTS, (names, names), held, work))
+    return True
 
 
 def _moving_refusal(node: Node) -> Refusal:

@@ -15,22 +15,17 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from normfuse.analysis.absorb import absorb, refuse_widened
-from normfuse.analysis.channel_map import Diagonal
-from normfuse.analysis.factors import Factor, factor_of, norms_behind, refusal_of_place
-from normfuse.analysis.plan import Plan, redirected
-from normfuse.analysis.weights import divided_refusal
+from normfuse.analysis.factors import Factor, divided, factor_of, norms_behind, refusal_of_place
+from normfuse.analysis.plan import Plan, leaves_of
 from normfuse.ir.location import described
-from normfuse.ir.readers import value_readers
 from normfuse.ir.region import norm_of, region_of
-from normfuse.ir.sizes import rank_of, tensor_of
 from normfuse.passes.decisions import weights_of
 from normfuse.passes.evidence import certificate
-from normfuse.passes.large_taps import leaves_of, refusal_of_large_tap
+from normfuse.passes.own_factor import refusal_behind, take_behind
 from normfuse.passes.place import Placement
-from normfuse.passes.premises import rest_on_range
+from normfuse.passes.premises import rest_on_plan
 from normfuse.passes.rule import Numerics, Rule
-from normfuse.passes.scaled_norms import refusal_before, refusal_behind, take_before, take_behind
+from normfuse.passes.scaled_norms import refusal_before, refusal_of_operand, take_before
 from normfuse.passes.work import Work
 from normfuse.report import Refusal, Site
 
@@ -111,14 +106,8 @@ class _Folding:
                 taken.weights += changed
 
     def _refuse(self, factor: Factor, norms: list[Node]) -> Refusal | None:
-        if self._weights.divided:
-            return divided_refusal(factor.product)
-        for value in (factor.value, factor.product, factor.of, factor.beside):
-            if value is not None and self._weights.is_written(value):
-                return Refusal("mutated", f"the graph writes in place to {described(value)}", value.name)
-        refusal = refusal_of_place(factor)
-        if refusal is None and isinstance(factor.by, Node):
-            refusal = self._refuse_operand(factor, factor.by)
+        refusal = refusal_of_place(factor, self._weights)
+        refusal = refusal or refusal_of_operand(factor, self._program, self._weights)
         for norm in norms:
             refusal = refusal or self._refuse_norm(factor, norm)
         return refusal
@@ -129,49 +118,14 @@ class _Folding:
             return Refusal("raw_reader", message, norm.name)
         return refusal_before(norm, factor, self._program, self._weights)
 
-    def _refuse_operand(self, factor: Factor, by: Node) -> Refusal | None:
-        """Why an eps cannot be made of what multiplies, which is no number of the graph, if so."""
-        name = f"{described(by)}, by which {described(factor.product)} multiplies"
-        value = tensor_of(by)
-        if by not in self._weights or value is None or not value.is_floating_point():
-            refusal = self._weights.varies(by)
-            return refusal or Refusal("computed_factor", f"{name}, depends on the call", factor.product.name)
-        if self._program.grad_enabled and self._weights.records_gradients(by):
-            return Refusal("trains", f"gradients are recorded for {name}", factor.product.name)
-        if self._program.copies_tables or factor.beside is not None:
-            message = f"{name}, is a tensor, and with an eps made of it the norm would be no single operator"
-            return Refusal("eps_operand", message, factor.product.name, "multiply by a Python number")
-        return self._weights.refusal(by)
-
     def _beside(self, factor: Factor, norm: Node) -> Plan | Refusal | None:
         """How what is added to a product comes to be divided by the factor; None where nothing is."""
-        other, by = factor.beside, factor.by
-        if other is None or isinstance(by, Node):
+        if factor.beside is None or isinstance(factor.by, Node):
             return None
-        if self._program.grad_enabled:
-            message = f"gradients are recorded, and the weights that write {described(other)} may train"
-            return Refusal("trains", message, other.name)
-        if other not in self._weights and len(value_readers(other)) > 1:
-            message = f"{described(other)} is also read elsewhere, unchanged"
-            return Refusal("raw_reader", message, other.name)
-        maps, axes = (Diagonal(1 / by),), reversed(range(rank_of(other) or 1))
-        plans = [
-            refuse_widened(factor.value, other) or absorb(other, axis, maps, self._weights) for axis in axes
-        ]
-        plan = next((p for p in plans if not isinstance(p, Refusal)), plans[0])
-        return plan if isinstance(plan, Refusal) else self._refuse_weights(norm, factor, plan) or plan
-
-    def _refuse_weights(self, norm: Node, factor: Factor, plan: Plan) -> Refusal | None:
-        changed = [part.operand for part in redirected(plan)]
-        if len(set(changed)) < len(changed):
-            message = f"{described(factor.value)} is made of several parts of one value"
-            return Refusal("raw_reader", message, factor.value.name)
-        for leaf in leaves_of(plan):
-            refusal = refusal_of_large_tap(norm, leaf, self.placement, self._program)
-            if refusal is not None:
-                return refusal
-        made = self.placement.weights(plan, factor.value)
-        return rest_on_range(self._program, norm, made, self.placement)
+        plan = divided(factor.value, factor.beside, factor.by, self._weights)
+        if isinstance(plan, Refusal):
+            return plan
+        return rest_on_plan(self._program, norm, plan, factor.value, self.placement) or plan
 
 
 def _waits(site: Site) -> bool:

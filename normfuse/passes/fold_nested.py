@@ -16,9 +16,9 @@ from dataclasses import replace
 import torch
 from torch.fx import Node
 
-from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import aten, is_call
-from normfuse.ir.canonical import is_expressible, respell
+from normfuse.ir.canonical import is_plain, respell
+from normfuse.ir.dead_code import drop_assertions
 from normfuse.ir.location import described
 from normfuse.ir.readers import value_readers
 from normfuse.ir.region import NormRegion, norm_of, norms_in, region_of
@@ -26,9 +26,9 @@ from normfuse.ir.spec import NormSpec
 from normfuse.passes.decisions import weights_of
 from normfuse.passes.evidence import certificate
 from normfuse.passes.idle import refuse_mixed_modes
+from normfuse.passes.own_factor import refusal_behind, take_behind
 from normfuse.passes.place import Placement
 from normfuse.passes.rule import Numerics, Rule
-from normfuse.passes.scaled_norms import refusal_behind, take_behind
 from normfuse.passes.work import Work
 from normfuse.report import Refusal
 
@@ -49,14 +49,18 @@ def fold_nested(work: Work) -> None:
         refusal = _refuse_inner(inner, region, outer, work)
         for norm in outer:
             refusal = refusal or _refuse_outer(norm, inner, region.spec, work)
-        if refusal is None:
-            for norm in outer:
-                _take(inner, norm, region, work)
-                _settle_factor(norm, placement, weights, work)
-            _drop(inner, region, work)
-            continue
         for norm in outer:
-            work.sites[norm].refuse(refusal, FOLD_NESTED.name)
+            if refusal is not None:
+                work.sites[norm].refuse(refusal, FOLD_NESTED.name)
+                continue
+            _take(inner, norm, region, work)
+            if refusal_behind(norm, work.program, weights) is None:
+                take_behind(norm, placement, work.program)
+                weights.admit(placement.made)
+        if refusal is None:
+            proof = certificate(FOLD_NESTED, ([inner.name], [inner.name]), [], work)
+            drop_assertions(inner)
+            work.leave_out(inner, region.operands(inner).source).fold(FOLD_NESTED.name, proof)
 
 
 def _reads(reader: Node, inner: Node) -> bool:
@@ -69,7 +73,7 @@ def _refuse_inner(inner: Node, region: NormRegion, outer: list[Node], work: Work
     if spec.has_scale or spec.has_shift:
         message = f"{described(inner)}, which it reads, multiplies or shifts each channel by its own number"
         return Refusal("channel_gate", message, inner.name)
-    if not _is_plain(spec) or spec.post_factor == 0:
+    if not is_plain(spec) or spec.post_factor == 0:
         return Refusal("unusual_form", f"{described(inner)}, which it reads, is no plain norm", inner.name)
     others = [user for user in inner.users if user not in outer and not is_call(user, *_NO_READERS)]
     if others:
@@ -86,36 +90,21 @@ def _refuse_outer(norm: Node, inner: Node, spec: NormSpec, work: Work) -> Refusa
     if reads.centred:
         message = f"{described(norm)} takes away what rounding leaves of the mean of {described(inner)}"
         return Refusal("centred_twice", message, norm.name)
-    if not _is_plain(reads) or reads.has_shift:
+    if not is_plain(reads) or reads.has_shift:
         message = f"{described(norm)} is no plain RMSNorm, to which a number could go"
         return Refusal("unusual_form", message, norm.name)
-    if (reads.dims, _precision(reads)) != (spec.dims, _precision(spec)):
+    how = [(one.dims, one.sum_dtype, one.compute_dtype) for one in (reads, spec)]
+    if how[0] != how[1]:
         message = f"{described(norm)} and {described(inner)} normalize other axes, or compute otherwise"
         return Refusal("unusual_form", message, norm.name)
     if list(norm.args).count(inner) != 1 or not work.may(norm, FOLD_NESTED.name):
         message = f"{described(norm)} needs the values of {described(inner)} as they are"
         return Refusal("raw_reader", message, norm.name)
-    return _refuse_eps(norm, spec, reads)
-
-
-def _refuse_eps(norm: Node, spec: NormSpec, reads: NormSpec) -> Refusal | None:
-    """Why the eps of both cannot be that of one: squares below the least number would be lost beside it."""
-    statistics, _ = _precision(reads)
-    info = torch.finfo(statistics)
-    if _joined(spec, reads)[1] * info.eps >= info.tiny:
-        return None
-    message = f"the eps of {described(norm)} and of the norm before it are too small to be multiplied"
-    return Refusal("factor_range", message, norm.name)
-
-
-def _is_plain(spec: NormSpec) -> bool:
-    """Whether a norm divides by the root of a mean square and a number."""
-    bare = spec.kind in ("layer_norm", "rms_norm") and is_expressible(spec.core)
-    return bare and spec.eps is not None
-
-
-def _precision(spec: NormSpec) -> tuple[torch.dtype, torch.dtype]:
-    return spec.statistics_dtype or spec.compute_dtype, spec.compute_dtype
+    info = torch.finfo(reads.sum_dtype)
+    if _joined(spec, reads)[1] * info.eps < info.tiny:  # squares below it would be lost beside it
+        message = f"the eps of {described(norm)} and of the norm before it are too small to be multiplied"
+        return Refusal("factor_range", message, norm.name)
+    return None
 
 
 def _joined(spec: NormSpec, reads: NormSpec) -> tuple[float, float]:
@@ -136,25 +125,6 @@ def _take(inner: Node, norm: Node, region: NormRegion, work: Work) -> None:
     respell(norm, made, replace(operands, source=region.operands(inner).source))
     proof = certificate(FOLD_NESTED, ([inner.name], [inner.name]), norm.all_input_nodes[1:], work)
     work.sites[norm].fold(FOLD_NESTED.name, proof, left=made)
-
-
-def _settle_factor(norm: Node, placement: Placement, weights: WeightValues, work: Work) -> None:
-    """Give the number to the weight of the norm, where it has one that may change."""
-    if refusal_behind(norm, work.program, weights) is None:
-        take_behind(norm, placement, work.program)
-        weights.admit(placement.made)
-
-
-def _drop(inner: Node, region: NormRegion, work: Work) -> None:
-    graph = inner.graph
-    proof = certificate(FOLD_NESTED, ([inner.name], [inner.name]), [], work)
-    work.sites.pop(inner).fold(FOLD_NESTED.name, proof)
-    for user in list(inner.users):
-        if is_call(user, aten._assert_tensor_metadata.default):
-            graph.erase_node(user)
-        else:
-            user.replace_input_with(inner, region.operands(inner).source)
-    graph.erase_node(inner)
 
 
 FOLD_NESTED = Rule(

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.calls import bind, set_arguments
-from normfuse.ir.canonical import canonical_region
+from normfuse.ir.canonical import respell
 from normfuse.ir.region import region_of
 from normfuse.passes.affine_moves import planned, pushed
 from normfuse.passes.decisions import weights_of
@@ -27,7 +27,7 @@ from normfuse.passes.premises import rest_on_range, rest_on_small_bias
 from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.settle_shifts import note_shift
 from normfuse.passes.stored_values import refusal_of_large_bias
-from normfuse.passes.work import Restored, Shifted, Work
+from normfuse.passes.work import Shifted, Work
 from normfuse.report import Refusal, Site
 
 __all__ = ["FOLD_SCALE", "fold_scale"]
@@ -84,10 +84,8 @@ def _apply(node: Node, move: Move, work: Work, placement: Placement) -> Refusal 
             work.shifted.append(Shifted(node, read, bind(read.node)[read.bias]))
             note_shift(read.node)
         set_arguments(read.node, values)
-    bare = replace(operands, scale=None, shift=None, sizes=())
-    work.program.gm.add_submodule(str(node.target), canonical_region(core, bare, node.meta["val"]))
-    node.args = bare.as_args()
-    work.restored[node] = Restored(node, move.axis, move.maps)
+    respell(node, core, replace(operands, scale=None, shift=None))
+    work.restore(node, node, move.axis, move.maps)
     work.sites[node].fold(FOLD_SCALE.name, proof, left=core)
     return None
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from normfuse.analysis.affine_map import Standardise
+from normfuse.analysis.as_it_is import refusal_of_parts
 from normfuse.analysis.beside import Beside
 from normfuse.analysis.forward import Pushed
 from normfuse.analysis.own_tap import OwnTap
-from normfuse.analysis.plan import Leaf, Plan, linear_parts, redirected
+from normfuse.analysis.plan import Leaf, Plan, leaves_of, linear_parts
 from normfuse.analysis.weights import WeightValues
 from normfuse.folding import Premise
 from normfuse.ir.calls import aten, set_arguments
@@ -24,9 +25,11 @@ from normfuse.ir.location import described
 from normfuse.ir.refresh import refresh_readers
 from normfuse.ir.region import region_of
 from normfuse.ir.sizes import lies_alike, static_size
-from normfuse.passes.large_taps import leaves_of, refusal_of_large_tap
+from normfuse.passes.evidence import Certificate, folded_before, folded_behind, folded_beside
+from normfuse.passes.large_taps import refusal_of_large_taps
 from normfuse.passes.place import Placement
-from normfuse.passes.premises import rest_on_precision, rest_on_range, small_shift
+from normfuse.passes.premises import rest_on_plan, rest_on_precision, rest_on_range, small_shift
+from normfuse.passes.rule import Rule
 from normfuse.passes.settle_shifts import note_shift, note_shifts
 from normfuse.passes.stored_conditions import keeps_its_order, refuse_stored
 from normfuse.passes.stored_values import shift_is_large
@@ -39,27 +42,28 @@ __all__ = ["IntoNeighbours"]
 
 @dataclass(frozen=True)
 class IntoNeighbours:
-    """Gives norms to the weights around them, under the name of a rule."""
+    """Gives norms to the weights around them, as a rule says; what that rests on is its certificate."""
 
     work: Work
     weights: WeightValues
     placement: Placement
-    rule: str
+    rule: Rule
 
-    def writers(self, node: Node, plan: Plan) -> Refusal | None:
+    def writers(self, node: Node, plan: Plan) -> Refusal | Certificate:
         """The weights that write what the norm reads take it."""
-        refusal = self._refuse_taps(node, leaves_of(plan))
-        refusal = refusal or self._refuse_made(node, self.placement.weights(plan, node))
+        proof = folded_before(self.rule, node, plan, self.work)
+        refusal = rest_on_plan(self.work.program, node, plan, node, self.placement)
         if refusal is not None:
             return refusal
         note_shifts(plan, *self._shift(node))
         source = region_of(node).operands(node).source
         made = self._replace(node, source, self.placement.make(plan, node))
         self.work.written[made] = self.work.sites[node]
-        return None
+        return proof
 
-    def sibling(self, node: Node, found: Beside, mapping: Standardise) -> Refusal | None:
+    def sibling(self, node: Node, found: Beside, mapping: Standardise) -> Refusal | Certificate:
         """A weight that reads what the norm reads, and whose result the norm's is added to, takes it."""
+        proof = folded_beside(self.rule, node, found, self.work)
         tap = OwnTap(linear_parts((mapping, *found.maps)), found.groups)
         refusal = self._refuse_taps(node, [Leaf(found.weight, 0, (tap,))])
         if refusal is not None:
@@ -74,10 +78,11 @@ class IntoNeighbours:
         self._forget_written(found)
         found.sum.replace_all_uses_with(self.placement.without_branch(found))
         self.placement.erase(found.sum)
-        return None
+        return proof
 
-    def readers(self, node: Node, found: Pushed) -> Refusal | None:
+    def readers(self, node: Node, found: Pushed) -> Refusal | Certificate:
         """The weights that read what the norm gives take it, and what is added on the way is divided."""
+        proof = folded_behind(self.rule, node, found, self.work)
         refusal = self._refuse_crossing(node, found)
         if refusal is not None:
             return refusal
@@ -98,7 +103,7 @@ class IntoNeighbours:
         self.placement.substitute([(one.node, one.other, one.plan) for one in found.sums])
         source = region_of(node).operands(node).source
         self._replace(node, source, source)
-        return None
+        return proof
 
     def _shift(self, node: Node) -> tuple[bool, Premise | None]:
         """Whether the shift is large beside what it is added to; what that rests on."""
@@ -136,15 +141,12 @@ class IntoNeighbours:
             refusal = self._refuse_taps(node, leaves_of(one.plan))
             if refusal is not None:
                 return refusal
-        parts = [value for one in found.sums for value in redirected(one.plan)]
-        if len(set(parts)) < len(parts):
-            message = f"what is added behind {described(node)} is made of several parts of one value"
-            return Refusal("raw_reader", message, node.name)
-        return None
+        plans = (one.plan for one in found.sums)
+        return refusal_of_parts(f"what is added behind {described(node)}", node, plans)
 
     def _refuse_taking(self, norm: Node) -> Refusal | None:
         """Why a norm cannot take maps of what it reads."""
-        if norm not in self.work.sites or not self.work.may(norm, self.rule):
+        if norm not in self.work.sites or not self.work.may(norm, self.rule.name):
             message = f"{described(norm)} must stay as it is, and reads the values"
             return Refusal("raw_reader", message, norm.name)
         if region_of(norm).spec.eps is None:
@@ -152,9 +154,7 @@ class IntoNeighbours:
         return refuse_stored(norm, self.weights, self.work.program)
 
     def _refuse_taps(self, node: Node, leaves: Iterable[Leaf]) -> Refusal | None:
-        program = self.work.program
-        refusals = (refusal_of_large_tap(node, leaf, self.placement, program) for leaf in leaves)
-        return next((refusal for refusal in refusals if refusal is not None), None)
+        return refusal_of_large_taps(node, leaves, self.placement, self.work.program)
 
     def _refuse_made(self, node: Node, made: Iterable[Node]) -> Refusal | None:
         return rest_on_range(self.work.program, node, list(made), self.placement)

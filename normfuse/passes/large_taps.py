@@ -11,41 +11,37 @@ them, ``|a| > |W|`` in the norms of all entries, the error grows with the number
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import torch
 from torch.fx import Node
 
 from normfuse.analysis.channel_map import dtype_of
 from normfuse.analysis.own_tap import OwnTap
-from normfuse.analysis.plan import Leaf, Plan, Rebuilt, Redirected
+from normfuse.analysis.plan import Leaf
 from normfuse.folding import Premise, Question
 from normfuse.ir.location import described
 from normfuse.ir.program import Program
 from normfuse.ir.sizes import shape_of
-from normfuse.passes.hoist import recipe_of, value_of
 from normfuse.passes.place import Placement
+from normfuse.passes.recipes import recipe_of, value_of
 from normfuse.report import Refusal
 
-__all__ = ["leaves_of", "refusal_of_large_tap"]
+__all__ = ["refusal_of_large_taps"]
 
 #: Sums of so few products keep their precision: a depthwise kernel of 3 x 3 has nine.
 _SHORT = 16
 
 
-def leaves_of(plan: Plan) -> Iterator[Leaf]:
-    """The weights that a plan changes."""
-    if isinstance(plan, Leaf):
-        yield plan
-    elif isinstance(plan, Redirected):
-        yield from leaves_of(plan.plan)
-    elif isinstance(plan, Rebuilt):
-        for _, deeper in plan.operands:
-            yield from leaves_of(deeper)
+def refusal_of_large_taps(
+    norm: Node, leaves: Iterable[Leaf], placement: Placement, program: Program
+) -> Refusal | None:
+    """Why weights must not take what stands beside them; None, and premises, where they may."""
+    refusals = (_refuse_leaf(norm, leaf, placement, program) for leaf in leaves)
+    return next((refusal for refusal in refusals if refusal is not None), None)
 
 
-def refusal_of_large_tap(norm: Node, leaf: Leaf, placement: Placement, program: Program) -> Refusal | None:
-    """Why a weight must not take what stands beside it; None, and a premise, where it may."""
+def _refuse_leaf(norm: Node, leaf: Leaf, placement: Placement, program: Program) -> Refusal | None:
     taps = tuple(m for m in leaf.maps if isinstance(m, OwnTap))
     count = math.prod(size for size in (shape_of(leaf.node) or ())[1:] if isinstance(size, int))
     if not taps or dtype_of(leaf.node) != torch.float32 or count <= _SHORT:

@@ -16,7 +16,7 @@ from normfuse.passes.stored_values import refusal_of_values
 from normfuse.passes.work import Work
 from normfuse.report import Refusal
 
-__all__ = ["affine_axis", "affine_of", "refuse_operands"]
+__all__ = ["affine_axis", "affine_of", "refuse_operand", "refuse_operands"]
 
 
 def affine_of(spec: NormSpec, operands: Operands) -> Maps:
@@ -38,13 +38,7 @@ def refuse_operands(node: Node, operands: Operands, work: Work, weights: WeightV
     for operand in (operands.scale, operands.shift):
         if operand is None:
             continue
-        if operand not in weights:
-            return weights.varies(operand) or Refusal(
-                "computed_scale",
-                f"{described(operand)}, by which {described(node)} scales or shifts, depends on the call",
-                node.name,
-            )
-        refusal = weights.refusal(operand) or weights.refusal_apart(operand, [node])
+        refusal = refuse_operand(node, operand, weights)
         if refusal is not None:
             return refusal
         entries = [size for size in shape_of(operand) or () if size != 1]
@@ -52,3 +46,14 @@ def refuse_operands(node: Node, operands: Operands, work: Work, weights: WeightV
             message = f"{described(operand)} has more than one number for each channel"
             return Refusal("weight_shape", message, node.name)
     return refusal_of_values(node, operands, 0.0, work.program)
+
+
+def refuse_operand(node: Node, operand: Node, weights: WeightValues) -> Refusal | None:
+    """Why nothing can be made of what a norm scales or shifts by, if so."""
+    if operand in weights:
+        return weights.refusal(operand) or weights.refusal_apart(operand, [node])
+    message = f"{described(operand)}, by which {described(node)} scales or shifts, depends on the call"
+    if region_of(node).spec.is_stored:
+        remedy = "keep the statistics in buffers of a module"
+        return weights.varies(operand) or Refusal("computed_statistics", message, node.name, remedy)
+    return weights.varies(operand) or Refusal("computed_scale", message, node.name)

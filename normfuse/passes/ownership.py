@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from normfuse.analysis.forward import Read
 from normfuse.analysis.plan import Maps
+from normfuse.analysis.reads import Read
 from normfuse.analysis.weights import WeightValues
 from normfuse.ir.dtypes import digits
 from normfuse.ir.location import described

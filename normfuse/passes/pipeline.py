@@ -10,7 +10,6 @@ The rules stand in :mod:`normfuse.rule_names`. The program is a runnable graph a
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -20,15 +19,14 @@ from normfuse.analysis.picture import pictured
 from normfuse.analysis.savings import cost_of_norm
 from normfuse.analysis.time_share import time_of
 from normfuse.analysis.weights import WeightValues
-from normfuse.errors import ExpectationError, is_strict
+from normfuse.errors import is_strict
 from normfuse.folding import Folded
 from normfuse.ir.dead_code import drop_unused
 from normfuse.ir.effects import Effects
 from normfuse.ir.grad_mode import switches_gradients
-from normfuse.ir.kinds import known_kinds
 from normfuse.ir.program import Program
 from normfuse.lowering.choose import LOWER, lower
-from normfuse.options import Options, unknown_name
+from normfuse.options import Options
 from normfuse.passes.canonicalize import canonicalize
 from normfuse.passes.catalogue import RULES
 from normfuse.passes.collector import collector_at_rest
@@ -45,7 +43,7 @@ from normfuse.passes.views import merge_views
 from normfuse.passes.work import Work
 from normfuse.report import Cost, Refusal, Report
 
-__all__ = ["STAGES", "check_expectation", "run_pipeline"]
+__all__ = ["STAGES", "run_pipeline"]
 
 
 @collector_at_rest()
@@ -177,26 +175,3 @@ STAGES: tuple[tuple[str, Callable[[Work], None]], ...] = (
     ("hoist", _hoist),
     ("lower", _lower),
 )
-
-
-def check_expectation(report: Report, options: Options) -> None:
-    """Raise when the outcome differs from what the user expects.
-
-    Raises:
-        ExpectationError: naming the kind, the expected and the found number.
-        OptionError: for a kind that nothing has named so far, with the nearest name.
-    """
-    for kind, expected in (options.expect or {}).items():
-        found = report.after.get(kind, 0)
-        if kind not in known_kinds():
-            raise unknown_name("kind of norm", kind, known_kinds())
-        if found != expected:
-            raise ExpectationError(
-                f"normfuse.expect: expected {expected} {kind} after rewriting, found {found}{_why(report)}"
-            )
-
-
-def _why(report: Report) -> str:
-    codes = Counter(site.refusal.code for site in report.sites if site.refusal is not None)
-    named = ", ".join(f"{code} ({count})" for code, count in codes.most_common())
-    return f"; norms that stay: {named}" if named else ""

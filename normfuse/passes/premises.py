@@ -12,16 +12,18 @@ from dataclasses import replace
 import torch
 from torch.fx import Node
 
+from normfuse.analysis.plan import Plan, leaves_of
 from normfuse.folding import Premise, Question
 from normfuse.ir.program import Program
 from normfuse.ir.region import Operands
 from normfuse.ir.sizes import tensor_of
-from normfuse.passes.hoist import recipe_of
+from normfuse.passes.large_taps import refusal_of_large_taps
 from normfuse.passes.place import Placement
+from normfuse.passes.recipes import recipe_of
 from normfuse.passes.stored_values import refusal_of_overflow
 from normfuse.report import Refusal
 
-__all__ = ["rest_on_precision", "rest_on_range", "rest_on_small_bias", "small_shift"]
+__all__ = ["rest_on_plan", "rest_on_precision", "rest_on_range", "rest_on_small_bias", "small_shift"]
 
 
 def rest_on_precision(program: Program, norm: Node, operands: Operands, eps: float) -> None:
@@ -69,6 +71,14 @@ def rest_on_range(
     else:
         placement.discard(folded)
     return refusal
+
+
+def rest_on_plan(
+    program: Program, norm: Node, plan: Plan, before: Node, placement: Placement
+) -> Refusal | None:
+    """The weights of a plan, made ahead of ``before``, can take what it gives them."""
+    refusal = refusal_of_large_taps(norm, leaves_of(plan), placement, program)
+    return refusal or rest_on_range(program, norm, placement.weights(plan, before), placement)
 
 
 def _in_range(program: Program, norm: Node, weight: Node) -> Premise:

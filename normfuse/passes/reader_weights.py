@@ -6,9 +6,9 @@ from torch.fx import Node
 
 from normfuse.analysis.beside import Beside
 from normfuse.analysis.channel_map import ChannelMap, Diagonal, dtype_of
-from normfuse.analysis.forward import Read, before_rounding
 from normfuse.analysis.own_tap import OwnTap
 from normfuse.analysis.plan import Leaf, linear_parts
+from normfuse.analysis.reads import Read, before_rounding
 from normfuse.ir.calls import aten, bind
 from normfuse.ir.dtypes import opmath
 from normfuse.ir.emit import call, cast

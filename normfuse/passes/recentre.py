@@ -8,46 +8,33 @@ class: reassociated; the mean is removed from the weights instead of from the va
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch.fx import Node
 
-from normfuse.analysis import Centre
 from normfuse.analysis.centring import Decision
-from normfuse.analysis.cost import training_traffic
-from normfuse.analysis.savings import cost_of_centring
 from normfuse.analysis.stream import Stream, norm_axis
-from normfuse.analysis.weights import WeightValues
-from normfuse.ir.calls import bind
-from normfuse.ir.canonical import canonical_region, is_expressible
-from normfuse.ir.region import norms_in
+from normfuse.ir.canonical import is_expressible, respell
+from normfuse.ir.region import norms_in, region_of
 from normfuse.ir.spec import NormSpec
-from normfuse.passes.decisions import streams_of, substitutions, weights_of
-from normfuse.passes.evidence import Certificate, evidence
-from normfuse.passes.place import Placement
+from normfuse.passes.centrings import settle_centrings
+from normfuse.passes.decisions import carry_out, streams_of, weights_of
+from normfuse.passes.evidence import Certificate
+from normfuse.passes.policy import apply_policy
 from normfuse.passes.rule import Numerics, Rule
 from normfuse.passes.work import Work
 from normfuse.report import Refusal, Site
 
 __all__ = ["RECENTRE", "recentre"]
 
-_ASK = 'ask for it with policy="convert"'
-
 
 def recentre(work: Work) -> None:
     """Convert every LayerNorm that the policy allows; record a reason for each that stays."""
     _refuse_in_advance(work)
     found = _decided(work)
-    proofs = {
-        n: evidence(RECENTRE, n, stream, decision, work)
-        for stream, decision in found
-        for n in decision.converted
-    }
-    placement = Placement(work.program.gm.graph)
-    placement.substitute([p for _, decision in found for p in substitutions(decision)])
+    placement, proofs = carry_out(RECENTRE, found, work)
     for stream, decision in found:
-        _drop_centrings(stream, decision, placement)
-        _apply(work, stream, decision, placement)
+        settle_centrings(stream, decision, placement, work)
+        for node, refusal in decision.refusals.items():
+            work.sites[node].refuse(refusal, RECENTRE.name)
     for node, proof in proofs.items():
         _convert(work, node, proof)
 
@@ -63,10 +50,7 @@ def _decided(work: Work) -> list[tuple[Stream, Decision]]:
     found = list(streams_of(work, weights, settled, converts))
     for number, (stream, decision) in enumerate(found):
         work.streams |= {norm: number for norms in stream.norms.values() for norm in norms}
-        if not converts:
-            _name_the_policy(decision)
-        if work.program.grad_enabled and not converts:
-            _keep_what_does_not_pay(decision, weights)
+        apply_policy(decision, work, weights)
     return found
 
 
@@ -103,67 +87,10 @@ def _a(kind: str) -> str:
     return f"an {kind}" if kind[0] in "aeio" else f"a {kind}"
 
 
-def _name_the_policy(decision: Decision) -> None:
-    """A table is not copied; what the policy leaves out is the centring behind it."""
-    remedy = f"one centring after the lookup would do; {_ASK}"
-    for node, refusal in decision.refusals.items():
-        if refusal.code == "table_copy":
-            decision.refusals[node] = replace(refusal, remedy=remedy)
-
-
-def _keep_what_does_not_pay(decision: Decision, weights: WeightValues) -> None:
-    traffic = training_traffic(decision, weights)
-    if traffic.pays:
-        return
-    for node in decision.converted:
-        decision.refusals[node] = Refusal(
-            "does_not_pay",
-            f"centring the weights at every training step would take {traffic.spent:.3g} {traffic.unit} "
-            f"to save {traffic.saved:.3g}", node.name,
-            _ASK,
-        )  # fmt: skip
-    decision.converted.clear()
-    decision.centred.clear()
-    decision.plans.clear()
-    decision.cut = None
-
-
-def _apply(work: Work, stream: Stream, decision: Decision, placement: Placement) -> None:
-    if decision.cut is not None:
-        _centre_explicitly(work, stream, decision, placement)
-    for node, refusal in decision.refusals.items():
-        work.sites[node].refuse(refusal, RECENTRE.name)
-
-
-def _drop_centrings(stream: Stream, decision: Decision, placement: Placement) -> None:
-    """Let what reads a centring that the model wrote read what it centred, which has no mean any more."""
-    for value in decision.centred:
-        if value in stream.centrings and value != decision.cut and value not in stream.raw:
-            node = value[0]
-            node.replace_all_uses_with(bind(node)["self"])
-            placement.erase(node)
-
-
-def _centre_explicitly(work: Work, stream: Stream, decision: Decision, placement: Placement) -> None:
-    """One subtraction at the cut; where somebody wants the mean, only those that carry it on see it."""
-    assert decision.cut is not None
-    node, axis = decision.cut
-    readers: set[Node] | None = None
-    if decision.cut in stream.raw:
-        written = [v for v in decision.centred if v not in stream.raw]
-        readers = {v[0] for v in written if decision.cut in stream.operands.get(v, ())}
-    placement.after(node, axis, Centre(), readers)
-    work.report.centrings += 1
-    work.report.spent += cost_of_centring(node)
-
-
 def _convert(work: Work, node: Node, proof: Certificate) -> None:
-    gm = work.program.gm
-    region = gm.get_submodule(str(node.target))
-    spec = region.spec.as_kind("rms_norm")  # type: ignore[operator, union-attr]
-    operands = region.operands(node)  # type: ignore[operator]
-    gm.add_submodule(str(node.target), canonical_region(spec, operands, node.meta["val"]))
-    node.args = replace(operands, sizes=()).as_args()
+    region = region_of(node)
+    spec = region.spec.as_kind("rms_norm")
+    respell(node, spec, region.operands(node))
     work.sites[node].convert(spec, RECENTRE.name, proof)
 
 

@@ -1,78 +1,54 @@
-"""What a norm becomes when numbers before it and behind it go into its eps, weight and bias.
+"""What a norm becomes when the number that multiplies what it reads goes into its eps.
 
-    k (w N_eps(c x) + b) = (k sgn(c) w) N_{eps / c^2}(x) + k b
+    w N_eps(c x) + b = (sgn(c) w) N_{eps / c^2}(x) + b
 
 Its eps stays a number where ``c`` is one; a weight of one entry makes it an operand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 from torch.fx import Graph, Node
 
-from normfuse.analysis.absorb import refuse_widened
 from normfuse.analysis.channel_map import dtype_of
 from normfuse.analysis.factors import Factor
 from normfuse.analysis.weights import WeightValues
 from normfuse.folding import Premise, Question
 from normfuse.folding.precision import is_mild
 from normfuse.ir.calls import aten
-from normfuse.ir.canonical import has_body, is_expressible, respell
+from normfuse.ir.canonical import is_expressible, respell
 from normfuse.ir.dtypes import digits
 from normfuse.ir.emit import call, cast
 from normfuse.ir.location import described
 from normfuse.ir.program import Program
 from normfuse.ir.region import Operands, region_of
+from normfuse.ir.sizes import tensor_of
 from normfuse.ir.spec import NormSpec
-from normfuse.passes.hoist import recipe_of, value_of
+from normfuse.passes.own_factor import refuse_form, refuse_weights, times
 from normfuse.passes.place import Placement
-from normfuse.passes.premises import rest_on_range
+from normfuse.passes.recipes import recipe_of, value_of
 from normfuse.report import Refusal
 
-__all__ = ["refusal_before", "refusal_behind", "take_before", "take_behind"]
-
-
-def refusal_behind(norm: Node, program: Program, weights: WeightValues) -> Refusal | None:
-    """Why the weight and bias of a norm cannot take the number that multiplies its result, if so."""
-    spec, operands = region_of(norm).spec, region_of(norm).operands(norm)
-    if not spec.has_scale:
-        message = f"{described(norm)} has no weight that could take the number behind it"
-        return Refusal("no_weight", message, norm.name)
-    held = [operand for operand in (operands.scale, operands.shift) if operand is not None]
-    narrow = next((r for operand in held if (r := refuse_widened(norm, operand)) is not None), None)
-    return _refuse_form(norm) or narrow or _refuse_weights(norm, held, program, weights)
-
-
-def take_behind(norm: Node, placement: Placement, program: Program) -> Refusal | None:
-    """Put the number behind a norm into its weight and bias; why their dtype cannot hold them, if so."""
-    spec, operands = region_of(norm).spec, region_of(norm).operands(norm)
-    operands = _times(operands, spec.post_factor, placement, norm)
-    made = [node for node in (operands.scale, operands.shift) if node is not None]
-    refusal = rest_on_range(program, norm, made, placement)
-    if refusal is not None:
-        return refusal
-    respell(norm, replace(spec, post_factor=1.0, weight_offset=0.0), operands)
-    return None
+__all__ = ["refusal_before", "refusal_of_operand", "take_before"]
 
 
 def refusal_before(norm: Node, factor: Factor, program: Program, weights: WeightValues) -> Refusal | None:
     """Why a norm cannot take the factor of what it reads, if so."""
     operands = region_of(norm).operands(norm)
-    refusal = _refuse_eps(norm, operands.eps, weights) or _refuse_form(norm)
+    refusal = _refuse_eps(norm, operands.eps, weights) or refuse_form(norm)
     refusal = refusal or _refuse_range(norm, factor, program)
     if refusal is not None or isinstance(factor.by, Node) or factor.by > 0:
         return refusal
-    return _refuse_weights(norm, (operands.scale or operands.shift,), program, weights)
+    return refuse_weights(norm, (operands.scale or operands.shift,), program, weights)
 
 
 def take_before(norm: Node, factor: Factor, placement: Placement, program: Program) -> None:
     """Put the factor of what a norm reads into its eps, and the sign into its weight or behind it."""
     spec, operands = region_of(norm).spec, region_of(norm).operands(norm)
     if isinstance(factor.by, Node):
-        question = Question("factor", _statistics(spec), spec.eps or 0.0)
+        question = Question("factor", spec.sum_dtype, spec.eps or 0.0)
         recipe, sources = recipe_of(program, factor.by)
         program.premises.append(Premise(norm.name, question, (recipe,), (sources,)))
     elif factor.by < 0:
@@ -99,7 +75,7 @@ def _times_power(
     norm: Node, eps: float | Node | None, by: Node, power: int, spec: NormSpec, placement: Placement
 ) -> Node:
     def emit(graph: Graph) -> Node:
-        entry = cast(graph, call(graph, aten.reshape.default, by, []), _statistics(spec))
+        entry = cast(graph, call(graph, aten.reshape.default, by, []), spec.sum_dtype)
         return call(graph, aten.mul.Tensor, call(graph, aten.pow.Tensor_Scalar, entry, power), eps)
 
     return placement.made_of({node for node in (by, eps) if isinstance(node, Node)}, norm, emit)
@@ -111,23 +87,7 @@ def _negated(
     if operands.scale is not None:
         scale = placement.times(operands.scale, -1.0, norm)
         return replace(spec, weight_offset=0.0), replace(operands, scale=scale)
-    return replace(spec, post_factor=-spec.post_factor), _times(operands, -1.0, placement, norm)
-
-
-def _times(operands: Operands, number: float, placement: Placement, norm: Node) -> Operands:
-    """The weight and bias times a number."""
-    scale, shift = (
-        None if node is None else placement.times(node, number, norm)
-        for node in (operands.scale, operands.shift)
-    )
-    return replace(operands, scale=scale, shift=shift)
-
-
-def _refuse_form(norm: Node) -> Refusal | None:
-    if has_body(region_of(norm).spec):
-        return None
-    message = f"{described(norm)} is of a form in which another eps or weight cannot be written"
-    return Refusal("unusual_form", message, norm.name)
+    return replace(spec, post_factor=-spec.post_factor), times(operands, -1.0, placement, norm)
 
 
 def _refuse_eps(norm: Node, eps: Node | None, weights: WeightValues) -> Refusal | None:
@@ -137,7 +97,7 @@ def _refuse_eps(norm: Node, eps: Node | None, weights: WeightValues) -> Refusal 
     name, held = f"the eps of {described(norm)}", dtype_of(eps)
     if eps not in weights:
         return Refusal("eps_operand", f"{name} depends on the call", norm.name)
-    if digits(held) < digits(_statistics(region_of(norm).spec)):
+    if digits(held) < digits(region_of(norm).spec.sum_dtype):
         message = f"{name} is a {held}, narrower than the statistics, and a multiple of it would be rounded"
         return Refusal("eps_operand", message, norm.name, "keep eps in the dtype of the statistics")
     return None
@@ -146,7 +106,7 @@ def _refuse_eps(norm: Node, eps: Node | None, weights: WeightValues) -> Refusal 
 def _refuse_range(norm: Node, factor: Factor, program: Program) -> Refusal | None:
     """Why ``x`` may be squared worse than ``c x``, if so; in float16 values do meet the bounds."""
     spec, by = region_of(norm).spec, factor.by
-    statistics, eps = _statistics(spec), spec.eps or 0.0
+    statistics, eps = spec.sum_dtype, spec.eps or 0.0
     is_half = dtype_of(factor.value) == torch.float16
     grows = isinstance(by, Node) or abs(by) > 1 or factor.beside is not None
     if statistics == torch.float16 or (is_half and grows):
@@ -167,25 +127,19 @@ def _refuse_range(norm: Node, factor: Factor, program: Program) -> Refusal | Non
     return Refusal("factor_range", message, norm.name)
 
 
-def _refuse_weights(
-    norm: Node, held: Iterable[Node | None], program: Program, weights: WeightValues
-) -> Refusal | None:
-    for operand in held:
-        if operand is None:
-            continue
-        if operand not in weights:
-            message = (
-                f"{described(operand)}, by which {described(norm)} scales or shifts, depends on the call"
-            )
-            return weights.varies(operand) or Refusal("computed_scale", message, norm.name)
-        refusal = weights.refusal(operand) or weights.refusal_apart(operand, [norm])
-        if refusal is not None:
-            return refusal
-        if program.grad_enabled:
-            message = f"gradients are recorded, and {described(operand)} may train"
-            return Refusal("trains", message, norm.name, "call the model under torch.no_grad()")
-    return None
-
-
-def _statistics(spec: NormSpec) -> torch.dtype:
-    return spec.statistics_dtype or spec.compute_dtype
+def refusal_of_operand(factor: Factor, program: Program, weights: WeightValues) -> Refusal | None:
+    """Why no eps can be made of what multiplies, where that is no number of the graph, if so."""
+    by = factor.by
+    if not isinstance(by, Node):
+        return None
+    name = f"{described(by)}, by which {described(factor.product)} multiplies"
+    value = tensor_of(by)
+    if by not in weights or value is None or not value.is_floating_point():
+        refusal = weights.varies(by)
+        return refusal or Refusal("computed_factor", f"{name}, depends on the call", factor.product.name)
+    if program.grad_enabled and weights.records_gradients(by):
+        return Refusal("trains", f"gradients are recorded for {name}", factor.product.name)
+    if program.copies_tables or factor.beside is not None:
+        message = f"{name}, is a tensor, and with an eps made of it the norm would be no single operator"
+        return Refusal("eps_operand", message, factor.product.name, "multiply by a Python number")
+    return weights.refusal(by)

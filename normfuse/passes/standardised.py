@@ -17,6 +17,7 @@ from normfuse.folding.recipe import FOLD
 from normfuse.ir.calls import CASTS, aten, bind, is_call
 from normfuse.ir.location import module_path, source_line
 from normfuse.ir.moves import is_move
+from normfuse.ir.readers import ancestors
 from normfuse.ir.sizes import rank_of, tensor_of
 from normfuse.ir.spec import NormSpec
 from normfuse.report import Site
@@ -83,10 +84,5 @@ def _is_continuous(node: Node) -> bool:
 
 def _made_by(value: Node) -> tuple[list[Node], list[Node]]:
     """Operators and inputs that a weight value is made of."""
-    seen, stack = {value}, [value]
-    while stack:
-        fresh = [n for n in stack.pop().all_input_nodes if n not in seen]
-        seen.update(fresh)
-        stack.extend(fresh)
-    ordered = sorted(seen)
+    ordered = sorted(ancestors(value))
     return [n for n in ordered if n.op == "call_function"], [n for n in ordered if n.op != "call_function"]

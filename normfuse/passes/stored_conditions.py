@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from normfuse.analysis.weights import WeightValues
+from normfuse.analysis.weights import WeightValues, divided_refusal
 from normfuse.ir.location import described
 from normfuse.ir.program import Program
 from normfuse.ir.region import region_of
 from normfuse.ir.sizes import is_row_major, lies_alike, tensor_of
+from normfuse.passes.own_affine import refuse_operand
 from normfuse.passes.stored_values import refusal_of_values, watch_statistics
 from normfuse.patterns.around import order_is_free
 from normfuse.report import Refusal
@@ -21,7 +22,7 @@ def refuse_stored(node: Node, weights: WeightValues, program: Program) -> Refusa
     region = region_of(node)
     spec, operands = region.spec, region.operands(node)
     for operand in operands.as_args()[1:]:
-        refusal = _refuse_statistic(node, operand, weights)
+        refusal = refuse_operand(node, operand, weights)
         if refusal is not None:
             return refusal
     if spec.source_dtype != spec.out_dtype:
@@ -30,17 +31,8 @@ def refuse_stored(node: Node, weights: WeightValues, program: Program) -> Refusa
     if keeps_its_order(node) and not (lies_alike(node, operands.source) or order_is_free(node)):
         return Refusal("layout", f"{described(node)} changes how its result lies in memory", node.name)
     refusal = watch_statistics(node, operands, program)
-    return refusal if refusal is not None else refusal_of_values(node, operands, spec.eps or 0.0, program)
-
-
-def _refuse_statistic(node: Node, operand: Node, weights: WeightValues) -> Refusal | None:
-    if operand not in weights:
-        return weights.varies(operand) or Refusal(
-            "computed_statistics",
-            f"{described(operand)}, by which {described(node)} scales or shifts, depends on the call",
-            node.name, "keep the statistics in buffers of a module",
-        )  # fmt: skip
-    return weights.refusal(operand) or weights.refusal_apart(operand, [node])
+    refusal = refusal or refusal_of_values(node, operands, spec.eps or 0.0, program)
+    return divided_refusal(node) if refusal is None and weights.divided else refusal
 
 
 def keeps_its_order(node: Node) -> bool:

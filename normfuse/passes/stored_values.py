@@ -13,7 +13,7 @@ from normfuse.ir.location import described
 from normfuse.ir.program import Program
 from normfuse.ir.region import Operands, norm_of
 from normfuse.ir.sizes import tensor_of
-from normfuse.passes.hoist import recipe_of, value_of
+from normfuse.passes.recipes import recipe_of, value_of
 from normfuse.report import Refusal
 from normfuse.torch_compat import outside_tracing
 

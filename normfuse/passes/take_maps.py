@@ -22,13 +22,13 @@ from normfuse.analysis.plan import Maps, linear_parts
 from normfuse.folding import Premise, Question
 from normfuse.ir.calls import aten
 from normfuse.ir.dtypes import opmath
-from normfuse.ir.emit import call, cast
+from normfuse.ir.emit import as_row_major, call, cast
 from normfuse.ir.location import described
 from normfuse.ir.program import Program
 from normfuse.ir.region import NormRegion, Operands, norm_of
-from normfuse.ir.sizes import is_row_major, rank_of, static_size, tensor_of
-from normfuse.passes.hoist import recipe_of, value_of
+from normfuse.ir.sizes import static_size, tensor_of
 from normfuse.passes.place import Placement
+from normfuse.passes.recipes import recipe_of, value_of
 from normfuse.report import Refusal
 
 __all__ = ["refusal_of_division", "take_maps"]
@@ -62,7 +62,7 @@ def take_maps(norm: Node, maps: Maps, placement: Placement) -> None:
     region, gm = norm_of(norm), norm.graph.owning_module
     assert region is not None
     assert gm is not None
-    axis = next(d for d in range(rank_of(norm)) if d - rank_of(norm) not in region.spec.dims)
+    axis, *_ = region.other_axes(norm)
     channels, eps = static_size(norm, axis), region.spec.eps
     assert channels is not None
     assert eps is not None
@@ -155,8 +155,5 @@ def _body(operands: Operands, axis: int, norm: Node) -> Graph:
     scale, shift, mean, variance, skip = (held.get(role) for role in ("scale", "shift", *_ROLES))
     mapping = Standardise(0.0, scale, shift, mean, variance, skip)
     value = mapping.emit(graph, held["source"], axis)
-    result, made = tensor_of(norm), tensor_of(value)
-    if result is not None and made is not None and is_row_major(result) and not is_row_major(made):
-        value = call(graph, aten.contiguous.default, value)
-    graph.output(value)
+    graph.output(as_row_major(graph, value, tensor_of(norm)))
     return graph

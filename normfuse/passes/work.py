@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from torch.fx import Node
 
 from normfuse.analysis.channel_map import ChannelMap
-from normfuse.analysis.forward import Read
+from normfuse.analysis.reads import Read
 from normfuse.folding import Folded
 from normfuse.ir.program import Program
 from normfuse.options import Options
@@ -95,6 +95,20 @@ class Work:
     def may(self, node: Node, rule: str) -> bool:
         """Whether a rule may change the norm at ``node``."""
         return (id(self.sites[node]), rule) not in self.forbidden
+
+    def leave_out(self, norm: Node, value: Node) -> Site:
+        """Let all that reads a norm read ``value`` in its place; returns its record, which is done with."""
+        norm.replace_all_uses_with(value)
+        norm.graph.erase_node(norm)
+        return self.sites.pop(norm)
+
+    def restore(
+        self, norm: Node, value: Node, axis: int, maps: tuple[ChannelMap, ...] = (), is_blurred: bool = False
+    ) -> None:
+        """Tell how the value comes back that a norm returned before the last change of it."""
+        before = self.restored.get(norm)
+        whole = (*maps, *(() if before is None else before.maps))
+        self.restored[norm] = Restored(value, axis, whole, is_blurred)
 
     def merged(self, old: Node, new: Node) -> None:
         """Tell that the norm at ``new`` is also the one that was at ``old``."""

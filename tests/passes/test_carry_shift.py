@@ -339,6 +339,26 @@ def test_keys_and_values_of_one_projection() -> None:
     assert [n.args[2:] in ((), (None,)) for n in nodes] == [False, True, False] * len(CUTS)
 
 
+class TwoNorms(Block):
+    """Values that one projection makes of two norms: it takes the shifts of both."""
+
+    def __init__(self) -> None:
+        super().__init__(native)
+        self.v = nn.Linear(2 * D, D, bias=False).double()
+
+    def forward(self, x: Tensor) -> Any:
+        y, z = self.norm(x.relu()), self.norm(x.sin())
+        return native(self, self.q(y), self.k(y), self.v(torch.cat([y, z], -1)))
+
+
+def test_a_bias_that_two_norms_gave_stays() -> None:
+    model = TwoNorms()
+    made = normfuse.rewrite(copy.deepcopy(model), (X,), verify="off")
+    assert distance(evaluate(made.module(), (X,)), evaluate(model, (X,))) <= EXACT
+    assert biases(made) == "qvo"
+    assert ["carry_shift" in site.rules for site in made.report.sites] == [True, False]
+
+
 def test_keys_keep_the_bias_that_they_had() -> None:
     model = Block(native, k=True)
     made = normfuse.rewrite(copy.deepcopy(model), (X,), verify="off")

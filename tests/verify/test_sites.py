@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
@@ -99,10 +100,10 @@ def test_a_norm_that_was_given_up_changes_no_weight_for_its_own_sake(model, x):
     shared = Shared().eval()
     from normfuse.passes import recentre
 
-    def broken(spec, operands, result, original=recentre.canonical_region):
-        return original(spec.__class__(**{**vars(spec), "eps": 1.0}), operands, result)
+    def broken(norm, spec, operands, original=recentre.respell):
+        original(norm, replace(spec, eps=1.0), operands)
 
-    with patch.object(recentre, "canonical_region", broken):
+    with patch.object(recentre, "respell", broken):
         made = normfuse.rewrite(shared, (x,))
     assert actions(made.report) == ["reverted", "kept"]
     assert (made.report.folded, made.report.centrings) == (0, 0)
@@ -164,10 +165,10 @@ def test_a_loss_that_only_hostile_inputs_show_is_undone(model, x):
             linear.bias.zero_()
     from normfuse.passes import recentre
 
-    def without_eps(spec, operands, result, original=recentre.canonical_region):
-        return original(spec.__class__(**{**vars(spec), "eps": 1e-12}), operands, result)
+    def without_eps(norm, spec, operands, original=recentre.respell):
+        original(norm, replace(spec, eps=1e-12), operands)
 
-    with patch.object(recentre, "canonical_region", without_eps):
+    with patch.object(recentre, "respell", without_eps):
         report = normfuse.rewrite(model, (x * 30,)).report
     assert "reverted" in actions(report)
     guilty = next(s for s in report.sites if s.refusal is not None)
@@ -177,10 +178,10 @@ def test_a_loss_that_only_hostile_inputs_show_is_undone(model, x):
 def test_a_form_that_is_not_finite_is_undone_and_the_report_stays_valid_json(model, x):
     from normfuse.passes import recentre
 
-    def broken(spec, operands, result, original=recentre.canonical_region):
-        return original(spec.__class__(**{**vars(spec), "eps": -1e3}), operands, result)
+    def broken(norm, spec, operands, original=recentre.respell):
+        original(norm, replace(spec, eps=-1e3), operands)
 
-    with patch.object(recentre, "canonical_region", broken):
+    with patch.object(recentre, "respell", broken):
         report = normfuse.rewrite(model, (x,)).report
     assert set(actions(report)) == {"reverted"}
     plain = json.loads(report.to_json(), parse_constant=pytest.fail)
