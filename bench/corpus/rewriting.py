@@ -67,13 +67,24 @@ def _exported(model: torch.nn.Module, given: Row, name: str, row: Row, options: 
     try:
         rewritten = normfuse.rewrite(exported, **{"verify": "off", **options})
     except Exception as error:
-        return {name: {"status": "crash", "cause": sentence(error)}}
+        own = _own_fault(exported, given)
+        return {name: {"status": "not captured" if own else "crash", "cause": own or sentence(error)}}
     described = {} if "found" in row else _described(rewritten.report)
-    measure = _distance if name == "float64" else _ratio
     try:
-        return described | {name: measure(exported, rewritten.program, given)}
+        if name == "float64":
+            return described | {name: _distance(exported, rewritten, given)}
+        return described | {name: _ratio(exported, rewritten.program, given)}
     except Exception as error:
         return described | {name: {"status": "not judged", "cause": sentence(error)}}
+
+
+def _own_fault(exported: ExportedProgram, given: Row) -> str:
+    """Why a program does not run as it is, if so."""
+    try:
+        exported.module()(**given)
+    except Exception as error:
+        return f"the model itself fails in this dtype: {sentence(error)}"
+    return ""
 
 
 def _compiled(model: torch.nn.Module, given: Row, name: str, row: Row, options: Row) -> Row:
@@ -121,9 +132,9 @@ def _verdict(found: Equivalence) -> Row:
     return {"status": status} | figures | ({"cause": cause} if cause else {})
 
 
-def _distance(reference: ExportedProgram, candidate: ExportedProgram, given: dict[str, Any]) -> Row:
+def _distance(reference: ExportedProgram, rewritten: normfuse.Rewritten, given: dict[str, Any]) -> Row:
     """How far two programs are apart where every floating value is in float64."""
-    routes = Routes()
+    routes, candidate = Routes(), rewritten.program
     one, other = ProgramOracle(reference), ProgramOracle(candidate)
     with routes.recording():
         wanted = one.values((), given, {})
@@ -135,7 +146,7 @@ def _distance(reference: ExportedProgram, candidate: ExportedProgram, given: dic
     row: Row = {"status": "ok", "distance": distances[worst]} | ({"routes": changed} if changed else {})
     if distances[worst] <= EXACT:
         return row
-    if _has_narrow_weights(reference, candidate):
+    if _has_narrow_weights(reference, candidate) or any(map(_is_folded_narrow, rewritten.report.sites)):
         return row | _ratio(reference, candidate, given)
     return row | {"status": "far", "cause": worst}
 
@@ -144,6 +155,13 @@ def _has_narrow_weights(reference: ExportedProgram, candidate: ExportedProgram) 
     """Whether a weight is new and narrower than float64: a model that reads it so, as some routers do."""
     made = (t for name, t in candidate.state_dict.items() if name not in reference.state_dict)
     return any(t.is_floating_point() and t.dtype != torch.float64 for t in made)
+
+
+def _is_folded_narrow(site: normfuse.Site) -> bool:
+    """Whether what was folded is computed in a narrower dtype than float64, as the model computes it."""
+    is_offset = site.spec["weight_offset"] != 0 and site.spec["scale_dtype"] != "float64"
+    is_whole = "fold_constants" in site.rules and site.spec["compute_dtype"] != "float64"
+    return (bool(site.rules) and is_offset) or is_whole
 
 
 class _Held(torch.nn.Module):

@@ -160,6 +160,6 @@ def _writes_inside(node: Node) -> bool:
     """Whether the graphs that an operator runs write to anything; without graphs it might."""
     owner = node.graph.owning_module
     names = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
-    found = [owner.get_submodule(name) for name in names if owner is not None]
-    graphs = [module.graph for module in found if isinstance(module, GraphModule)]
+    held = [operator.attrgetter(name)(owner) for name in names if owner is not None]
+    graphs = [module.graph for module in held if isinstance(module, GraphModule)]
     return not graphs or any(_written_by(inner) for graph in graphs for inner in graph.nodes)

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch._higher_order_ops.flat_apply import flat_apply
 from torch.fx import Graph, GraphModule, Node
+from torch.utils._pytree import tree_flatten
 
 from normfuse.ir.calls import aten
 from normfuse.ir.effects import Effects, aliased_by, is_effectful
@@ -120,3 +122,17 @@ def test_views_are_written_with_what_they_show() -> None:
     twins = dict(zip(("x", "view", "split", "getitem", "mul"), effects._memory, strict=False))
     written = {name: effects.is_written(node) for name, node in twins.items()}
     assert written == {"x": True, "view": True, "split": True, "getitem": True, "mul": False}
+
+
+def test_an_operator_that_is_handed_something_else_than_a_graph_may_write() -> None:
+    """As ``flat_apply`` is handed how its arguments are nested."""
+    graph = Graph()
+    x, held = graph.placeholder("x"), graph.get_attr("spec")
+    x.meta["val"] = X
+    node = graph.call_function(flat_apply, (held, held, x))
+    node.meta["val"] = X
+    graph.output(node)
+    owner = torch.nn.Module()
+    owner.spec = tree_flatten((X,))[1]
+    copied = GraphModule(owner, graph).graph
+    assert Effects(copied).is_written(next(iter(copied.nodes)))

@@ -48,6 +48,48 @@ def test_a_model_that_converts() -> None:
     assert row["float64"]["distance"] < 1e-14
 
 
+class Offset(Block):
+    """An RMSNorm that adds 1 to its weight in float32, whatever the model computes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(8) / 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x).float()
+        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6) * (1.0 + self.weight.float())
+        result: torch.Tensor = self.last(h.type_as(x))
+        return result
+
+
+def test_what_the_model_rounds_to_float32_in_a_weight_is_judged_by_its_own_error() -> None:
+    row = _row(Offset())
+    assert row["folded"] == 1
+    assert row["float64"]["status"] == "ok"
+    assert row["float64"]["distance"] > rewriting.EXACT
+    assert row["float64"]["ratio"] <= row["float64"]["allowed"]
+
+
+class Mixed(Block):
+    """Fails in float64."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + self.first(torch.ones(8)))
+
+
+@pytest.mark.parametrize(("model", "status"), [(Block, "crash"), (Mixed, "not captured")])
+def test_a_model_that_does_not_run_itself_is_no_crash(
+    model: type[Block], status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: Any, **__: Any) -> None:
+        raise RuntimeError("it fails")
+
+    monkeypatch.setattr(rewriting.normfuse, "rewrite", crash)
+    found = _row(model())
+    assert found["float64"]["status"] == status
+    assert ("the model itself fails" in found["float64"]["cause"]) == (model is Mixed)
+
+
 def test_a_wrong_rewrite_is_far(monkeypatch: pytest.MonkeyPatch) -> None:
     rewrite = rewriting.normfuse.rewrite
 
