@@ -16,7 +16,9 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 from torch.nn import Module
 
+from normfuse.errors import InputError, cause
 from normfuse.ir.calls import CASTS, is_call
+from normfuse.ir.location import described
 from normfuse.torch_compat import outside_tracing
 
 __all__ = ["FOLD", "Folded", "Recipe", "run_exactly"]
@@ -105,7 +107,13 @@ def _run(node: Node, values: Mapping[Node, Any]) -> Any:
     args, kwargs = given
     if FOLD in node.meta:
         return run_exactly(node, args, kwargs)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    try:
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        message = f"{described(node)} is computed from weights alone, and does not run: {cause(error)}"
+        raise InputError(message) from error
 
 
 def run_exactly(node: Node, args: Any, kwargs: Any) -> Any:

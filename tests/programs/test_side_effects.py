@@ -101,3 +101,23 @@ def test_a_counter_in_the_memory_of_a_weight_is_its_own_as_well() -> None:
     state = made.program.state_dict
     assert float(state["calls"]) == float(state["all"][16]) == 3.0
     assert isinstance(state["inner.norm.weight"], nn.Parameter)
+
+
+class Mixed(torch.nn.Module):
+    """A weight of one dtype meets a buffer of another, which an exporter does not mind and a kernel does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = torch.nn.Linear(8, 8), torch.nn.LayerNorm(8)
+        self.register_buffer("table", torch.ones(2, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) + self.norm(self.linear(self.table))
+
+
+def test_weights_that_the_program_itself_cannot_compute_are_named() -> None:
+    model = Mixed().double().eval()
+    model.table = model.table.float()
+    program = torch.export.export(model, (torch.randn(4, 2, 8, dtype=torch.float64),))
+    with pytest.raises(normfuse.InputError, match=r"the linear layer in linear .* does not run: .*dtype"):
+        normfuse.rewrite(program, verify="off")
