@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from normfuse.checkpoint.architecture import class_of, config_of, quietly
-from normfuse.checkpoint.modules import centred, install
+from normfuse.checkpoint.embeds import centre_given
+from normfuse.checkpoint.modules import install
 from normfuse.checkpoint.permitted import check_changes
 from normfuse.checkpoint.record import Record
 from normfuse.checkpoint.source import Folder
@@ -51,8 +51,6 @@ def load_checkpoint(folder: str | Path) -> torch.nn.Module:
     with torch.no_grad():
         for layer, bias in biases.items():
             model.get_submodule(layer).get_parameter("bias").copy_(bias)
-    if record.centres_input:
-        model.register_forward_pre_hook(partial(_centre_given), with_kwargs=True)
     made: torch.nn.Module = model.eval()
     return made
 
@@ -97,10 +95,6 @@ def _install(model: torch.nn.Module, record: Record, biases: Mapping[str, torch.
     try:
         check_changes(model, record.changes, biases)
         install(model, record.changes)
+        centre_given(model, record.centred_inputs)
     except (AttributeError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{path}: normfuse.json does not fit {record.architecture}: {error}") from error
-
-
-def _centre_given(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    given = kwargs.get("inputs_embeds")
-    return args, kwargs if given is None else {**kwargs, "inputs_embeds": centred(given)}
