@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,17 @@ def load_checkpoint(folder: str | Path) -> torch.nn.Module:
     with torch.no_grad():
         for layer, bias in biases.items():
             model.get_submodule(layer).get_parameter("bias").copy_(bias)
+    if record.biases or record.changes.removed:
+        model.save_pretrained = partial(_refuse_to_save, path)
     made: torch.nn.Module = model.eval()
     return made
+
+
+def _refuse_to_save(path: Path, *args: Any, **kwargs: Any) -> None:
+    raise InputError(
+        f"the model of {path} has biases where its class has none, which transformers would drop as it loads "
+        "what is saved here; copy that folder instead"
+    )
 
 
 def _held(tensors: dict[str, torch.Tensor], name: str, path: Path) -> torch.Tensor:

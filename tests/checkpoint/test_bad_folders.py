@@ -269,7 +269,9 @@ def test_it_is_one_sentence_and_nothing_is_written(kind, given, tmp_path):
     [
         (("rewrite", "openai/gpt2", "-o", "out"), "hf download openai/gpt2 --local-dir FOLDER"),
         (("rewrite", "gpt2", "-o", "out"), "hf download gpt2 --local-dir FOLDER"),
-        (("rewrite", "{in}", "-o", "out.pt2"), "so the output has to be a folder too"),
+        (("rewrite", "gpt2", "-o", "out.onnx"), "hf download gpt2 --local-dir FOLDER"),
+        (("rewrite", "{in}", "-o", "out.pt2", "--dtype", "float64"), "whose files say the dtype"),
+        (("rewrite", "{in}", "-o", "out.pt2", "--force"), "is for checkpoint folders that become folders"),
         (("rewrite", "{in}", "-o", "out", "--dtype", "float64"), "--dtype is not for checkpoint folders"),
         (("rewrite", "{in}", "-o", "out", "--verify", "sites"), "--verify is not for checkpoint folders"),
         (("rewrite", "{in}", "-o", "out", "--only", "rotate"), "only names rotate, which has no form"),

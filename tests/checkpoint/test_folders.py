@@ -190,6 +190,9 @@ def test_a_new_bias_is_made_when_it_is_asked_for(rewritten):
     assert torch.allclose(outputs(loaded, "gpt_neox", torch.float64), expected, rtol=CLOSE, atol=CLOSE)
     with pytest.raises(OSError, match="no file named"):
         plain(folder / "out", "gpt_neox", torch.float64)
+    with pytest.raises(normfuse.InputError, match="has biases where its class has none"):
+        loaded.save_pretrained(folder / "again")
+    assert not (folder / "again").exists()
 
 
 def test_without_new_biases_the_norm_keeps_its_own(rewritten):
