@@ -345,6 +345,15 @@ def record(folder, change):
     path.write_text(json.dumps(held))
 
 
+@pytest.mark.parametrize(
+    "entry", [{"n_layer": 10**9}, {"num_labels": 10**9}, {"part": {"num_layers": 1e300}}]
+)
+def test_more_layers_than_any_model_has_are_refused_before_they_are_made(entry, given, tmp_path):
+    edit(given, **entry)
+    with pytest.raises(normfuse.InputError, match="are the most that are read"):
+        normfuse.explain_folder(given)
+
+
 @pytest.mark.parametrize("eps", [float("nan"), -1e-5, "1e-5", True, [1e-5]])
 def test_an_eps_that_is_none_is_refused_before_a_shard_is_read(eps, given, tmp_path):
     edit(given, text_config={"layer_norm_epsilon": eps})
