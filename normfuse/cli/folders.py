@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,10 +90,15 @@ class FolderJob:
             }
             write_text(self.json_file, json_text({**done.report.to_dict(), **said}))
         if self.html is not None:
-            done.report.to_html(self.html, model=self.source)
+            done.report.to_html(self.html, model=self.source, verification=self._unverified())
+
+    def _unverified(self) -> str:
+        command = shlex.join(("normfuse", "verify", self.source, str(self.destination)))
+        return f"NOT verified by running the models, which takes the memory of both: {command}"
 
     def _show(self, done: RewrittenFolder) -> None:
         typer.echo(str(done.report))
+        typer.echo(self._unverified())
         if done.left_out:
             typer.echo(f"not copied (other weights, code, folders): {', '.join(done.left_out)}")
         if done.reused:

@@ -165,6 +165,7 @@ def test_a_page_tells_of_all_norms_of_a_folder(command, rewritten, tmp_path):
     assert shown.exit_code == 0, shown.output
     found = checked(page.read_text(encoding="utf-8"))
     assert given in found.text
+    assert ("NOT verified by running the models" in found.text) is (command == "rewrite")
     assert "All 5 norms are in a cheaper form now: 5 layer_norm became rms_norm" in found.text
     for site in done.report.sites:
         assert site.module in found.text or "transformer.h.{0-1}." in found.text
