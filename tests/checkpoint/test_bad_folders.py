@@ -438,6 +438,14 @@ UNLOADABLE = {
         lambda f: record(f, lambda r: r.update(new_biases={LN: "transformer.ln_f.bias"})),
         "it adds a bias, and it is no layer without one",
     ),
+    "embeddings for a layer that takes none": (
+        lambda f: record(f, lambda r: r.update(centred_inputs=["lm_head"])),
+        "normfuse.json does not fit GPT2LMHeadModel: lm_head takes no inputs_embeds",
+    ),
+    "embeddings for a number": (
+        lambda f: record(f, lambda r: r.update(centred_inputs=[1])),
+        "centred_inputs is not a list of paths",
+    ),
     "no such bias": (
         lambda f: record(f, lambda r: r.update(new_biases={"lm_head": "b"})),
         "holds no tensor b",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from inspect import signature
 
 import pytest
@@ -97,6 +98,15 @@ def test_embeddings_for_the_model_below_a_head_and_without_a_name(tmp_path):
             (made.transformer(inputs_embeds=GIVEN), loaded.transformer(inputs_embeds=GIVEN)),
         ):
             assert torch.allclose(one[0], other[0], rtol=CLOSE, atol=CLOSE)
+
+
+def test_a_record_from_before_says_only_that_the_model_takes_embeddings(tmp_path):
+    made, _ = rewritten("GPT2LMHeadModel", GPT2, tmp_path)
+    file = tmp_path / "out" / "normfuse.json"
+    held = json.loads(file.read_text())
+    assert held.pop("centred_inputs") == ["", "transformer"]
+    file.write_text(json.dumps(held | {"centres_input": True}))
+    agree(made, tmp_path, {"inputs_embeds": GIVEN})
 
 
 def test_a_model_with_unseen_weights_is_none_of_another_class(tmp_path, monkeypatch):
