@@ -1,4 +1,4 @@
-"""Where a model comes from: a ``.pt2`` program, or ``module.path:factory`` for Python code."""
+"""Where a model comes from: a ``.pt2`` program, a checkpoint folder, or ``module.path:factory``."""
 
 from __future__ import annotations
 
@@ -45,6 +45,10 @@ class Source:
     def is_program(self) -> bool:
         return isinstance(self.model, ExportedProgram)
 
+    @property
+    def is_folder(self) -> bool:
+        return Path(self.name).is_dir()
+
     def module(self) -> torch.nn.Module:
         """The model, or the program as a module."""
         return self.model.module() if isinstance(self.model, ExportedProgram) else self.model
@@ -61,6 +65,11 @@ class Source:
             return self
         if name not in _DTYPES:
             raise InputError(f"there is no dtype {name!r} here; choose one of {', '.join(_DTYPES)}")
+        if self.is_folder:
+            raise InputError(
+                f"{self.name} is a folder, whose files say the dtype; convert the model with "
+                f".to(torch.{name}) and save_pretrained first"
+            )
         if isinstance(self.model, ExportedProgram):
             raise InputError(
                 f"{self.name} is a program, which no longer says what the model keeps in its own precision; "
@@ -79,8 +88,12 @@ def load_source(text: str, **arguments: Any) -> Source:
     """The model that ``text`` names; ``arguments`` go to a factory that takes them.
 
     Raises:
-        InputError: when there is no such file or factory, or the factory does not return a model and inputs.
+        InputError: when there is no such file or factory, the factory does not return a model and inputs, or
+            a folder is damaged.
+        CaptureError: when the model of a folder cannot be exported.
     """
+    if text and Path(text).is_dir():
+        return _folder(text)
     if text.endswith(".pt2") or (text and Path(text).exists()):
         return _program(text)
     module, _, factory = text.partition(":")
@@ -95,14 +108,24 @@ def _not_a_source(text: str) -> str:
     hint = ""
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
         hint = (
-            "; if it is the name of a model on a hub, write a function that loads the model and returns "
-            "(model, args), and name that function"
+            f"; if it is the name of a model on a hub, get its folder first (hf download {text} --local-dir "
+            "FOLDER), or write a function that returns (model, args), and name that function"
         )
     return f"{text!r} is neither a .pt2 file that exists nor module.path:factory{hint}"
 
 
+def _folder(text: str) -> Source:
+    """The model of a checkpoint folder, whole in memory, as a program for any batch and length."""
+    from normfuse.checkpoint.whole import program_of
+
+    return _of(text, program_of(text, (), None, None))
+
+
 def _program(text: str) -> Source:
-    program = load_program(text)
+    return _of(text, load_program(text))
+
+
+def _of(text: str, program: ExportedProgram) -> Source:
     args, kwargs = program.example_inputs or ((), {})
     return Source(text, program, tuple(args), dict(kwargs))
 
@@ -133,8 +156,7 @@ def _made(text: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) 
     except (Exception, SystemExit) as error:
         raise InputError(f"{text} raised {cause(error)}") from error
     if isinstance(made, ExportedProgram):
-        args, kwargs = made.example_inputs or ((), {})
-        return Source(text, made, tuple(args), dict(kwargs))
+        return _of(text, made)
     if not isinstance(made, tuple) or not 2 <= len(made) <= 4 or not isinstance(made[0], torch.nn.Module):
         raise InputError(
             f"{text} has to return (model, args), (model, args, kwargs) or "

@@ -39,6 +39,9 @@ def example_inputs(model: Any, dtype: torch.dtype) -> dict[str, Any]:
         given["decoder_input_ids"] = _ids()
     if main == "input_ids" and hasattr(model.config, "vision_config") and "pixel_values" in taken:
         given["pixel_values"] = _pixels(model.config.vision_config, dtype)
+    if getattr(model.config, "add_cross_attention", False) and "encoder_hidden_states" in taken:
+        shape = (_BATCH, _LENGTH, model.config.hidden_size)
+        given["encoder_hidden_states"] = torch.zeros(shape, dtype=dtype, device="meta")
     return given | ({"use_cache": False} if "use_cache" in taken else {})
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from normfuse.checkpoint.architecture import class_of, config_of, quietly
-from normfuse.checkpoint.modules import centred, install
+from normfuse.checkpoint.embeds import centre_given
+from normfuse.checkpoint.modules import install
 from normfuse.checkpoint.permitted import check_changes
 from normfuse.checkpoint.record import Record
 from normfuse.checkpoint.source import Folder
@@ -51,10 +52,17 @@ def load_checkpoint(folder: str | Path) -> torch.nn.Module:
     with torch.no_grad():
         for layer, bias in biases.items():
             model.get_submodule(layer).get_parameter("bias").copy_(bias)
-    if record.centres_input:
-        model.register_forward_pre_hook(partial(_centre_given), with_kwargs=True)
+    if record.biases or record.changes.removed:
+        model.save_pretrained = partial(_refuse_to_save, path)
     made: torch.nn.Module = model.eval()
     return made
+
+
+def _refuse_to_save(path: Path, *args: Any, **kwargs: Any) -> None:
+    raise InputError(
+        f"the model of {path} has biases where its class has none, which transformers would drop as it loads "
+        "what is saved here; copy that folder instead"
+    )
 
 
 def _held(tensors: dict[str, torch.Tensor], name: str, path: Path) -> torch.Tensor:
@@ -97,10 +105,6 @@ def _install(model: torch.nn.Module, record: Record, biases: Mapping[str, torch.
     try:
         check_changes(model, record.changes, biases)
         install(model, record.changes)
+        centre_given(model, record.centred_inputs)
     except (AttributeError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{path}: normfuse.json does not fit {record.architecture}: {error}") from error
-
-
-def _centre_given(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    given = kwargs.get("inputs_embeds")
-    return args, kwargs if given is None else {**kwargs, "inputs_embeds": centred(given)}

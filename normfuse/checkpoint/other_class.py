@@ -24,6 +24,7 @@ from normfuse.checkpoint.outlines import BIASED, Outlined, outlined
 from normfuse.checkpoint.plan import allowed
 from normfuse.checkpoint.planned import Made, MismatchError, Plan
 from normfuse.checkpoint.source import Folder
+from normfuse.checkpoint.unseen import unseen_of
 from normfuse.errors import CaptureError, InputError
 from normfuse.ir.calls import bind, is_call
 from normfuse.options import Options
@@ -94,6 +95,8 @@ def _placed(case: Case, found: Outlined, model: Any, inputs: Mapping[str, Any]) 
     match = matched(found.outline, after.outline)
     if isinstance(match, str):
         raise MismatchError(match)
+    if unseen := [*unseen_of(case, found)]:
+        raise MismatchError(f"other calls may use {unseen[0]}, which the one that was compared does not")
     plan = Plan(type(model).__name__, Changes(), found.report, taken={})
     filled = {after.names.get(node, node): entry for node, entry in match.neutral.items()}
     given = _given(case, found, after, model, match)

@@ -40,7 +40,7 @@ class Outlined:
     """A model after the rules: its steps while norms are norms still, and the norms with their records.
 
     ``large_shifts`` are the paths of norms with stored statistics that add more than what reads them in
-    float32 should start its sum from.
+    float32 should start its sum from. ``read`` names the weights that the captured call uses.
     """
 
     program: Program
@@ -49,6 +49,7 @@ class Outlined:
     outline: Outline = field(default_factory=lambda: Outline((), None))
     norms: list[tuple[Site, NormSpec, int]] = field(default_factory=list)
     large_shifts: set[str] = field(default_factory=set)
+    read: frozenset[str] = frozenset()
 
     @property
     def names(self) -> Mapping[str, str]:
@@ -110,7 +111,8 @@ def outlined(
     program = program_of(export_model(model, (), inputs, None))
     program.values_later = program.centres_lookups = True
     program.inputs = [_with_value(one, small) for one in program.inputs]
-    found = Outlined(program)
+    read = frozenset(one.name for one in program.inputs if one.is_weight and one.node.users)
+    found = Outlined(program, read=read)
     found.report, found.folded = run_pipeline(program, options, _Watch(found, left_out or {}))
     return found
 

@@ -15,6 +15,7 @@ import torch
 
 from normfuse.checkpoint.case import Case, case_of
 from normfuse.checkpoint.changes import Changes
+from normfuse.checkpoint.embeds import centred_inputs
 from normfuse.checkpoint.expressible import changes_of, norms_of_biases
 from normfuse.checkpoint.modules import install
 from normfuse.checkpoint.outline import paired
@@ -23,6 +24,7 @@ from normfuse.checkpoint.placing import fill_dropped, place_weights
 from normfuse.checkpoint.planned import MismatchError, Plan
 from normfuse.checkpoint.source import Folder
 from normfuse.checkpoint.stored import homes_of
+from normfuse.checkpoint.unseen import unseen_by
 from normfuse.errors import CaptureError, InputError
 from normfuse.options import Options
 from normfuse.report import Refusal, Report
@@ -66,20 +68,28 @@ def plan_of(
 
 @dataclass
 class _Refused:
-    """Norms that no module can be, and norms whose bias has no place in the class, with the reasons."""
+    """Norms that no module can be, and norms whose bias has no place in the class, with the reasons.
+
+    ``unseen`` are norms beside weights that other calls may use, each with one of them.
+    """
 
     whole: dict[str, str] = field(default_factory=dict)
     biases: set[str] = field(default_factory=set)
+    unseen: dict[str, str] = field(default_factory=dict)
 
     @property
     def left_out(self) -> LeftOut:
-        return dict.fromkeys(self.biases, ("fold_scale", "fold_affine")) | dict.fromkeys(self.whole, RULES)
+        whole = dict.fromkeys([*self.whole, *self.unseen], RULES)
+        return dict.fromkeys(self.biases, ("fold_scale", "fold_affine")) | whole
 
 
 def _expressed(case: Case, options: Options, refused: _Refused, new_biases: bool) -> tuple[Outlined, Changes]:
     """The rewritten graph and its modules; what has none is left out, and the rest tried again."""
     while True:
         found = outlined(case.model, case.inputs, options, case.small, refused.left_out)
+        if unseen := unseen_by(case, found):
+            refused.unseen |= unseen
+            continue
         changes, whole = changes_of(found, case.model)
         homes = homes_of(found, changes.biased, changes.removed, case.small)
         homeless = [] if new_biases else [path for path in changes.biased if path not in homes]
@@ -123,20 +133,17 @@ def _checked(case: Case, found: Outlined, changes: Changes) -> Plan:
     plan = Plan(type(case.model).__name__, changes, found.report)
     place_weights(plan, case, found, after, pairs)
     fill_dropped(plan, case, found)
-    plan.centres_input = _centres_input(plan, case.model)
+    plan.centred_inputs = centred_inputs(case.model, _centred_tables(plan, case.model))
     return plan
 
 
-def _centres_input(plan: Plan, model: Any) -> bool:
-    """Whether the table of the input embedding was centred, or loses its mean at each lookup."""
-    try:
-        table = model.get_input_embeddings()
-    except NotImplementedError:  # several inputs, or none that is looked up
-        return False
-    path = next((name for name, module in model.named_modules() if module is table), None)
-    if not isinstance(table, torch.nn.Embedding) or path is None:
-        return False
-    return path in plan.changes.centred or any(one.name == f"{path}.weight" for one in plan.made.values())
+def _centred_tables(plan: Plan, model: Any) -> Iterator[str]:
+    """The embeddings that lose their mean at each lookup, or lost that of their tables."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, torch.nn.Embedding) and path:
+            names = plan.made.values()
+            if path in plan.changes.centred or any(one.name == f"{path}.weight" for one in names):
+                yield path
 
 
 def _explain(report: Report, refused: _Refused, reasons: list[str]) -> None:
@@ -146,7 +153,16 @@ def _explain(report: Report, refused: _Refused, reasons: list[str]) -> None:
             message = f"{site.module} stays: {refused.whole[site.module]}"
             site.refusal = None  # the rules were kept from it, and have no reason of their own
             site.refuse(Refusal("no_module", message, remedy="rewrite the model as a program (.pt2)"))
+        elif site.module in refused.unseen:
+            site.refusal = None
+            site.refuse(_unseen(site.module, refused.unseen[site.module]))
         elif site.module in refused.biases:
             message = f"the bias of {site.module} would need a bias in a layer that has none in its class"
             rule = "fold_affine" if site.spec["statistics"] == "stored" else "fold_scale"
             site.refuse(Refusal("new_bias", message, remedy="allow new biases (--new-biases)"), rule)
+
+
+def _unseen(path: str, weight: str) -> Refusal:
+    message = f"{path} stays: other calls may use {weight}, which the one that was captured does not"
+    remedy = "rewrite the model as a program (.pt2), or save it without that weight"
+    return Refusal("unseen_weight", message, remedy=remedy)

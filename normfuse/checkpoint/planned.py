@@ -31,7 +31,7 @@ class Plan:
     ``beside`` gives for each new one a tensor whose file it goes to, and ``biases`` its name by the path of
     its layer; ``homes`` says which biases stand in the place of that of a norm that is gone. ``filled`` have
     one entry everywhere, which does nothing. ``is_plain`` says that the class itself computes the same with
-    these files, ``centres_input`` that what the input embedding returns has no mean.
+    these files, ``centred_inputs`` are the modules whose ``inputs_embeds`` lose their mean.
 
     Of a model that becomes one of another class, ``config`` is its configuration, ``taken`` are the tensors
     that stay as they are, each with its name in the files that are read, and ``shapes`` those of all tensors,
@@ -47,7 +47,7 @@ class Plan:
     biases: dict[str, str] = field(default_factory=dict)
     homes: dict[str, str] = field(default_factory=dict)
     is_plain: bool = True
-    centres_input: bool = False
+    centred_inputs: tuple[str, ...] = ()
     config: Any = None
     taken: dict[str, str] | None = None
     shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = field(default_factory=dict)

@@ -25,13 +25,13 @@ class Record:
     """What a rewritten folder needs to be loaded.
 
     ``biases`` gives, by the path of a layer, the tensor of the files that is its new bias, and
-    ``centres_input`` says that the input embedding returns values without a mean.
+    ``centred_inputs`` are the modules whose ``inputs_embeds`` lose their mean.
     """
 
     architecture: str
     changes: Changes
     biases: Mapping[str, str]
-    centres_input: bool
+    centred_inputs: tuple[str, ...]
 
     @classmethod
     def load(cls, folder: Path) -> Record:
@@ -65,7 +65,17 @@ class Record:
         if not all([*norms, *centred, *biases, *removed]):
             raise ValueError("it names a module by no path")
         changes = Changes(norms, tuple(centred), tuple(biases), tuple(removed))
-        return cls(str(held["architecture"]), changes, dict(biases), held["centres_input"] is True)
+        return cls(str(held["architecture"]), changes, dict(biases), _inputs(held))
+
+
+def _inputs(held: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modules whose embeddings are centred; an older record says only whether the model is one."""
+    if "centred_inputs" not in held:
+        return ("",) if held["centres_input"] is True else ()
+    paths = held["centred_inputs"]
+    if not (isinstance(paths, list) and all(isinstance(path, str) for path in paths)):
+        raise TypeError("centred_inputs is not a list of paths")
+    return tuple(paths)
 
 
 def record_of_plan(plan: Plan) -> dict[str, Any]:
@@ -81,7 +91,7 @@ def record_of_plan(plan: Plan) -> dict[str, Any]:
         "loads_in_transformers": plan.is_plain,
         "norms": {path: asdict(norm) for path, norm in plan.changes.norms.items()},
         "centred_lookups": list(plan.changes.centred),
-        "centres_input": plan.centres_input,
+        "centred_inputs": list(plan.centred_inputs),
         "new_biases": dict(plan.biases),
         "removed_norms": list(plan.changes.removed),
         "without_effect": sorted(plan.filled),

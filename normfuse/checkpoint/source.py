@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from normfuse.checkpoint.eps import check_eps
 from normfuse.checkpoint.header import Head, Stored, read_head
 from normfuse.checkpoint.mapped import Mapped
+from normfuse.checkpoint.numbers import check_numbers
 from normfuse.errors import InputError
 from normfuse.folding.checkpoint import open_checkpoint
 from normfuse.folding.shards import record_of
@@ -66,7 +66,7 @@ class Folder:
         if not (path / "config.json").is_file():
             raise InputError(f"{path} is no checkpoint folder: it has no config.json")
         self.config = json_of(path / "config.json")
-        check_eps(self.config, path / "config.json")
+        check_numbers(self.config, path / "config.json")
         single, index = self._layout()
         self.is_pickled = single.endswith(".bin")
         self.index_name = index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,10 @@ _HUB = re.compile(r"[\w.-]+/[\w.-]+|[A-Za-z][\w-]*")
 
 
 def is_folder_job(source: str, destination: Path) -> bool:
-    """Whether a folder is to be rewritten, by what is there and how the output is called."""
-    if source and Path(source).is_dir():
-        return True
-    return destination.suffix != ".pt2" and not source.endswith(".pt2") and _HUB.fullmatch(source) is not None
+    """Whether a folder is to be rewritten to a folder, by what is there and how the output is called."""
+    if destination.suffix in (".pt2", ".onnx") or source.endswith(".pt2"):
+        return False
+    return bool(source) and (Path(source).is_dir() or _HUB.fullmatch(source) is not None)
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,6 @@ class FolderJob:
                 f"{self.source} is no folder here; if it is the name of a model on a hub, get its folder "
                 f"first: hf download {self.source} --local-dir FOLDER"
             )
-        if self.destination.suffix == ".pt2":
-            raise InputError(
-                f"{self.source} is a folder, so the output has to be a folder too; for a program name Python "
-                "code that loads the model, as module.path:factory"
-            )
         _refuse(self.unused)
         check_outputs([self.json_file, self.html], [self.source])
 
@@ -94,10 +90,15 @@ class FolderJob:
             }
             write_text(self.json_file, json_text({**done.report.to_dict(), **said}))
         if self.html is not None:
-            done.report.to_html(self.html, model=self.source)
+            done.report.to_html(self.html, model=self.source, verification=self._unverified())
+
+    def _unverified(self) -> str:
+        command = shlex.join(("normfuse", "verify", self.source, str(self.destination)))
+        return f"NOT verified by running the models, which takes the memory of both: {command}"
 
     def _show(self, done: RewrittenFolder) -> None:
         typer.echo(str(done.report))
+        typer.echo(self._unverified())
         if done.left_out:
             typer.echo(f"not copied (other weights, code, folders): {', '.join(done.left_out)}")
         if done.reused:

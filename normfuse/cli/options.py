@@ -19,9 +19,8 @@ SOURCE = Annotated[
     str,
     typer.Argument(
         metavar="SRC",
-        help="A .pt2 program, or module.path:factory for Python code; "
-        "the factory returns a model and its example inputs. `rewrite` and `explain` take checkpoint "
-        "folders as well.",
+        help="A .pt2 program, a checkpoint folder of transformers, or module.path:factory for Python code; "
+        "the factory returns a model and its example inputs.",
         show_default=False,
     ),
 ]

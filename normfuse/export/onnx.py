@@ -75,11 +75,18 @@ def export_onnx(
                 program, args, kwargs=kwargs, dynamo=True, opset_version=opset_version, verbose=False
             )
         assert exported is not None
-        exported.save(path)
     except Exception as error:
-        raise CaptureError(f"ONNX export failed: {type(error).__name__}: {cause(error)}") from error
+        raise CaptureError(f"ONNX export failed: {cause(_first(error))}") from error
+    exported.save(path)
     names = Counter(node.op_type for node in exported.model.graph)
     return {name: count for name, count in sorted(names.items()) if name.endswith("Normalization")}
+
+
+def _first(error: BaseException) -> BaseException:
+    """What was raised first: the exporter says in several layers of advice that something was."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def onnx_call(

@@ -269,7 +269,9 @@ def test_it_is_one_sentence_and_nothing_is_written(kind, given, tmp_path):
     [
         (("rewrite", "openai/gpt2", "-o", "out"), "hf download openai/gpt2 --local-dir FOLDER"),
         (("rewrite", "gpt2", "-o", "out"), "hf download gpt2 --local-dir FOLDER"),
-        (("rewrite", "{in}", "-o", "out.pt2"), "so the output has to be a folder too"),
+        (("rewrite", "gpt2", "-o", "out.onnx"), "hf download gpt2 --local-dir FOLDER"),
+        (("rewrite", "{in}", "-o", "out.pt2", "--dtype", "float64"), "whose files say the dtype"),
+        (("rewrite", "{in}", "-o", "out.pt2", "--force"), "is for checkpoint folders that become folders"),
         (("rewrite", "{in}", "-o", "out", "--dtype", "float64"), "--dtype is not for checkpoint folders"),
         (("rewrite", "{in}", "-o", "out", "--verify", "sites"), "--verify is not for checkpoint folders"),
         (("rewrite", "{in}", "-o", "out", "--only", "rotate"), "only names rotate, which has no form"),
@@ -341,6 +343,15 @@ def record(folder, change):
     held = json.loads(path.read_text())
     change(held)
     path.write_text(json.dumps(held))
+
+
+@pytest.mark.parametrize(
+    "entry", [{"n_layer": 10**9}, {"num_labels": 10**9}, {"part": {"num_layers": 1e300}}]
+)
+def test_more_layers_than_any_model_has_are_refused_before_they_are_made(entry, given, tmp_path):
+    edit(given, **entry)
+    with pytest.raises(normfuse.InputError, match="are the most that are read"):
+        normfuse.explain_folder(given)
 
 
 @pytest.mark.parametrize("eps", [float("nan"), -1e-5, "1e-5", True, [1e-5]])
@@ -426,6 +437,14 @@ UNLOADABLE = {
     "a bias where there is one": (
         lambda f: record(f, lambda r: r.update(new_biases={LN: "transformer.ln_f.bias"})),
         "it adds a bias, and it is no layer without one",
+    ),
+    "embeddings for a layer that takes none": (
+        lambda f: record(f, lambda r: r.update(centred_inputs=["lm_head"])),
+        "normfuse.json does not fit GPT2LMHeadModel: lm_head takes no inputs_embeds",
+    ),
+    "embeddings for a number": (
+        lambda f: record(f, lambda r: r.update(centred_inputs=[1])),
+        "centred_inputs is not a list of paths",
     ),
     "no such bias": (
         lambda f: record(f, lambda r: r.update(new_biases={"lm_head": "b"})),

@@ -165,6 +165,7 @@ def test_a_page_tells_of_all_norms_of_a_folder(command, rewritten, tmp_path):
     assert shown.exit_code == 0, shown.output
     found = checked(page.read_text(encoding="utf-8"))
     assert given in found.text
+    assert ("NOT verified by running the models" in found.text) is (command == "rewrite")
     assert "All 5 norms are in a cheaper form now: 5 layer_norm became rms_norm" in found.text
     for site in done.report.sites:
         assert site.module in found.text or "transformer.h.{0-1}." in found.text
@@ -190,6 +191,9 @@ def test_a_new_bias_is_made_when_it_is_asked_for(rewritten):
     assert torch.allclose(outputs(loaded, "gpt_neox", torch.float64), expected, rtol=CLOSE, atol=CLOSE)
     with pytest.raises(OSError, match="no file named"):
         plain(folder / "out", "gpt_neox", torch.float64)
+    with pytest.raises(normfuse.InputError, match="has biases where its class has none"):
+        loaded.save_pretrained(folder / "again")
+    assert not (folder / "again").exists()
 
 
 def test_without_new_biases_the_norm_keeps_its_own(rewritten):

@@ -118,3 +118,29 @@ def test_ahead_of_time(rewritten: normfuse.Rewritten, tmp_path: Path) -> None:
 def test_a_package_has_its_own_suffix(rewritten: normfuse.Rewritten, tmp_path: Path) -> None:
     with pytest.raises(normfuse.InputError, match=r"has to be a \.pt2 file"):
         rewritten.to_aoti(tmp_path / "package.so")
+
+
+def test_a_failure_is_told_in_the_words_of_its_first_cause(monkeypatch, tmp_path: Path) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        try:
+            raise AssertionError("heads differ")
+        except AssertionError as error:
+            raise RuntimeError("\x1b[96mThis is step 3/3\x1b[0m of exporting. Next steps:\n- ...") from error
+
+    made = normfuse.rewrite(nn.Linear(3, 3).eval(), (torch.randn(2, 3),), verify="off")
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(normfuse.CaptureError, match=r"^ONNX export failed: AssertionError: heads differ$"):
+        made.to_onnx(tmp_path / "model.onnx")
+
+
+def test_a_full_disk_is_no_fault_of_the_exporter(monkeypatch, tmp_path: Path) -> None:
+    from torch.onnx import ONNXProgram
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    made = normfuse.rewrite(nn.Linear(3, 3).eval(), (torch.randn(2, 3),), verify="off")
+    monkeypatch.setattr(ONNXProgram, "save", full)
+    with pytest.raises(normfuse.InputError, match=r"^cannot write .*model\.onnx: No space left on device$"):
+        made.to_onnx(tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []

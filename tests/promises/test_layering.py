@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "rewriting": {"ir", "folding", "capture", "checkpoint", "export", "passes", "pt2", "verify"},
     "in_place": {"ir", "folding", "capture", "passes", "verify", "rewriting"},
     "backends": {"ir", "folding", "freezing", "capture", "passes", "verify", "rewriting"},
-    "sources": {"pt2"},
+    "sources": {"checkpoint", "pt2"},
     "benchmark": {
         "ir",
         "analysis",

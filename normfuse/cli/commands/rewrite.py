@@ -43,7 +43,7 @@ DESTINATION = Annotated[
         "--output",
         "-o",
         metavar="DST",
-        help="The .pt2 or .onnx file to write; for a checkpoint folder the folder to make.",
+        help="The .pt2 or .onnx file to write, or, from a checkpoint folder, the folder to make.",
         show_default=False,
     ),
 ]
@@ -113,7 +113,8 @@ def rewrite(
     ONNX model keeps each RMSNorm as one operator, and is run in ONNX Runtime before it is written.
 
     SRC may be a checkpoint folder of transformers as well (config.json, safetensors). DST is one then, which
-    normfuse.load_checkpoint loads. It is written file by file, and interrupted work is gone on with.
+    normfuse.load_checkpoint loads. It is written file by file, and interrupted work is gone on with. Where
+    DST ends in .pt2 or .onnx, the model is loaded whole and exported, for any batch and length.
     """
     with one_line_errors(debug):
         rules: dict[str, Any] = {"only": as_list(only), "skip": as_list(skip) or []}
@@ -182,7 +183,7 @@ def _refuse_folder_options(options: Mapping[str, object]) -> None:
 
     for name, given in options.items():
         if given:
-            raise OptionError(f"{name} is for checkpoint folders; leave it out")
+            raise OptionError(f"{name} is for checkpoint folders that become folders; leave it out")
 
 
 def _counts(expect: list[str] | None) -> dict[str, int] | None:
@@ -207,7 +208,7 @@ def _loaded(text: str, dtype: str | None, dynamic: bool, options: dict[str, Any]
 
     checked_options(options)
     source = load_source(text).with_dtype(dtype)
-    if not dynamic:
+    if not dynamic or source.is_folder:  # whose sizes are open already
         return source
     if isinstance(source.model, ExportedProgram):
         raise InputError(f"{text} is a program: which of its sizes are open was decided when it was exported")
