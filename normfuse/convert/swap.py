@@ -75,8 +75,9 @@ class Swap:
             there = parent._modules.get(name)
             if there is not module:
                 raise InputError(
-                    f"{name} of {type(parent).__name__} is no longer the {type(module).__name__} that it was, "
-                    f"but {type(there).__name__}, which would be lost; undo later changes first, or begin again"
+                    f"{name} of {type(parent).__name__} is no longer the {type(module).__name__} that it "
+                    f"was, but {type(there).__name__}, which would be lost; undo later changes first, or "
+                    "begin again"
                 )
 
     def _set_switches(self, which: int) -> None:
