@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -17,6 +17,7 @@ from normfuse.files import write_text
 __all__ = ["write_page"]
 
 Run = Mapping[str, Any]
+Points = Callable[[Sequence[Run]], list[tuple[float, float]]]
 _SMOOTH = 20
 _HEAD = """# Norms in training
 
@@ -28,8 +29,9 @@ Such small tasks say whether a norm trains, not which one is best: differences w
 mean nothing. *Fluctuation* is the mean of `abs(log(m_t / m_{t-1}))`, where `m` is the mean square of a
 channel over a batch in front of a norm, over steps, channels and norms; *outlier* the largest `abs(x) /
 rms` in front of any norm, in evaluation after training; *skipped* counts batches that UnifiedNorm's layers
-left out.
+left out. The pictures have means over seeds; norms count from the input to the output.
 """
+_BASE = NORMS[0]
 
 
 def write_page(results: Path, page: Path) -> list[Path]:
@@ -44,29 +46,63 @@ def write_page(results: Path, page: Path) -> list[Path]:
         runs[run["task"]][run["norm"]].append(run)
     if not runs:
         raise InputError(f"{results} holds no run; python -m bench.train_norms makes them")
-    written, parts = [], [_HEAD]
+    written: list[Path] = []
+    parts = [_HEAD]
     for task, by_norm in sorted(runs.items()):
         ordered = {norm: by_norm[norm] for norm in NORMS if norm in by_norm}
-        picture = page.with_name(f"{page.stem}-{task}.svg")
-        lines = {norm: _curve(some) for norm, some in ordered.items()}
-        shown = {norm: line for norm, line in lines.items() if line}
-        if shown:
-            written.append(write_text(picture, curves(shown, "step", "training loss")))
-        parts.append(_section(task, ordered, picture.name))
+        drawn = _pictures(page.with_name(f"{page.stem}-{task}.svg"), ordered)
+        written += drawn.values()
+        links = [f"![{title} on {task}]({picture.name})" for title, picture in drawn.items()]
+        parts.append(_section(task, ordered, links))
     return [write_text(page, "\n".join(parts)), *written]
 
 
-def _curve(runs: Sequence[Run]) -> list[tuple[float, float]]:
-    """Mean over seeds of the loss, smoothed over steps; runs that diverged are left out."""
-    kept = [run["losses"] for run in runs if not run["diverged"]]
-    length = min((len(losses) for losses in kept), default=0)
-    return [
-        (float(start), fmean(fmean(losses[start : start + _SMOOTH]) for losses in kept))
-        for start in range(0, length - length % _SMOOTH, _SMOOTH)
-    ]
+def _pictures(path: Path, by_norm: Mapping[str, Sequence[Run]]) -> dict[str, Path]:
+    """The pictures that the runs have figures for, by their titles."""
+    drawn = {}
+    for title, ending, x_name, points in _PICTURES:
+        lines = {norm: points(_kept(runs)) for norm, runs in by_norm.items()}
+        shown = {norm: line for norm, line in lines.items() if line}
+        if shown:
+            picture = path.with_stem(path.stem + ending)
+            drawn[title] = write_text(picture, curves(shown, x_name, title.lower()))
+    return drawn
 
 
-def _section(task: str, by_norm: Mapping[str, Sequence[Run]], picture: str) -> str:
+def _by_step(name: str) -> Points:
+    """Mean over seeds, smoothed over steps, of what runs hold for each step."""
+
+    def points(runs: Sequence[Run]) -> list[tuple[float, float]]:
+        kept = [run[name] for run in runs if name in run]
+        length = min((len(values) for values in kept), default=0)
+        return [
+            (float(start), fmean(fmean(values[start : start + _SMOOTH]) for values in kept))
+            for start in range(0, length - length % _SMOOTH, _SMOOTH)
+        ]
+
+    return points
+
+
+def _by_norm(name: str) -> Points:
+    """Mean over seeds of what runs hold for each norm."""
+
+    def points(runs: Sequence[Run]) -> list[tuple[float, float]]:
+        columns = zip(*(run[name].values() for run in runs), strict=True)
+        return [(float(number), fmean(column)) for number, column in enumerate(columns, 1)]
+
+    return points
+
+
+#: Title, what the file's name ends with, what stands on the axis below, and the points of one norm's runs.
+_PICTURES: tuple[tuple[str, str, str, Points], ...] = (
+    ("Training loss", "", "step", _by_step("losses")),
+    ("Fluctuation", "-steps", "step", _by_step("movements")),
+    ("Fluctuation of each norm", "-fluctuation", "norm", _by_norm("fluctuation")),
+    ("Largest outlier of each norm", "-outliers", "norm", _by_norm("outliers")),
+)
+
+
+def _section(task: str, by_norm: Mapping[str, Sequence[Run]], links: Sequence[str]) -> str:
     first = next(iter(by_norm.values()))[0]
     made = f"PyTorch {first['torch']}, Python {first['python']}, one thread"
     size = f"{first['steps']} steps, {first['parameters']} parameters with {first['norm']}"
@@ -74,11 +110,29 @@ def _section(task: str, by_norm: Mapping[str, Sequence[Run]], picture: str) -> s
     rows = ["| norm | seeds | held-out loss | accuracy | fluctuation | outlier | skipped | seconds |"]
     rows.append("|---|--:|--:|--:|--:|--:|--:|--:|")
     rows += [_row(norm, runs) for norm, runs in by_norm.items()]
-    return "\n".join([head, *rows, "", f"![Training loss on {task}]({picture})", ""])
+    return "\n".join([head, *rows, *_against_base(by_norm), *("\n" + link for link in links), ""])
+
+
+def _against_base(by_norm: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Where the losses of all seeds lie on one side of those of the first norm."""
+    losses = {norm: [run["evaluations"][-1]["loss"] for run in _kept(runs)] for norm, runs in by_norm.items()}
+    base = losses.pop(_BASE, [])
+    said = [f"{norm} {_place(some, base)}" for norm, some in losses.items() if some and base]
+    return ["", f"Held-out losses beside those of {_BASE}: {', '.join(said)}."] if said else []
+
+
+def _place(losses: Sequence[float], base: Sequence[float]) -> str:
+    if max(losses) < min(base):
+        return "lower with every seed"
+    return "higher with every seed" if min(losses) > max(base) else "within the range of the seeds"
+
+
+def _kept(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if not run["diverged"]]
 
 
 def _row(norm: str, runs: Sequence[Run]) -> str:
-    final = [run["evaluations"][-1] for run in runs if not run["diverged"]]
+    final = [run["evaluations"][-1] for run in _kept(runs)]
     lost = len(runs) - len(final)
     cells = [
         norm,

@@ -43,7 +43,8 @@ def train(task: Task, norm: str, seed: int, steps: int, say: Say = lambda text: 
     return {
         "task": task.name, "norm": norm, "seed": seed, "steps": steps, "options": options, "losses": losses,
         "evaluations": [*evaluations, {"step": steps, **final}], "diverged": diverged,
-        "fluctuation": watch.fluctuation(), "outliers": watch.outliers(), "skipped_batches": sum(skipped),
+        "fluctuation": watch.fluctuation(), "movements": watch.movements(), "outliers": watch.outliers(),
+        "skipped_batches": sum(skipped),
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": time.perf_counter() - started, "torch": torch.__version__,
         "python": platform.python_version(), "threads": torch.get_num_threads(),

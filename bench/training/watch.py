@@ -43,6 +43,10 @@ class Watch:
         """One number for each norm."""
         return {name: math.fsum(v) / len(v) if v else 0.0 for name, v in self._moved.items()}
 
+    def movements(self) -> list[float]:
+        """One number for each step from the second on, the mean over norms."""
+        return [round(math.fsum(step) / len(step), 6) for step in zip(*self._moved.values(), strict=True)]
+
     def forget_outliers(self) -> None:
         """Count from now on."""
         self._outliers = dict.fromkeys(self._outliers, 0.0)

@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 
 from normfuse.backends.check import check_output
 from normfuse.backends.dynamo import hand_on_marks
+from normfuse.capture.autocasting import is_autocast_enabled
 from normfuse.folding import Asked, Folded, Premise, Slot, Slots, can_watch
 from normfuse.folding.whole import fold
 from normfuse.ir.program import Program, Role
@@ -48,8 +49,12 @@ class Ready:
 
 @collector_at_rest()
 def ready(gm: GraphModule, rewritten: RewrittenGraph) -> Ready:
-    """The rewritten graph, or the one that Dynamo made where nothing was rewritten."""
-    if not rewritten.is_changed:
+    """The rewritten graph, or the one that Dynamo made where nothing was rewritten.
+
+    What Dynamo made does not say the casts of an autocast around the call, which is off while a graph of ours
+    is compiled and runs.
+    """
+    if not rewritten.is_changed and not is_autocast_enabled():
         return Ready(gm, Slots(()))
     program, folded = rewritten.program, rewritten.folded
     places = {given.node: place for place, given in enumerate(program.inputs)}

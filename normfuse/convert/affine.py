@@ -71,6 +71,8 @@ def _recognised(module: nn.Module) -> Affine | str:
     own = dict(module.named_parameters(recurse=False))
     is_plain = not any(module.children()) and not any(True for _ in module.buffers())
     weight = own.get("weight")
+    if is_plain and not own:
+        return f"{name} has no weight, which would say how many channels there are"
     if not is_plain or weight is None or not own.keys() <= {"weight", "bias"}:
         return f"{name} is not a norm over the last axis, or holds more than weight and bias"
     eps = next((float(e) for n in _EPS if isinstance(e := getattr(module, n, None), (int, float))), None)

@@ -129,7 +129,7 @@ def _plan(
 def _own_layers(model: nn.Module, only: Sequence[str] | None) -> Plan:
     """Copies of layers that take statistics, which do not stand inside of one another."""
     check_only(only)
-    plan, inside = Plan(), set[nn.Module]()
+    plan, inside = Plan(sought="layer of normfuse.nn with running statistics"), set[nn.Module]()
     for name, module in model.named_modules():
         if not hasattr(module, "set_statistics") or module in inside or not name:
             continue

@@ -22,7 +22,7 @@ class Calibration:
         to: the layer that norms become.
         batches, tokens: how much data there was; tokens are those of the layer that saw the most.
         output_change: ``|y' - y| / |y|``, over all entries of all outputs on the data, where ``y`` is what
-            the given model computes.
+            the given model computes; infinite where only one of the two is finite.
         largest_change: the largest ``|y' - y|``.
         metric_before, metric_after: what ``metric`` said of the given model and of the approximate one, in
             evaluation; None without it.
@@ -48,12 +48,20 @@ class Calibration:
         return self._swap.is_installed
 
     def accept(self) -> nn.Module:
-        """Put the calibrated layers into the model that was given, and return it."""
+        """Put the calibrated layers into the model that was given, and return it.
+
+        Raises:
+            InputError: where the model has other modules in their places by now.
+        """
         self._swap.install()
         return self._model
 
     def revert(self) -> nn.Module:
-        """Put the norms back that were there before, and return the model."""
+        """Put the norms back that were there before, and return the model.
+
+        Raises:
+            InputError: where the model has other modules in their places by now.
+        """
         self._swap.remove()
         return self._model
 
@@ -65,8 +73,8 @@ class Calibration:
 
     def __str__(self) -> str:
         lines = [
-            f"approximate: {len(self.converted)} norms as {self.to}, statistics from {self.tokens} tokens in "
-            f"{self.batches} batches",
+            f"approximate: {_counted(len(self.converted), 'norm')} as {self.to}, statistics from "
+            f"{_counted(self.tokens, 'token')} in {_counted(self.batches, 'batch', 'batches')}",
             f"outputs change by {self.output_change:.2%} of their size, by {self.largest_change:.3g} at most",
         ]
         if self.metric_before is not None and self.metric_after is not None:
@@ -74,3 +82,7 @@ class Calibration:
         lines += [f"kept: {entry}" for entry in self.kept] + [f"note: {note}" for note in self.notes]
         state = "accepted" if self.is_accepted else "the model is unchanged; accept() changes it"
         return "\n".join([*lines, state])
+
+
+def _counted(count: int, one: str, several: str | None = None) -> str:
+    return f"{count} {one if count == 1 else several or one + 's'}"

@@ -33,7 +33,11 @@ class Conversion:
     _swap: Swap
 
     def revert(self) -> None:
-        """Put the norms back that were there before, with the weights that they had."""
+        """Put the norms back that were there before, with the weights that they had.
+
+        Raises:
+            InputError: where the model has other modules in the places of the new ones by now.
+        """
         self._swap.remove()
 
     def __str__(self) -> str:

@@ -41,6 +41,7 @@ class Plan:
     layers: dict[str, nn.Module] = field(default_factory=dict)
     converted: list[Entry] = field(default_factory=list)
     kept: list[Entry] = field(default_factory=list)
+    sought: str = "module with Norm in its name"
 
     def check(self, what: str) -> None:
         """Refuse a plan that changes nothing.
@@ -50,7 +51,7 @@ class Plan:
         """
         if self.converted:
             return
-        shown = "; ".join(str(entry) for entry in self.kept[:3]) or "it has no module with Norm in its name"
+        shown = "; ".join(str(entry) for entry in self.kept[:3]) or f"it has no {self.sought}"
         raise InputError(f"no norm of the model can be {what}: {shown}")
 
 

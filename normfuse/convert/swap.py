@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from normfuse.errors import InputError
+
 __all__ = ["Swap"]
 
 
@@ -30,9 +32,14 @@ class Swap:
         self._switches = list(_fast_paths(model, changed))
 
     def install(self) -> None:
-        """Put the new modules in, with the training flags of the old ones."""
+        """Put the new modules in, with the training flags of the old ones.
+
+        Raises:
+            InputError: where something else stands there by now, which would be lost.
+        """
         if self.is_installed:
             return
+        self._check([(parent, name, old) for parent, name, old, _ in self._places])
         for parent, name, old, new in self._places:
             new.train(old.training)
             setattr(parent, name, new)
@@ -40,9 +47,14 @@ class Swap:
         self.is_installed = True
 
     def remove(self) -> None:
-        """Put the old modules back."""
+        """Put the old modules back.
+
+        Raises:
+            InputError: where something else stands in the place of a new one by now.
+        """
         if not self.is_installed:
             return
+        self._check([(parent, name, new) for parent, name, _, new in self._places])
         for parent, name, old, new in self._places:
             old.train(new.training)
             setattr(parent, name, old)
@@ -57,6 +69,16 @@ class Swap:
             yield
         finally:
             self.remove()
+
+    def _check(self, expected: list[tuple[nn.Module, str, nn.Module]]) -> None:
+        for parent, name, module in expected:
+            there = parent._modules.get(name)
+            if there is not module:
+                raise InputError(
+                    f"{name} of {type(parent).__name__} is no longer the {type(module).__name__} that it "
+                    f"was, but {type(there).__name__}, which would be lost; undo later changes first, or "
+                    "begin again"
+                )
 
     def _set_switches(self, which: int) -> None:
         for switch in self._switches:

@@ -18,7 +18,7 @@ import torch
 from normfuse.folding import Folded
 from normfuse.in_place.held import Held, Place
 from normfuse.in_place.propose import Change, host_of, values_of
-from normfuse.in_place.shown import Made, Shown
+from normfuse.in_place.shown import Made, Norm, Shown
 from normfuse.ir.location import described
 from normfuse.ir.rounding import equals_to_rounding
 from normfuse.torch_compat import outside_tracing
@@ -27,6 +27,7 @@ __all__ = ["broken"]
 
 #: A folded weight is rounded once when it is stored, and what other weights do to it then once each.
 _ROUNDINGS = 8
+_NO_VALUES = "no values of the norm's own weights and statistics are known with which it would do nothing"
 
 
 def broken(one: Shown, held: Held, change: Change, where: str = "") -> dict[Place, str]:
@@ -41,10 +42,25 @@ def broken(one: Shown, held: Held, change: Change, where: str = "") -> dict[Plac
     for folded, made in one.folded:
         touched = [place for place in dict.fromkeys(made.places) if place in change]
         if touched and not _is_unchanged(made, change, values):
+            stuck = _stuck(made, one, change)
+            if stuck:
+                found |= dict.fromkeys(stuck, f"{_NO_VALUES}{where}")
+                continue
             idle = [place for place in touched if change[place].is_idle]
             reason = _reason(folded, made, one, held, idle, where)
             found |= dict.fromkeys(idle or touched, reason)
     return found
+
+
+def _stuck(made: Made, one: Shown, change: Change) -> set[Place]:
+    """What norms read that a weight was to take from them, and that would go on as they are."""
+    norms = (norm for norm in one.norms if norm.is_folded and not norm.places.isdisjoint(made.places))
+    return {p for norm in norms if _has_no_values(norm, change) for p in norm.places}
+
+
+def _has_no_values(norm: Norm, change: Change) -> bool:
+    is_composed = any(len(set(made.places)) > 1 for made in norm.operands.values())
+    return norm.places.isdisjoint(change) and (is_composed or norm.spec.statistics == "stored")
 
 
 def _is_unchanged(made: Made, change: Change, values: Mapping[Place, torch.Tensor]) -> bool:

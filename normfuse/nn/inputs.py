@@ -29,8 +29,10 @@ def check_tokens(layer: nn.Module, x: Tensor, pad_mask: Tensor | None, channels:
     check_shape(layer, x, wanted, x.dim() > 1 and x.shape[-1] == channels)
     if pad_mask is None:
         return
-    if pad_mask.dtype != torch.bool:
-        raise InputError(f"{_name(layer)} takes a bool pad_mask, True at padding, not {pad_mask.dtype}")
+    given: object = pad_mask
+    came = given.dtype if isinstance(given, Tensor) else f"a {type(given).__name__}"
+    if came != torch.bool:
+        raise InputError(f"{_name(layer)} takes a bool pad_mask, True at padding, not {came}")
     if pad_mask.shape != x.shape[:-1]:
         raise InputError(
             f"{_name(layer)} takes a pad_mask with one entry for each token, of shape {tuple(x.shape[:-1])}, "

@@ -115,6 +115,56 @@ def test_each_batch_is_normalized_by_itself_while_statistics_are_taken():
     )
 
 
+class Masking(nn.Module):
+    """Forbids one answer, as models do with logits of minus infinity."""
+
+    def __init__(self, above=math.inf):
+        super().__init__()
+        self.norm, self.above = nn.LayerNorm(8), above
+
+    def forward(self, x):
+        y = self.norm(x)
+        forbidden = torch.arange(8) == 3
+        return torch.where(forbidden | (y > self.above), -math.inf, y)
+
+
+def test_answers_that_both_forbid_are_no_difference():
+    masking, plain = Masking(), Masking()
+    found = normfuse.calibrate(masking, data())
+    expected = normfuse.calibrate(plain, data(), call=lambda model, x: model(x)[..., torch.arange(8) != 3])
+    assert found.largest_change == expected.largest_change > 0
+    assert found.output_change == pytest.approx(expected.output_change, rel=1e-12)
+
+
+def test_answers_that_one_alone_forbids_are_an_infinite_difference():
+    found = normfuse.calibrate(Masking(above=2.0), data())
+    assert found.output_change == found.largest_change == math.inf
+
+
+def test_what_was_put_in_later_is_not_lost():
+    model = model_of()
+    first, second = normfuse.calibrate(model, data()), normfuse.calibrate(model, data(), "batch_norm")
+    first.accept()
+    with pytest.raises(
+        InputError, match="norm of Block is no longer the LayerNorm that it was, but UnifiedNorm"
+    ):
+        second.accept()
+    assert isinstance(model[0].norm, UnifiedNorm)
+    assert not second.is_accepted
+    model[1].norm = nn.Identity()
+    with pytest.raises(InputError, match="UnifiedNorm that it was, but Identity, which would be lost"):
+        first.revert()
+    assert isinstance(model[0].norm, UnifiedNorm)
+    assert first.is_accepted
+
+
+def test_one_norm_of_one_batch_is_counted_as_one():
+    found = normfuse.calibrate(model_of(nn.LayerNorm(8)), data(1))
+    assert str(found).startswith(
+        "approximate: 1 norm as unified_norm, statistics from 30 tokens in 1 batch\n"
+    )
+
+
 def test_layers_of_ones_own_get_new_statistics():
     model = model_of(UnifiedNorm(8), RepBatchNorm(8))
     own = list(model.modules())
@@ -195,7 +245,7 @@ def test_one_pattern_in_the_place_of_a_list_is_refused(to):
 
 
 def test_nothing_to_give_new_statistics_to():
-    with pytest.raises(InputError, match="no norm of the model can be calibrated"):
+    with pytest.raises(InputError, match=r"it has no layer of normfuse\.nn with running statistics"):
         normfuse.calibrate(stack(nn.LayerNorm(8)), data(), to=None)
 
 

@@ -80,6 +80,13 @@ def test_forms_of_weights(norm, weight, bias):
     assert torch.equal(new.bias, torch.full((8,), bias))
 
 
+class WithoutWeightNorm(nn.Module):
+    """OLMo's."""
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x, (8,))
+
+
 def hooked():
     norm = nn.LayerNorm(8)
     norm.register_forward_hook(lambda *given: None)
@@ -99,6 +106,7 @@ def parametrized():
         (ChannelsFirst(8), "forward of its own"),
         (OddNorm(8), "computes something else"),
         (nn.BatchNorm1d(6), "not a norm over the last axis"),
+        (WithoutWeightNorm(), "has no weight, which would say how many channels"),
         (nn.GroupNorm(2, 6), "number variance_epsilon, eps|something else|not a norm|does not run"),
         (hooked(), "hooks are registered"),
         (parametrized(), "parametrized"),

@@ -331,6 +331,22 @@ def test_under_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     assert difference(fast, model) < BOUND
 
 
+def test_under_autocast_where_nothing_is_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo's graph says no casts; it ran in float32, and answered in it."""
+    hold(monkeypatch)
+    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 7)).eval()
+    fast, x = frozen(model), torch.randn(5, 12)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found, wanted = fast(x), model(x)
+        assert len(compilations) == 1
+        assert found.dtype == wanted.dtype == torch.bfloat16
+        assert torch.equal(found, wanted)
+        model[0].weight.mul_(2)
+        assert torch.equal(fast(x), model(x))
+    with torch.no_grad():
+        assert fast(x).dtype == torch.float32
+
+
 def test_weights_are_constants_of_the_graph_with_the_fewest_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """As when a prompt is read first, and then token after token, and each stores them in its own way."""
     hold(monkeypatch)

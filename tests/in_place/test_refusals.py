@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import normfuse
-from tests.in_place.models import Stream, Text, applied, assert_same, made, tokens, vectors
+import normfuse.nn as layers
+from tests.in_place.models import WIDTH, Stream, Text, applied, assert_same, made, tokens, vectors
 
 
 def refused(model: nn.Module, match: str, **options: object) -> None:
@@ -95,3 +96,28 @@ def test_the_option_of_torch_compile_names_the_way() -> None:
 
     with pytest.raises(normfuse.OptionError, match=r"call normfuse\.apply"):
         Options.checked({"memory": "in_place"})
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        layers.UnifiedNorm, layers.BatchNorm, layers.RepBatchNorm, layers.PowerNorm,
+        lambda width: layers.PowerNorm(width, layer_scale=False),
+    ],
+    ids=["unified", "batch", "rep", "power", "plain power"],
+)  # fmt: skip
+def test_norms_whose_scale_is_made_of_several_tensors_stay_and_say_so(norm) -> None:
+    """With weights as they are made the norm was called folded, or the model applied before."""
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), norm(WIDTH), nn.Linear(WIDTH, WIDTH)).double().eval()
+    for name in ("running_var", "running_phi"):
+        for part in model.modules():
+            if hasattr(part, name):
+                getattr(part, name).uniform_(0.5, 2.0)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    done = normfuse.apply(model, (torch.randn(3, 5, WIDTH, dtype=torch.float64),), paths="shown")
+    (site,) = done.report.sites
+    assert site.action == "kept"
+    assert "not_in_place" in {refusal.code for refusal in site.refusals.values()}
+    assert sum(done.report.after.values()) == 1
+    assert not done.written
+    assert all(map(torch.equal, model.state_dict().values(), before.values()))

@@ -119,6 +119,8 @@ def test_masks_for_padding(name, training):
         layer(torch.randn(2, 3, 8), torch.zeros(3, 2, dtype=torch.bool))
     with pytest.raises(InputError, match=r"bool pad_mask, True at padding, not torch.float32"):
         layer(torch.randn(2, 3, 8), torch.zeros(2, 3))
+    with pytest.raises(InputError, match=r"bool pad_mask, True at padding, not a list"):
+        layer(torch.randn(2, 3, 8), [[False] * 3] * 2)
 
 
 @pytest.mark.parametrize("name", ["EstimatedBatchNorm", "EvoNormB0", "AlphaBatchNorm", "BatchChannelNorm"])
