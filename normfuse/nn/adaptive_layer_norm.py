@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normfuse.errors import InputError
-from normfuse.nn.inputs import check_last
+from normfuse.nn.inputs import check_last, check_tensor
 from normfuse.nn.options import check_count, check_eps, listed
 from normfuse.nn.precision import cast
 
@@ -35,6 +35,7 @@ class _Adaptive(nn.Module):
     def _pieces(self, x: Tensor, condition: Tensor) -> list[Tensor]:
         check_last(self, x, self.normalized_shape)
         wanted = (x.shape[0], self.condition_features)
+        check_tensor(self, "condition", condition)
         if x.dim() < 2 or tuple(condition.shape) != wanted:
             raise InputError(
                 f"{type(self).__name__} takes (N, ..., {self.normalized_shape}) and a condition of "

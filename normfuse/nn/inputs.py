@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from normfuse.errors import InputError
 
-__all__ = ["check_channels", "check_last", "check_several", "check_shape", "check_tokens"]
+__all__ = ["check_channels", "check_last", "check_several", "check_shape", "check_tensor", "check_tokens"]
 
 
 def check_last(layer: nn.Module, x: Tensor, size: int) -> None:
@@ -29,15 +29,24 @@ def check_tokens(layer: nn.Module, x: Tensor, pad_mask: Tensor | None, channels:
     check_shape(layer, x, wanted, x.dim() > 1 and x.shape[-1] == channels)
     if pad_mask is None:
         return
-    given: object = pad_mask
-    came = given.dtype if isinstance(given, Tensor) else f"a {type(given).__name__}"
-    if came != torch.bool:
-        raise InputError(f"{_name(layer)} takes a bool pad_mask, True at padding, not {came}")
+    check_tensor(layer, "pad_mask", pad_mask)
+    if pad_mask.dtype != torch.bool:
+        raise InputError(f"{_name(layer)} takes a bool pad_mask, True at padding, not {pad_mask.dtype}")
     if pad_mask.shape != x.shape[:-1]:
         raise InputError(
             f"{_name(layer)} takes a pad_mask with one entry for each token, of shape {tuple(x.shape[:-1])}, "
             f"not {tuple(pad_mask.shape)}"
         )
+
+
+def check_tensor(layer: nn.Module, name: str, value: object) -> None:
+    """Refuse what is no tensor beside the input.
+
+    Raises:
+        InputError: naming it, and what came.
+    """
+    if not isinstance(value, Tensor):
+        raise InputError(f"{_name(layer)} takes a tensor as its {name}, not a {type(value).__name__}")
 
 
 def check_channels(layer: nn.Module, x: Tensor, channels: int, ranks: range = range(2, 6)) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from normfuse.errors import InputError
 from normfuse.nn.affine import add_affine, per_channel
-from normfuse.nn.inputs import check_channels
+from normfuse.nn.inputs import check_channels, check_tensor
 from normfuse.nn.options import check_count, check_eps, listed
 from normfuse.nn.precision import cast, widened
 
@@ -63,6 +63,7 @@ class RegionNorm(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         check_channels(self, x, self.num_features, range(4, 5))
+        check_tensor(self, "mask", mask)
         wanted = (x.shape[0], 1, *x.shape[2:])
         if tuple(mask.shape) != wanted:
             raise InputError(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normfuse.errors import InputError
-from normfuse.nn.inputs import check_last
+from normfuse.nn.inputs import check_last, check_tensor
 from normfuse.nn.options import check_count, check_eps, listed
 from normfuse.nn.precision import cast, widened
 
@@ -86,6 +86,7 @@ class TimeDependentLayerNorm(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         check_last(self, x, self.normalized_shape)
+        check_tensor(self, "time", time)
         if x.dim() < 2 or time.dim() != 1 or time.shape[0] not in (1, x.shape[0]):
             raise InputError(
                 f"TimeDependentLayerNorm takes (N, ..., d) and a time of (N,) or (1,), not "

@@ -119,8 +119,15 @@ def test_masks_for_padding(name, training):
         layer(torch.randn(2, 3, 8), torch.zeros(3, 2, dtype=torch.bool))
     with pytest.raises(InputError, match=r"bool pad_mask, True at padding, not torch.float32"):
         layer(torch.randn(2, 3, 8), torch.zeros(2, 3))
-    with pytest.raises(InputError, match=r"bool pad_mask, True at padding, not a list"):
+    with pytest.raises(InputError, match=r"takes a tensor as its pad_mask, not a list"):
         layer(torch.randn(2, 3, 8), [[False] * 3] * 2)
+
+
+@pytest.mark.parametrize("name", [k for k in sorted(ZOO) if k not in OF_OTHERS and len(build(k)[1]) == 2])
+def test_what_comes_beside_the_input_is_a_tensor(name):
+    layer, (x, other) = build(name)
+    with pytest.raises(InputError, match=r"takes a tensor as its \w+, not a list"):
+        layer(x, other.tolist())
 
 
 @pytest.mark.parametrize("name", ["EstimatedBatchNorm", "EvoNormB0", "AlphaBatchNorm", "BatchChannelNorm"])
