@@ -25,9 +25,14 @@ def test_code(page):
 def test_figures_of_unified_norm_are_those_that_are_stored():
     stored = json.loads((FOLDER.parents[1] / "bench/results/unified_norm.json").read_text(encoding="utf-8"))
     rows = [line.strip("| ").split(" | ") for line in (FOLDER / "unified-norm.md").read_text().splitlines()]
-    (start,) = (number for number, row in enumerate(rows) if row[0] == "width")
-    names = rows[start][1:-1]
-    assert sorted(names) == sorted(name for name in stored["results"]["base"] if "again" not in name)
-    for row, found in zip(rows[start + 2 :], stored["results"].values(), strict=False):
-        assert row[1:-1] == [f"{found[name]['ratio']:.3f}" for name in names]
-        assert rows[start + 5][1:5] == [str(found[name]["kernels"]) for name in names]
+    cells = {
+        "width": lambda found: f"{found['ratio']:.3f}",
+        "kernels": lambda found: str(found["kernels"]),
+        "MiB": lambda found: str(round(found["peak_bytes"] / 2**20)),
+    }
+    for head, cell in cells.items():
+        (start,) = (number for number, row in enumerate(rows) if row[0] == head)
+        names = rows[start][1:]
+        assert sorted(names) == sorted(name for name in stored["results"]["base"] if "again" not in name)
+        for row, found in zip(rows[start + 2 : start + 5], stored["results"].values(), strict=True):
+            assert row[1:] == [cell(found[name]) for name in names]
