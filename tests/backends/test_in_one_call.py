@@ -98,6 +98,16 @@ def test_another_tensor_with_the_same_entries_does_not_hold(number: int, kind: t
     assert one.holds_for(kind(inputs(sources)), 0)
 
 
+def test_inputs_that_are_missing_are_an_error_and_not_read(
+    kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = weights()
+    one = looked_at(sources)
+    monkeypatch.undo()
+    with pytest.raises(IndexError):
+        one.holds_for(kind(inputs(sources)[:4]), 0)
+
+
 def test_a_source_that_is_gone_is_looked_at_in_python() -> None:
     sources = weights()
     gone = weakref.ref(torch.zeros(1))
