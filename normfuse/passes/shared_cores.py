@@ -30,10 +30,10 @@ def share_cores(work: Work, rule: Rule, views: Mapping[Node, Node]) -> None:
     alike: dict[Hashable, list[Node]] = {}
     for node, region in norms_in(work.program.gm):
         core, operands = unrounded(region.spec.core), region.operands(node)
-        if is_expressible(core) and work.may(node, rule.name) and _is_apart(node, region.spec):
+        if is_expressible(core) and work.may(node, rule.name):
             source = views.get(operands.source, operands.source)
             alike.setdefault((core, source, operands.eps), []).append(node)
-    for norms in alike.values():
+    for norms in (_in_one_memory(norms, work.program.grad_enabled) for norms in alike.values()):
         while norms:
             kept, *others = norms
             same = [norm for norm in others if lies_alike(norm, kept)]  # what is kept lies in one order
@@ -42,11 +42,19 @@ def share_cores(work: Work, rule: Rule, views: Mapping[Node, Node]) -> None:
             norms = [norm for norm in others if norm not in same]
 
 
-def _is_apart(node: Node, spec: NormSpec) -> bool:
-    """Whether something makes new memory behind the core, or nobody returns what lies in the core's."""
+def _in_one_memory(norms: list[Node], grad_enabled: bool) -> list[Node]:
+    """The norms that may share a core: of those that are returned as it is one, and where gradients are none.
+
+    Who gets two results may write to one of them, and a derivative may read what is returned.
+    """
+    cores = [norm for norm in norms if is_returned(norm) and _is_core(region_of(norm).spec)]
+    return [norm for norm in norms if norm not in cores[0 if grad_enabled else 1 :]]
+
+
+def _is_core(spec: NormSpec) -> bool:
+    """Whether nothing follows the core that makes memory of its own."""
     core = unrounded(spec.core)
-    is_cast = (spec.scale_dtype, spec.out_dtype) != (core.scale_dtype, core.out_dtype)
-    return spec.has_affine or is_cast or not is_returned(node)
+    return not spec.has_affine and (spec.scale_dtype, spec.out_dtype) == (core.scale_dtype, core.out_dtype)
 
 
 def _share(kept: Node, others: list[Node], work: Work, rule: Rule) -> None:

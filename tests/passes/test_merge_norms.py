@@ -181,6 +181,8 @@ ALONE = {"normfuse.only": ["merge_norms"]}
         lambda s, x: (s.one(x), s.two(x), F.layer_norm(x, (D,)).sin()),
         lambda s, x: (F.layer_norm(x, (D,)).sin(), s.one(x)[0], s.two(x.clone())),
         lambda s, x: (s.one(x).sin(), s.two(x) * 3.0),
+        lambda s, x: (F.layer_norm(x, (D,)), s.one(x)),
+        lambda s, x: (s.one(x), s.two(x) * 3.0, F.layer_norm(x, (D,))),
     ],
 )
 def test_norms_with_weights_of_their_own_share_a_core_where_they_are_compiled(
@@ -212,17 +214,28 @@ def test_values_behind_a_shared_core_are_verified_one_by_one() -> None:
 @pytest.mark.parametrize(
     "run",
     [
-        lambda s, x: (F.layer_norm(x, (D,)), s.one(x)),
         lambda s, x: (s.one(x).sin(), by_hand(x).cos()),
         lambda s, x: (s.one(x).sin(), F.layer_norm(x, (D,), s.two.weight, s.two.bias, 1e-3)),
     ],
-    ids=["returned as it is", "another norm", "another eps"],
+    ids=["another norm", "another eps"],
 )
 def test_other_norms_share_nothing(run: Callable[..., Any]) -> None:
     model, x = randomised(Net(run)), normal(2, 5, D)
     found, wanted = evaluate(compiled(model, **ALONE), (x,)), evaluate(model, (x,))
     assert distance(found, wanted) <= EXACT
     assert not any(site.merged_into for site in normfuse.last_report().sites)
+
+
+def test_of_norms_returned_as_they_are_one_may_be_the_core() -> None:
+    """Each has memory of its own, since the caller may write to one of them."""
+    model, x = (
+        randomised(Net(lambda s, x: (F.layer_norm(x, (D,)), s.one(x), F.layer_norm(x, (D,))))),
+        normal(2, 5, D),
+    )
+    found, wanted = evaluate(compiled(model, **ALONE), (x,)), evaluate(model, (x,))
+    assert distance(found, wanted) <= EXACT
+    assert memory(found) == memory(wanted)
+    assert [site.action for site in normfuse.last_report().sites].count("merged") == 1
 
 
 def test_kernels_of_a_gpu_do_all_of_a_norm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,8 +263,9 @@ EXACT = 1e-13
         (lambda s, x: (s.one(x).sin(), s.two(x)), nn.LayerNorm, (2, ())),
         (lambda s, x: (s.one(x).sin(), s.two(x)), bare, (0, ("norm_is_output",))),
         (lambda s, x: s.one(x).sin() * s.two(x).cos(), bare, (1, ())),
+        (lambda s, x: (s.one(x).sin(), F.layer_norm(x, (D,))), nn.LayerNorm, (0, ())),
     ],
-    ids=["one weight", "two weights", "two weights, returned", "returned", "no weights"],
+    ids=["one weight", "two weights", "two weights, returned", "returned", "no weights", "core returned"],
 )
 def test_gradients(run: Callable[..., Any], norm: Any, found: tuple[int, tuple[str, ...]]) -> None:
     model = randomised(Net(run, norm if norm is bare else lambda: nn.LayerNorm(D))).train()
