@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from normfuse.checkpoint.modules import centred
+from normfuse.rms_norm import centred
 
 __all__ = ["centre_given", "centred_inputs"]
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from normfuse.checkpoint.changes import Changes
-from normfuse.ir.dtypes import opmath
+from normfuse.rms_norm import centre, rms_norm
 
-__all__ = ["Norm", "centre", "centred", "install"]
+__all__ = ["Norm", "install"]
 
 
 class Norm(nn.Module):
@@ -39,12 +39,7 @@ class Norm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.kind == "layer_norm":
             return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
-        if self.bias is None or opmath(x.dtype) == x.dtype:
-            value = F.rms_norm(x, (self.width,), self.weight, self.eps)
-            return value if self.bias is None else value + self.bias
-        value = F.rms_norm(x.to(opmath(x.dtype)), (self.width,), None, self.eps)
-        value = value if self.weight is None else value * self.weight
-        return (value + self.bias).to(x.dtype)
+        return rms_norm(x, self.width, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.kind}, {self.width}, eps={self.eps}"
@@ -52,20 +47,6 @@ class Norm(nn.Module):
 
 def _parameter(value: torch.Tensor) -> nn.Parameter:
     return value if isinstance(value, nn.Parameter) else nn.Parameter(value)
-
-
-def centre(module: nn.Module, inputs: object, value: torch.Tensor) -> torch.Tensor:
-    """A forward hook for a lookup whose table is tied to something that reads it as it is.
-
-    y = e - mean(e),  e = table[ids]
-    """
-    return centred(value)
-
-
-def centred(value: torch.Tensor) -> torch.Tensor:
-    """``x - mean(x)`` over the last axis, computed in at least float32."""
-    wide = value.to(opmath(value.dtype))
-    return (wide - wide.mean(-1, keepdim=True)).to(value.dtype)
 
 
 def install(model: nn.Module, changes: Changes) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from normfuse.errors import InputError
 from normfuse.in_place.held import Held
+from normfuse.in_place.parts import Parts
 from normfuse.in_place.propose import Change
 from normfuse.report import Report
 from normfuse.report_table import headline
@@ -41,18 +42,20 @@ class Applied:
         written: the names of the tensors that hold something else now, and how that was computed of what the
             model held before.
         left: the names of those that stay though a rule would change them, with the reasons.
+        parts: the modules that compute something else now, by name.
     """
 
     report: Report
     written: Mapping[str, str]
     left: Mapping[str, str]
+    parts: Parts
     _tensors: list[Written] = field(default_factory=list)
     _is_undone: bool = False
 
     def __str__(self) -> str:
         tensors = "1 tensor holds" if len(self.written) == 1 else f"{len(self.written)} tensors hold"
         left = [f"{name} stays as it is: {reason}" for name, reason in self.left.items()]
-        return "\n".join([str(self.report), f"{tensors} folded values now", *left])
+        return "\n".join([str(self.report), f"{tensors} folded values now", *self.parts.lines(), *left])
 
     def __repr__(self) -> str:
         return f"<Applied: {headline(self.report).removeprefix('normfuse: ')}>"
@@ -76,6 +79,7 @@ class Applied:
             if seen != (one.version, one.original.shape, one.original.dtype):
                 raise InputError(f"{one.name} was changed after normfuse.apply, and undoing would lose that")
         _write_all(self._tensors)
+        self.parts.take_back()
         self._is_undone = True
         for one in self._tensors:
             one.original = None

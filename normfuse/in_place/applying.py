@@ -15,9 +15,13 @@ from normfuse.arguments import require_values
 from normfuse.capture.exported import export_model, program_of
 from normfuse.errors import InputError, OptionError, VerificationError
 from normfuse.in_place.applied import Applied, write
+from normfuse.in_place.centred import centred_parts
 from normfuse.in_place.held import Held, Place
+from normfuse.in_place.parts import Parts
 from normfuse.in_place.plan import Plan, plan
+from normfuse.in_place.propose import values_of
 from normfuse.ir.location import WRAPPERS
+from normfuse.ir.program import Program
 from normfuse.options import Options
 from normfuse.rewriting import as_program, check_module, checked_options
 from normfuse.rule_names import RULE_NAMES
@@ -26,6 +30,8 @@ __all__ = ["RULES", "apply"]
 
 #: The rules whose results weights of the same model can hold.
 RULES = ("recentre", "fold_scale", "fold_affine")
+#: What asks whether a model is centred as it stands.
+_RECENTRE = checked_options({"only": ["recentre"], "policy": "convert", "verify": "off"})
 _PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 Call = tuple[Sequence[Any], Mapping[str, Any]]
 
@@ -39,6 +45,7 @@ def apply(
     also: Sequence[Call | ExportedProgram] = (),
     training: bool = False,
     keep_originals: bool = False,
+    norms: str = "keep",
     verify: str = "output",
     only: Sequence[str] | None = None,
     skip: Sequence[str] = (),
@@ -67,6 +74,11 @@ def apply(
         training: whether every pair is also a call in training mode, as it has to be where the model goes on
             to be trained with dropout or batch norms.
         keep_originals: whether to keep the original weights in memory on the host for ``undo``.
+        norms: ``"rms_norm"`` has every ``nn.LayerNorm`` with a weight whose values have no mean in any call
+            compute an RMSNorm, which is the same function: it stays the same object, and an
+            ``nn.LayerNorm``. So a block that is compiled on its own has an RMSNorm, though its graph does
+            not say what enters it. Where a table is tied, a hook takes the mean from what its module looks
+            up. ``"keep"`` leaves modules as they are.
         verify: ``"output"`` compares the outputs of the first call with both sets of weights, against
             float64, before anything is written; ``"off"`` does not.
         only, skip: rules by name: ``recentre``, ``fold_scale`` and ``fold_affine``.
@@ -82,19 +94,24 @@ def apply(
     """
     options = _options(paths, verify, only, skip)
     _check(model)
+    _check_norms(norms, options, also)
     held = Held(model)
     exported = list(_exported(model, held, [(args, kwargs or {}), *also], training))
-    made = plan([functools.partial(program_of, one) for one in exported], held, options)
-    if made.settled:
+    calls = [functools.partial(_program, one, norms == "rms_norm") for one in exported]
+    made, parts = plan(calls, held, options), Parts()
+    if norms == "rms_norm":
+        parts = centred_parts(model, (call() for call in calls), held, values_of(made.change), _RECENTRE)
+    if made.settled and not parts:
         raise InputError(
             f"{type(model).__name__} holds already what normfuse.apply would write; it was applied before"
         )
-    if verify == "output" and made.change:
-        _verify(model, made, held, args, kwargs or {})
+    if verify == "output" and (made.change or parts):
+        _verify(model, made, held, args, kwargs or {}, parts)
     written = write(made.change, held, keep_originals)
+    parts.put()
     how = {held.names[place]: new.how for place, new in made.change.items()}
     made.report.copied_bytes = 0
-    return Applied(made.report, how, made.left, written)
+    return Applied(made.report, how, made.left, parts, written)
 
 
 def _options(paths: str | None, verify: str, only: Sequence[str] | None, skip: Sequence[str]) -> Options:
@@ -113,6 +130,26 @@ def _options(paths: str | None, verify: str, only: Sequence[str] | None, skip: S
     options = checked_options({"only": only, "skip": skip, "verify": "off"})
     allowed = [rule for rule in RULES if options.runs(rule)]
     return checked_options({"only": allowed, "verify": "off"})
+
+
+def _program(exported: ExportedProgram, centres_lookups: bool) -> Program:
+    program = program_of(exported)
+    program.centres_lookups = centres_lookups
+    return program
+
+
+def _check_norms(norms: str, options: Options, also: Sequence[Call | ExportedProgram]) -> None:
+    if norms not in ("keep", "rms_norm"):
+        raise OptionError(f"norms takes 'keep' or 'rms_norm', not {norms!r}")
+    if norms == "keep":
+        return
+    if not options.runs("recentre"):
+        raise OptionError("norms='rms_norm' rests on what recentre writes, which only or skip leave out")
+    if any(isinstance(call, ExportedProgram) for call in also):
+        raise InputError(
+            "norms='rms_norm' has to know which modules a call runs, and a program in also does not say "
+            "where in it the model stands; pass pairs (args, kwargs)"
+        )
 
 
 def _check(model: Any) -> None:
@@ -177,9 +214,14 @@ def _in_training(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _verify(
-    model: torch.nn.Module, made: Plan, held: Held, args: Sequence[Any], kwargs: Mapping[str, Any]
+    model: torch.nn.Module,
+    made: Plan,
+    held: Held,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    parts: Parts,
 ) -> None:
-    """Run the model with both sets of weights.
+    """Run the model with both sets of weights, and with its norms and what they are to be.
 
     Raises:
         VerificationError: when an output is over budget or cannot be judged.
@@ -191,7 +233,11 @@ def _verify(
     }
 
     def candidate(*given: Any, **named: Any) -> Any:
-        return functional_call(model, values, given, named)
+        parts.put()
+        try:
+            return functional_call(model, values, given, named)
+        finally:
+            parts.take_back()
 
     found = verify(model, candidate, tuple(args), dict(kwargs))
     if found.ok:

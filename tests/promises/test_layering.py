@@ -26,6 +26,7 @@ BASE = {
     "report_table",
     "options",
     "progress",
+    "rms_norm",
     "rule_names",
     "warn",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+import normfuse
 from normfuse.report import Report
 from tests.backends.networks import Block, example, prenorm
 from tests.situations.models import CONVERT, close, outputs, pair, report
@@ -36,6 +37,17 @@ def graph_break() -> Report:
 @situation(PIECES, "per-block `.compile()`", "refused: `stream_is_output`")
 def per_block() -> Report:
     model, reference = pair(prenorm())
+    for block in model.blocks:
+        block.compile(backend="normfuse", options=CONVERT)
+    with torch.no_grad():
+        close(model(example()), reference(example()))
+    return report()
+
+
+@situation(PIECES, 'the same after `normfuse.apply(norms="rms_norm")`', "refused: `already_rms_norm`")
+def per_block_applied() -> Report:
+    model, reference = pair(prenorm())
+    normfuse.apply(model.eval(), (example(),), paths="shown", norms="rms_norm")
     for block in model.blocks:
         block.compile(backend="normfuse", options=CONVERT)
     with torch.no_grad():
