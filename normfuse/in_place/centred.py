@@ -110,8 +110,8 @@ def _way(program: Program, held: Held, options: Options) -> _Way:
     cuts = set[Node]()
     for site in after.report.sites:
         if site.action == "converted" and _is_settled(site, after):
-            behind = {nodes[name] for name in _certificate(site)["centred_explicitly"]}
-            cuts |= behind
+            behind = [nodes.get(name) for name in _certificate(site)["centred_explicitly"]]
+            cuts |= {node for node in behind if node is not None}
             norms.append((site.module, {_path(node) for node in behind}))
     return _Way(calls, [_path(node) for node in cuts], norms)
 
@@ -125,14 +125,16 @@ def _modules(program: Program) -> Iterator[str]:
         yield from _modules(inner.program)
 
 
-def _path(node: Node) -> str:
-    """The module of a lookup that nobody reads but one centring; else no name."""
+def _path(node: Node | None) -> str:
+    """The module of a lookup that nobody reads but one centring; no name of any other value."""
+    if node is None or not is_call(node, aten.embedding.default):
+        return ""
     readers, wide = [*node.users], node
     if len(readers) == 1 and is_call(readers[0], *CASTS):
         wide, readers = readers[0], [*readers[0].users]
     means = [reader for reader in readers if is_call(reader, aten.mean.dim)]
     rest = [reader for reader in readers if is_call(reader, aten.sub.Tensor)]
-    if not is_call(node, aten.embedding.default) or len(means) != 1 or len(readers) != 2:
+    if len(means) != 1 or len(readers) != 2:
         return ""
     is_centred = [one.args for one in rest] == [(wide, *means)] and [*means[0].users] == rest
     return module_path(node) if is_centred else ""

@@ -71,6 +71,17 @@ class Both(Text):
         return self.head(self.norm(self.blocks(x))) + x.mean(-1, keepdim=True)
 
 
+class Normed(Text):
+    """A norm behind the table, as BLOOM has it: what it returns is centred explicitly."""
+
+    def __init__(self) -> None:
+        super().__init__(tied=True)
+        self.first = nn.LayerNorm(WIDTH)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.norm(self.blocks(self.first(self.table(ids)))))
+
+
 #: Networks, what they are called with, the norms that compute an RMSNorm, and the lookups that are centred.
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str, str]] = {
     "untied": (Text, tokens, "blocks.0.norm blocks.1.norm norm", ""),
@@ -85,6 +96,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str, str]]
     "one stream, one that wants the mean": (
         lambda: Twice(lambda text, ids: text.table(ids).mean(-1, keepdim=True)), tokens, "", "",
     ),
+    "a norm in front": (Normed, tokens, "", ""),
     "one lookup for both": (Both, tokens, "", ""),
     "shared block": (lambda: Stream(times=3), vectors, "block.norm norm", ""),
     "layer scale": (Scaled, vectors, "block.norm norm", ""),

@@ -55,6 +55,30 @@ def test_errors_stay_within_the_budget(name: str) -> None:
     assert found.error_ratio <= 1.5
 
 
+#: Modules that compute an RMSNorm, and those whose lookups are centred for it. BLOOM centres behind a norm.
+PARTS = {
+    "gpt2": (5, ["transformer.wte"]),
+    "opt": (5, ["model.decoder.embed_tokens"]),
+    "falcon": (3, ["transformer.word_embeddings"]),
+    "gpt_neox": (5, []),
+    "phimoe": (5, []),
+    "swin": (6, []),
+    "bloom": (0, []),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in ("gpt2", "bloom") else pytest.param(n, marks=pytest.mark.slow) for n in PARTS]
+)
+def test_norm_modules_compute_an_rms_norm(name: str) -> None:
+    model, args, kwargs = build(name, torch.float64)
+    before = copy.deepcopy(model)
+    done = normfuse.apply(model, args, kwargs, paths="shown", verify="off", norms="rms_norm")
+    assert (len(done.parts.norms), [*done.parts.lookups]) == PARTS[name]
+    with torch.no_grad():
+        assert distance(before(*args, **kwargs), model(*args, **kwargs)) <= 1e-12
+
+
 def test_hidden_states_are_a_call_of_their_own() -> None:
     model, args, kwargs = build("gpt2", torch.float64)
     before, more = copy.deepcopy(model), {**kwargs, "output_hidden_states": True}
