@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
 
 from normfuse.in_place.applying import RULES
+from normfuse.in_place.centred import centred_parts
 from normfuse.in_place.held import Held, Place
+from normfuse.in_place.parts import Parts
 from normfuse.in_place.plan import plan
+from normfuse.in_place.propose import values_of
+from normfuse.ir.calls import aten, bind
+from normfuse.ir.program import Program
 from normfuse.options import Options
+from normfuse.rms_norm import centred, rms_norm
 from normfuse.verify.judge import DOUBLE_BOUND
 from tests.fuzz.network import Case, build, copies
 from tests.fuzz.properties import copied
@@ -22,10 +30,11 @@ from tests.fuzz.strategy import recipes
 
 CORPUS = sorted((Path(__file__).parents[1] / "fuzz" / "corpus").glob("*.json"))
 OPTIONS = Options.checked({"only": RULES, "verify": "off"}, prefix="")
+RMS = Options.checked({"only": ["recentre"], "policy": "convert", "verify": "off"}, prefix="")
 
 
-def check(recipe: Recipe) -> int:
-    """Run a network with what would be written; returns how many tensors that are."""
+def check(recipe: Recipe) -> tuple[int, int]:
+    """Run a network with what would be written, and with RMSNorms; returns how many tensors and norms."""
     case = build(recipe, torch.float64)
     captured = case.capture()
     program = case.program(captured)
@@ -37,12 +46,46 @@ def check(recipe: Recipe) -> int:
     new = [made.change[Place.of(w)].value if Place.of(w) in made.change else w for w in case.weights]
     before, after = _run(case, case.weights), _run(case, new)
     casts = any(getattr(n.meta.get("val"), "dtype", None) is torch.float32 for n in captured.graph.nodes)
+    _compare(after, before, casts)
+    parts = centred_parts(_with_modules(program), [copied(program)], Held(model), values_of(made.change), RMS)
+    torch.manual_seed(0)
+    _compare(_Changed(program.gm, parts).run(*copies(case.given), *copies(new)), before, casts)
+    return len(made.change), len(parts.norms)
+
+
+def _compare(after: list[Tensor], before: list[Tensor], casts: bool) -> None:
     for found, expected in zip(after, before, strict=True):
         if expected.is_floating_point() and bool(expected.isfinite().all()):
             # Values of norms are of size 1, whatever cancels in them.
             size = expected.norm() + expected.numel() ** 0.5
             assert (found - expected).norm() <= (1e-4 if casts else 100 * DOUBLE_BOUND) * size
-    return len(made.change)
+
+
+def _with_modules(program: Program) -> nn.Module:
+    """A module for each norm and lookup of the graph, by the names of their nodes."""
+    model = nn.Module()
+    for node in program.gm.graph.nodes:
+        kind = {aten.layer_norm.default: nn.LayerNorm(1), aten.embedding.default: nn.Embedding(1, 1)}
+        if node.target in kind:
+            node.meta["module_path"] = node.name
+            model.add_module(node.name, kind[node.target])
+    return model
+
+
+class _Changed(Interpreter):
+    """The graph with some norms as RMSNorms, and some lookups without their mean."""
+
+    def __init__(self, gm: GraphModule, parts: Parts) -> None:
+        super().__init__(gm)
+        self._parts = parts
+
+    def run_node(self, n: Node) -> Any:
+        if n.name in self._parts.norms:
+            bound = bind(n)
+            x, weight, bias = (bound[key] and self.env[bound[key]] for key in ("input", "weight", "bias"))
+            return rms_norm(x, x.shape[-1], weight, bias, bound["eps"])
+        value = super().run_node(n)
+        return centred(value) if n.name in self._parts.lookups else value
 
 
 def _run(case: Case, weights: tuple[Tensor, ...] | list[Tensor]) -> list[Tensor]:
@@ -59,7 +102,7 @@ def test_networks_that_broke_something_once(path: Path) -> None:
 
 @pytest.mark.slow
 def test_random_networks() -> None:
-    written = []
+    written, normed = [], []
 
     @seed(11)
     @settings(
@@ -68,7 +111,10 @@ def test_random_networks() -> None:
     )  # fmt: skip
     @given(recipes())
     def run(recipe: Recipe) -> None:
-        written.append(check(recipe))
+        tensors, norms = check(recipe)
+        written.append(tensors)
+        normed.append(norms)
 
     run()
+    assert sum(map(bool, normed)) >= len(normed) / 10
     assert sum(map(bool, written)) >= len(written) / 2
