@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from normfuse.errors import InputError
+from normfuse.in_place.additions import watch_additions
 from normfuse.in_place.held import Held
 from normfuse.in_place.parts import Parts
 from normfuse.in_place.propose import Change
@@ -49,6 +50,7 @@ class Applied:
     written: Mapping[str, str]
     left: Mapping[str, str]
     parts: Parts
+    _model: torch.nn.Module
     _tensors: list[Written] = field(default_factory=list)
     _is_undone: bool = False
 
@@ -80,6 +82,7 @@ class Applied:
                 raise InputError(f"{one.name} was changed after normfuse.apply, and undoing would lose that")
         _write_all(self._tensors)
         self.parts.take_back()
+        watch_additions(self._model, None)
         self._is_undone = True
         for one in self._tensors:
             one.original = None

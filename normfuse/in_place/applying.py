@@ -14,6 +14,7 @@ from torch.func import functional_call
 from normfuse.arguments import require_values
 from normfuse.capture.exported import export_model, program_of
 from normfuse.errors import InputError, OptionError, VerificationError
+from normfuse.in_place.additions import watch_additions
 from normfuse.in_place.applied import Applied, write
 from normfuse.in_place.centred import centred_parts
 from normfuse.in_place.held import Held, Place
@@ -90,7 +91,9 @@ def apply(
         OptionError: for an unknown option or rule.
         VerificationError: when an output is further from float64 than the error budget allows.
 
-    The model is unchanged whenever anything is raised.
+    The model is unchanged whenever anything is raised. A module with parameters that is added to it
+    afterwards, as an adapter is, is warned of; with ``norms="rms_norm"`` it is refused with an
+    :class:`InputError`.
     """
     options = _options(paths, verify, only, skip)
     _check(model)
@@ -111,7 +114,8 @@ def apply(
     parts.put()
     how = {held.names[place]: new.how for place, new in made.change.items()}
     made.report.copied_bytes = 0
-    return Applied(made.report, how, made.left, parts, written)
+    watch_additions(model, bool(parts))
+    return Applied(made.report, how, made.left, parts, model, written)
 
 
 def _options(paths: str | None, verify: str, only: Sequence[str] | None, skip: Sequence[str]) -> Options:

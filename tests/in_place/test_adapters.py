@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+import normfuse
+from normfuse.in_place import additions
 from tests.in_place.models import Stream, applied, assert_same, copied_bytes, made, vectors
 
 
@@ -68,9 +73,57 @@ def test_an_adapter_that_is_added_afterwards() -> None:
     before, _ = applied(model, x)
     added = made(nn.Linear(32, 16))
 
-    for one in (model, before):
-        one.block.down = nn.Sequential(Sum(one.block.down, added))
+    before.block.down = nn.Sequential(Sum(before.block.down, added))
+    with pytest.warns(
+        UserWarning, match=r"down, a Sequential, comes to a model after normfuse\.apply: it fits"
+    ):
+        model.block.down = nn.Sequential(Sum(model.block.down, added))
     assert_same(model, before, x)
+
+
+def test_it_is_refused_where_norms_remove_no_mean() -> None:
+    model, x = made(AdaptedStream()), vectors()
+    before, done = applied(model, x, norms="rms_norm", keep_originals=True)
+    children = dict(model.named_modules())
+    with pytest.raises(
+        normfuse.InputError, match=r"head, a Sum, .* whose norms remove no mean; add it before"
+    ):
+        model.head = Sum(model.head, nn.Linear(16, 3))
+    with pytest.raises(normfuse.InputError, match="three, a Linear"):
+        model.block.down.up["three"] = nn.Linear(2, 16)
+    assert dict(model.named_modules()) == children
+    assert_same(model, before, x)
+    done.undo()
+    model.block.down.up["three"] = nn.Linear(2, 16)
+
+
+def test_what_brings_no_weights_of_its_own_is_no_addition(recwarn: pytest.WarningsRecorder) -> None:
+    model, x = made(Stream()), vectors()
+    before, _ = applied(model, x, norms="rms_norm")
+    model.block = nn.Sequential(model.block, nn.Dropout())
+    model.seen = nn.Identity()
+    other = made(Stream())
+    other.block.down = Sum(other.block.down, nn.Linear(32, 16))
+    assert not [one for one in recwarn if "normfuse" in str(one.message)]
+    assert_same(model.eval(), before, x)
+
+
+def test_a_layer_made_of_another_is_warned_of_once() -> None:
+    model, _ = made(Stream()), vectors()
+    applied(model, vectors(), norms="rms_norm")
+    with pytest.warns(UserWarning, match="comes to a model") as told:
+        model.head, model.first = nn.Linear(16, 4), nn.Linear(16, 16)
+    assert len(told) == 1
+
+
+def test_a_model_that_is_gone_is_not_watched() -> None:
+    model = made(Stream())
+    applied(model, vectors())
+    assert model in additions._MODELS
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 class Sum(nn.Module):
