@@ -1,17 +1,19 @@
 """What operators that move axes do together: where each axis went, whatever the spelling.
 
 A value is followed as the axes that it had at the beginning, in the order in which its dimensions hold them;
-a reshape may join axes and take them apart again, but not cut one.
+a reshape may join axes, take them apart again and cut them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from torch.fx import Node
 
 from normfuse.ir.calls import aten, bind, is_call
+from normfuse.ir.factors import common_factors
 from normfuse.ir.sizes import same, shape_of
 
 __all__ = ["COPIES", "RESHAPES", "TURNS", "Axes", "is_move"]
@@ -33,15 +35,20 @@ def is_move(node: Node) -> bool:
     return is_call(node, *RESHAPES, *COPIES, *TURNS)
 
 
+_Dims = tuple[tuple[int, ...], ...]
+
+
 @dataclass(frozen=True)
 class Axes:
-    """For each dimension of a value the numbers of the first value's axes that it is made of.
+    """For each dimension of a value the numbers of the axes that it is made of, whose ``sizes`` these are.
 
-    An axis of size 1 is not followed: it may appear and vanish anywhere.
+    So it was ``first``, and so ``dims`` are now. An axis that a move cuts is two axes from then on, in both.
+    One of size 1 is not followed: it may appear and vanish anywhere.
     """
 
     sizes: tuple[Any, ...]
-    dims: tuple[tuple[int, ...], ...]
+    first: _Dims
+    dims: _Dims
 
     @classmethod
     def of(cls, node: Node) -> Axes | None:
@@ -49,15 +56,27 @@ class Axes:
         shape = shape_of(node)
         if shape is None:
             return None
-        return cls(shape, tuple(() if same(size, 1) else (i,) for i, size in enumerate(shape)))
+        dims = tuple(() if same(size, 1) else (i,) for i, size in enumerate(shape))
+        return cls(shape, dims, dims)
+
+    @property
+    def are_back(self) -> bool:
+        """Whether each entry is where it was at first."""
+        return self.dims == self.first
+
+    def source_of(self, dim: int) -> int | None:
+        """The dimension of the first value that one of this value is, whole; None where there is none."""
+        made_of = self.dims[dim]
+        return self.first.index(made_of) if made_of and made_of in self.first else None
 
     def behind(self, move: Node) -> Axes | None:
-        """The axes behind one more move; None where it cuts one, or sizes are not known to agree."""
+        """The axes behind one more move; None where sizes are not known to agree."""
         if is_call(move, *TURNS):
             return replace(self, dims=self._turned(move))
-        return self._counted_by(shape_of(move))
+        shape = shape_of(move)
+        return None if shape is None else self._counted_by(shape)
 
-    def _turned(self, move: Node) -> tuple[tuple[int, ...], ...]:
+    def _turned(self, move: Node) -> _Dims:
         bound = bind(move)
         if "dims" in bound:
             return tuple(self.dims[d] for d in bound["dims"])
@@ -66,16 +85,20 @@ class Axes:
         dims[a], dims[b] = dims[b], dims[a]
         return tuple(dims)
 
-    def _counted_by(self, shape: tuple[Any, ...] | None) -> Axes | None:
-        left = [axis for dim in self.dims for axis in dim]
-        dims = []
-        for size in shape or ():
-            count: Any = 1
-            taken: list[int] = []
-            while not same(count, size):
-                if not left:
-                    return None
-                taken.append(left.pop(0))
-                count = count * self.sizes[taken[-1]]
-            dims.append(tuple(taken))
-        return None if shape is None else replace(self, dims=tuple(dims))
+    def _counted_by(self, shape: tuple[Any, ...]) -> Axes | None:
+        """The axes by which a shape counts the elements; one that it cuts is several from now on."""
+        axes = [axis for dim in self.dims for axis in dim]
+        found = common_factors(
+            [self.sizes[axis] for axis in axes], [size for size in shape if not same(size, 1)]
+        )
+        if found is None:
+            return None
+        sizes, parts, made = list(self.sizes), dict[int, tuple[int, ...]](), list[int]()
+        for axis, count in zip(axes, found.left, strict=True):
+            parts[axis] = tuple(range(len(sizes), len(sizes) + count)) if count > 1 else (axis,)
+            sizes += found.sizes[len(made) : len(made) + count] if count > 1 else []
+            made += parts[axis]
+        first = tuple(tuple(part for axis in dim for part in parts[axis]) for dim in self.first)
+        rest, runs = iter(made), iter(found.right)
+        dims = (() if same(size, 1) else tuple(islice(rest, next(runs))) for size in shape)
+        return Axes(tuple(sizes), first, tuple(dims))

@@ -103,6 +103,7 @@ class BatchNorm(WithStatistics, nn.BatchNorm1d):
     def _follow(self, mean: Tensor, var: Tensor, is_defined: Tensor) -> None:
         for running, new in ((self.running_mean, mean), (self.running_var, var)):
             follow(running, torch.where(is_defined, new, running), self.momentum)
+        self.warn_in_step()
 
     def extra_repr(self) -> str:
         return listed(self, "num_features", "eps", "momentum", "affine")

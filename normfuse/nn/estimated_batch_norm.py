@@ -68,6 +68,7 @@ class EstimatedBatchNorm(WithStatistics):
         variance, mean = torch.var_mean(widened(x), axes, correction=0)
         for running, new in ((self.running_mean, mean), (self.running_var, variance)):
             follow(running, new, self.momentum)
+        self.warn_in_step()
 
     def extra_repr(self) -> str:
         return listed(self, "num_features", "eps", "momentum")

@@ -95,6 +95,7 @@ class EvoNormB0(_EvoNorm):
         check_several(self, z.numel() // self.num_features, "channel")
         variance = torch.var(z, [0, *range(2, z.dim())], correction=0)
         follow(self.running_var, variance, self.momentum)
+        self.warn_in_step()
         return variance
 
     def extra_repr(self) -> str:

@@ -40,8 +40,12 @@ class Tokens:
         return sum_of_tokens(self.keep(x)) / self.count
 
     def mean_square(self, x: Tensor) -> Tensor:
-        """Mean square of each channel over the valid tokens; zero where there is none."""
-        return sum_of_tokens(self.keep(x).square()) / self.count
+        """Mean square of each channel over the valid tokens; zero where there is none.
+
+        What the dtype cannot hold counts as half of the largest number that it holds, so that no quotient
+        or difference of such statistics is nan.
+        """
+        return (sum_of_tokens(self.keep(x).square()) / self.count).clamp(max=torch.finfo(x.dtype).max / 2)
 
     def unless_empty(self, value: Tensor, otherwise: Tensor) -> Tensor:
         """``value``, and ``otherwise`` where no token counts."""

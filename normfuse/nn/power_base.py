@@ -52,7 +52,10 @@ class PowerBase(WithStatistics):
         """Normalize ``x``; ``pad_mask`` matters in training only."""
         check_tokens(self, x, pad_mask, self.num_features)
         u = self.observed(x)
-        y = self._train(u, Tokens(u, pad_mask)) if self.training else self._evaluate(u)
+        if not self.training:
+            return cast(self._evaluate(u), x.dtype)
+        y = self._train(u, Tokens(u, pad_mask))
+        self.warn_in_step()
         return cast(y, x.dtype)
 
     def observed(self, x: Tensor) -> Tensor:

@@ -50,7 +50,8 @@ class PowerNorm(PowerBase):
         pad_mask: (...), bool, True at padding, which is normalized but takes no part in the statistics. A
             batch of padding alone, or an empty one, counts as one with the running statistics.
 
-    Statistics are in float32 at least. ``ema_gz`` is written in the backward pass. Distributed
+    Statistics are in float32 at least, bounded and watched as those of :class:`normfuse.nn.UnifiedNorm`.
+    ``ema_gz`` is written in the backward pass. Distributed
     training, torch.func and activation checkpointing: see :class:`normfuse.nn.UnifiedNorm`. Checkpoints of
     the paper's code load.
 

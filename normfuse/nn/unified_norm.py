@@ -58,7 +58,9 @@ class UnifiedNorm(WithStatistics):
         pad_mask: (...), bool, True at padding, which is normalized but takes no part in the statistics. A
             batch of padding alone, or an empty one, counts as one with the running statistics.
 
-    Statistics are in float32 at least, also in a model in half precision. The gradient's (``ema_gz``,
+    Statistics are in float32 at least, also in a model in half precision. Mean squares beyond half of the
+    largest number count as that; where statistics become so large, or nan, a warning says so, at ``eval()``
+    or, in eager mode on a CPU, in the step itself. The gradient's (``ema_gz``,
     ``buffer_gz``) are written in the backward pass, the others in the forward pass. As with nn.BatchNorm,
     each process of DistributedDataParallel takes the statistics of its own batch, and the buffers of the
     first one are copied to all; under torch.func transforms, which refuse to write buffers, training
@@ -136,6 +138,7 @@ class UnifiedNorm(WithStatistics):
         self.buffer_x2.copy_(found.window)
         self.skip_counter.add_(found.is_outlier)
         self.running_var.copy_(self.momentum * running + (1 - self.momentum) * found.mean_square)
+        self.warn_in_step()
         affine = ones_and_zeros(self.weight, self.bias, self.running_var, dtype)
         state = (*batch, self.ema_gz, self.buffer_gz, self.momentum)
         y: Tensor = SmoothedGradient.apply(x, *affine, tokens, *state)  # type: ignore[no-untyped-call]

@@ -155,6 +155,7 @@ class UnMixTNS(WithStatistics):
         for component, seen in ((self.component_mean, mean), (self.component_var, var)):
             step = (p * (seen[:, None] - component)).mean(0)
             component.copy_(component + self.momentum * step)
+        self.warn_in_step()
 
     def extra_repr(self) -> str:
         return listed(self, "num_features", "num_components", "eps", "momentum", "adapt")

@@ -15,6 +15,7 @@ from normfuse.analysis.reads import Read
 from normfuse.analysis.stream import Stream, Value
 from normfuse.ir.calls import bind
 from normfuse.ir.program import Input
+from normfuse.ir.sizes import tensors_of
 from normfuse.passes.rule import Claim
 from normfuse.passes.work import Work
 
@@ -116,7 +117,7 @@ def _weights_of(read: Read) -> list[Node]:
 
 
 def _operands(norm: Node) -> list[str]:
-    return [node.name for node in norm.all_input_nodes[1:]]
+    return [node.name for node in norm.all_input_nodes[1:] if tensors_of(node)]
 
 
 def _rebuilt(plan: Plan) -> list[str]:
@@ -140,6 +141,8 @@ def _roots(plan: Plan) -> list[Node]:
 
 def _stored(node: Node, known: Mapping[Node, Input]) -> list[str]:
     """The names of the stored weights that a value is made of."""
+    if not tensors_of(node):
+        return []  # a size of a value is made of none
     if node in known:
         return [known[node].name]
     return [name for operand in node.all_input_nodes for name in _stored(operand, known)]

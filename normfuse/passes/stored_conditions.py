@@ -21,7 +21,7 @@ def refuse_stored(node: Node, weights: WeightValues, program: Program) -> Refusa
     """Why nothing else can do what a norm with stored statistics does, whatever stands beside it, if so."""
     region = region_of(node)
     spec, operands = region.spec, region.operands(node)
-    for operand in operands.as_args()[1:]:
+    for operand in (*operands.named()[1:], *operands.held):
         refusal = refuse_operand(node, operand, weights)
         if refusal is not None:
             return refusal

@@ -14,7 +14,7 @@ from torch.fx import Node
 from normfuse.ir.calls import aten, is_call, readers
 from normfuse.ir.changed import changed
 from normfuse.ir.moves import Axes, is_move
-from normfuse.ir.sizes import is_row_major, lies_alike, tensor_of
+from normfuse.ir.sizes import is_row_major, lies_alike, same_shape, tensor_of
 from normfuse.patterns.candidate import Candidate
 
 __all__ = ["around", "order_is_free"]
@@ -60,19 +60,29 @@ def _moves_before(source: Node, taken: Container[Node]) -> list[list[Node]]:
 
 def _grown(norm: Candidate, before: list[Node], roots: list[Node]) -> Candidate | None:
     begin, end = before[0], roots[-1]
-    first = axes = Axes.of(begin)
-    for move in before[1:]:
-        axes = None if axes is None else axes.behind(move)
-    if axes is None or first is None:
+    axes = _behind(Axes.of(begin), before[1:])
+    if axes is None:
         return None
-    channels = [axes.dims[d] for d in range(-len(axes.dims), 0) if d not in norm.spec.dims]
-    for move in roots[1:]:
-        axes = None if axes is None else axes.behind(move)
-    if axes != first or [len(made_of) for made_of in channels] != [1] or not _may_lie_as(begin, end):
+    rank, channels = len(axes.first), _channels(axes, norm)
+    axes = _behind(axes, roots[1:])
+    if axes is None or channels is None or not (axes.are_back and same_shape(begin, end)):
         return None
-    rank = len(first.dims)
-    dims = tuple(d for d in range(-rank, 0) if d + rank != channels[0][0])
+    if not _may_lie_as(begin, end):
+        return None
+    dims = tuple(d for d in range(-rank, 0) if d + rank != channels)
     return norm.grown(end, changed(norm.operands, source=begin), dims=dims)
+
+
+def _behind(axes: Axes | None, moves: list[Node]) -> Axes | None:
+    for move in moves:
+        axes = None if axes is None else axes.behind(move)
+    return axes
+
+
+def _channels(axes: Axes, norm: Candidate) -> int | None:
+    """Which dimension of the value that the moves begin with has the channels of the norm, and no more."""
+    channels = [d for d in range(-len(axes.dims), 0) if d not in norm.spec.dims]
+    return axes.source_of(channels[0]) if len(channels) == 1 else None
 
 
 def _may_lie_as(begin: Node, end: Node) -> bool:

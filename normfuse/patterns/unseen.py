@@ -19,6 +19,7 @@ from normfuse.ir.region import Operands
 from normfuse.ir.sizes import same, shape_of, tensor_of
 from normfuse.ir.spec import NormSpec
 from normfuse.patterns.candidate import Candidate
+from normfuse.patterns.evo import evo_norm
 from normfuse.patterns.facts import Fact, Facts, Stage
 from normfuse.patterns.operands import is_stored
 from normfuse.report import Refusal
@@ -58,15 +59,19 @@ def unseen_norms(facts: Facts, known: Container[Node], weights: Container[Node])
     for node, fact in facts.ending(Stage.STATISTIC):
         if node in known or node in walked or fact.source in weights or fact.flaw:
             continue
-        for product, other in _products(node, fact, known, walked, weights):
-            found.setdefault(product, _refused(product, other, fact, facts))
+        for product, other, root in _products(node, fact, known, walked, weights):
+            evo = evo_norm(product, other, root, weights)
+            found.setdefault(product, _refused(product, other, fact, facts, evo))
     return list(found.values())
 
 
 def _products(
     node: Node, fact: Fact, known: Container[Node], walked: set[Node], weights: Container[Node]
-) -> Iterator[tuple[Node, Node]]:
-    """Where the statistic divides something that was made of its own source, element by element."""
+) -> Iterator[tuple[Node, Node, Node]]:
+    """Where the statistic divides something that was made of its own source, element by element.
+
+    With what it divides, and what the statistic has become there.
+    """
     stack = [_Step(node, abs(fact.exponent) < 1, fact.exponent < 0)]
     while stack:
         step = stack.pop()
@@ -76,7 +81,7 @@ def _products(
                 continue
             other = _divided(step, user, fact)
             if other is not None:
-                yield user, other
+                yield user, other, step.node
             elif (after := _after(step, user, fact, weights)) is not None:
                 stack.append(after)
 
@@ -136,15 +141,17 @@ def _after(step: _Step, user: Node, fact: Fact, weights: Container[Node]) -> _St
     return _Step(user, step.rooted or rooted, step.divides != inverts)
 
 
-def _refused(product: Node, other: Node, fact: Fact, facts: Facts) -> Candidate:
+def _refused(product: Node, other: Node, fact: Fact, facts: Facts, evo: Refusal | None) -> Candidate:
     source, result = tensor_of(fact.source), tensor_of(product)
     assert source is not None
     assert result is not None
     compute = fact.compute_dtype or result.dtype
-    spec = NormSpec(KIND, fact.dims, None, source.dtype, compute, result.dtype, result.dtype)
+    kind = KIND if evo is None else "evo_norm"
+    spec = NormSpec(kind, fact.dims, None, source.dtype, compute, result.dtype, result.dtype)
     divided = facts.at(other, Stage.SOURCE)
     is_centred = divided is not None and divided.source is fact.source and divided.centred
-    reason = Refusal("unknown_form", _sentence(is_centred, fact.centred), product.name, _REMEDY)
+    sentence = _sentence(is_centred, fact.centred)
+    reason = evo or Refusal("unknown_form", sentence, product.name, _REMEDY)
     return Candidate(spec, product, Operands(fact.source), closed=True, refusal=reason)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -157,3 +158,39 @@ def test_a_state_of_another_size_is_refused(name):
 
 def test_an_empty_batch_of_ibn_in_evaluation_is_empty():
     assert IBN(8).eval()(torch.randn(0, 8, 3, 3)).shape == (0, 8, 3, 3)
+
+
+STATISTICS = (
+    "UnifiedNorm", "PowerNorm", "PowerNormV", "BatchNorm", "RepBatchNorm", "EvoNormB0", "AlphaBatchNorm",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [1e25, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", STATISTICS)
+def test_statistics_beyond_what_float32_holds_are_no_secret(name, value):
+    layer, (x, *others) = trained(name)
+    with pytest.warns(UserWarning, match="became nan, infinite or too large"):
+        layer(x * value, *others)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once is enough
+        layer(x, *others)
+        layer.eval()
+
+
+@pytest.mark.parametrize("name", ["UnifiedNorm", "PowerNorm", "PowerNormV"])
+def test_squares_that_float32_cannot_hold_make_no_nan(name):
+    layer, (x, *others) = trained(name)
+    with pytest.warns(UserWarning, match="became"):
+        made = [layer(x * factor, *others) for factor in (1e25, 1.0, 1e25, 1.0)]
+    assert all(y.isfinite().all() for y in made)
+    made = run(layer, x, others)
+    assert all(value.isfinite().all() for value in made)
+    assert all(v.isfinite().all() for v in layer.state_dict().values())
+    assert layer.eval()(x, *others).isfinite().all()
+
+
+def test_statistics_are_looked_at_where_evaluation_begins():
+    layer, _ = trained("BatchNorm")
+    layer.running_var.fill_(float("inf"))
+    with pytest.warns(UserWarning, match="BatchNorm: running_var became"):
+        layer.eval()

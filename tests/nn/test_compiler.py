@@ -59,7 +59,7 @@ def stack(place):
 
 
 BATCH, LN, RMS = "batch_norm", "layer_norm", "rms_norm"
-UNKNOWN, L2 = "unknown_norm", "l2_norm"
+UNKNOWN, EVO, L2 = "unknown_norm", "evo_norm", "l2_norm"
 TIME, CONDITION, MASK = torch.rand(2), torch.rand(2, 4), torch.rand(2, 1, 5, 4) > 0.5
 
 #: Model, further inputs, norms found, and norms that are left.
@@ -94,8 +94,8 @@ OUTCOMES = {
         {BATCH: 1, "group_norm": 1}, {"group_norm": 1},
     ),
     "IBN": (images(layers.IBN(8)), (), {"instance_norm": 1, BATCH: 1}, {"instance_norm": 1}),
-    "EvoNormB0": (images(layers.EvoNormB0(8)), (), {UNKNOWN: 1}, {UNKNOWN: 1}),
-    "EvoNormS0": (images(layers.EvoNormS0(8, 2)), (), {UNKNOWN: 1}, {UNKNOWN: 1}),
+    "EvoNormB0": (images(layers.EvoNormB0(8)), (), {EVO: 1}, {EVO: 1}),
+    "EvoNormS0": (images(layers.EvoNormS0(8, 2)), (), {EVO: 1}, {EVO: 1}),
     "RegionNorm": (images(layers.RegionNorm(8)), (MASK,), {UNKNOWN: 2}, {UNKNOWN: 2}),
     "AlphaBatchNorm": (images(layers.AlphaBatchNorm(8)), (), {UNKNOWN: 1}, {UNKNOWN: 1}),
     "AlphaBatchNorm 1": (images(layers.AlphaBatchNorm(8, alpha=1.0)), (), {BATCH: 1}, {}),

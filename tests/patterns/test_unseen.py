@@ -72,12 +72,12 @@ def test_a_norm_with_a_further_reader_of_its_root_is_one_norm() -> None:
     assert site.kind == "rms_norm"
 
 
-def test_gates_of_a_norm_by_itself_are_evo_norms() -> None:
-    def function(x, w):
-        return x * torch.sigmoid(w * x) / (x.var(-1, keepdim=True) + 1e-5).sqrt()
+def gated(x, w):
+    return x * torch.sigmoid(w * x) / (x.var(-1, keepdim=True) + 1e-5).sqrt()
 
-    (site,) = lifted(function, operands(torch.float32)[:2]).report.sites
-    assert site.kind == "unknown_norm"
+
+def gated_at_once(x, w):
+    return F.silu(x) * torch.rsqrt(x.var(-1, keepdim=True) + 1e-5) * w
 
 
 def gated_by_groups(x, w):
@@ -87,21 +87,43 @@ def gated_by_groups(x, w):
     return x * torch.sigmoid(w * x) / deviation
 
 
+def repeated_groups(x, w):
+    deviation = (x.unflatten(-1, (2, -1)).var(-1) + 1e-5).sqrt()
+    return x * torch.sigmoid(w * x) / deviation.repeat_interleave(x.shape[-1] // 2, -1)
+
+
 def larger_of_two(x, w):
     """EvoNorm-B0 in evaluation, the larger root by ``torch.max``."""
     own = x.var(1, keepdim=True, unbiased=False)
     return x / torch.max((w.square() + 1e-5).sqrt(), w * x + (own + 1e-5).sqrt())
 
 
-def repeated_groups(x, w):
-    deviation = (x.unflatten(-1, (2, -1)).var(-1) + 1e-5).sqrt()
-    return x * torch.sigmoid(w * x) / deviation.repeat_interleave(x.shape[-1] // 2, -1)
+def larger_of_the_batch(x, w):
+    own, batch = x.var(1, keepdim=True, unbiased=False), x.var(0, keepdim=True, unbiased=False)
+    return x / torch.max((batch + 1e-5).sqrt(), w * x + (own + 1e-5).sqrt()) * w
 
 
-@pytest.mark.parametrize("function", [gated_by_groups, larger_of_two, repeated_groups])
-def test_evo_norms_are_listed_however_the_statistic_is_spread(function) -> None:
+EVO = {
+    gated: "S0", gated_at_once: "S0", gated_by_groups: "S0", repeated_groups: "S0",
+    larger_of_two: "by the larger of a stored deviation",
+    larger_of_the_batch: "by the larger of the deviation of the batch",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function", EVO)
+def test_evo_norms_are_named_however_the_statistic_is_spread(function) -> None:
     (site,) = lifted(function, operands(torch.float32)[:2]).report.sites
-    assert (site.kind, site.action) == ("unknown_norm", "kept")
+    assert (site.kind, site.action, site.refusal.code) == ("evo_norm", "kept", "nonlinear_norm")
+    assert EVO[function] in site.refusal.message
+
+
+def test_a_bounded_root_and_a_gate_behind_a_norm_are_no_evo_norms() -> None:
+    def bounded(x, w):
+        deviation = (x.var(-1, keepdim=True) + 1e-5).sqrt()
+        return x / torch.maximum(deviation, torch.zeros_like(deviation)) * torch.sigmoid(w)
+
+    (site,) = lifted(bounded, operands(torch.float32)[:2]).report.sites
+    assert site.kind == "unknown_norm"
 
 
 class Neighbours(nn.Module):
