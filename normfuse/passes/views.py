@@ -1,7 +1,8 @@
-"""Views that have several names or are taken several times.
+"""Views that have several names or are taken several times, and casts that are made several times.
 
     movedim(x, 1, -1) -> permute(x, ...)           narrow(x, 1, 2, 3) -> slice(x, 1, 2, 5)
     f(transpose(x), transpose(x)) -> f(y, y),      y = transpose(x)
+    f(to(x, bfloat16), to(x, bfloat16)) -> f(y, y),    which autocast makes for each product
 
 Bitwise neutral.
 """
@@ -13,7 +14,7 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from normfuse.ir.calls import aten, bind, is_call
-from normfuse.ir.effects import is_returned
+from normfuse.ir.effects import Effects, is_returned
 from normfuse.ir.moves import TURNS
 from normfuse.ir.sizes import rank_of
 
@@ -46,9 +47,9 @@ def _order(node: Node) -> list[int]:
 
 def merge_views(graph: Graph) -> None:
     """Have readers of equal views of one value read the first; gradients would be summed in another order."""
-    known: dict[Any, Node] = {}
+    known, effects = dict[Any, Node](), Effects(graph)
     for node in list(graph.nodes):
-        if not is_call(node, *_VIEWS):
+        if not is_call(node, *_VIEWS) and (not is_call(node, aten.to.dtype) or effects.is_written(node)):
             continue
         first = known.setdefault((node.target, *map(str, bind(node).values())), node)
         if first is not node and not (is_returned(first) or is_returned(node)):

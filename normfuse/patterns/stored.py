@@ -25,7 +25,7 @@ from normfuse.ir.spec import NormSpec
 from normfuse.patterns.around import around
 from normfuse.patterns.candidate import Candidate
 from normfuse.patterns.stored_arithmetic import spelled_norms
-from normfuse.patterns.stored_growth import with_affine, with_skip
+from normfuse.patterns.stored_growth import with_affine, with_cast, with_skip
 from normfuse.patterns.stored_sums import with_sums
 from normfuse.report import Refusal
 
@@ -57,7 +57,7 @@ class _Growth:
         while norm is not before:
             before = norm
             norm = with_skip(with_affine(norm, self.weights), self.weights)
-            norm = around(with_sums(norm, self.weights), self.taken)
+            norm = with_cast(around(with_sums(norm, self.weights), self.taken))
         self.inside |= norm.interior() - {norm.root}
         return norm
 

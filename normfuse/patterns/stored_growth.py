@@ -9,13 +9,14 @@ from collections.abc import Container
 
 from torch.fx import Node
 
-from normfuse.ir.calls import aten, bind, is_call, readers
+from normfuse.ir.calls import CASTS, aten, bind, is_call, readers
 from normfuse.ir.changed import changed
+from normfuse.ir.dtypes import WIDER
 from normfuse.ir.sizes import rank_of, same, same_shape, shape_of, tensor_of
 from normfuse.patterns.candidate import Candidate
 from normfuse.patterns.products import EXACT, channel_axis, unrepeated
 
-__all__ = ["is_open", "weight_behind", "with_affine", "with_skip"]
+__all__ = ["is_open", "weight_behind", "with_affine", "with_cast", "with_skip"]
 
 
 def is_open(norm: Candidate) -> bool:
@@ -68,6 +69,23 @@ def with_skip(norm: Candidate, weights: Container[Node]) -> Candidate:
     return norm.grown(reader, operands, kind="rep_batch_norm", stored=(*norm.spec.stored, "skip"))
 
 
+def with_cast(norm: Candidate) -> Candidate:
+    """The norm with the cast that alone reads it, where that is back to the dtype of its input.
+
+    Under autocast a parameter takes half precision to float32, and the next product takes it back.
+    """
+    found = readers(norm.root)
+    spec, value = norm.spec, tensor_of(found[0]) if len(found) == 1 else None
+    if value is None or not is_open(norm) or spec.out_dtype not in WIDER.get(spec.source_dtype, ()):
+        return norm
+    (cast,) = found
+    before, plain = tensor_of(norm.root), is_call(cast, *CASTS) and not bind(cast).get("copy")
+    if not plain or before is None or bind(cast).get("memory_format") is not None:
+        return norm
+    fits = value.dtype == spec.source_dtype and value.device == before.device
+    return norm.grown(cast) if fits else norm
+
+
 def _skip(norm: Candidate, reader: Node, weights: Container[Node]) -> Node | None:
     if is_call(reader, aten.add.Tensor) and bind(reader)["alpha"] == 1:
         other = reader.args[1] if reader.args[0] is norm.root else reader.args[0]
@@ -91,7 +109,8 @@ def _factor(
         return None
     skip = unrepeated(pair[1 - place], weights)
     shape = shape_of(skip)
-    if not isinstance(skip, Node) or skip not in weights or shape is None or result.dtype != source.dtype:
+    exact = result.dtype == source.dtype or result.dtype in WIDER.get(source.dtype, ())
+    if not isinstance(skip, Node) or skip not in weights or shape is None or not exact:
         return None
     if len(shape) > source.dim() or not same_shape(product, norm.operands.source):
         return None

@@ -143,3 +143,32 @@ def test_half_precision(norm: Norm, dtype: torch.dtype) -> None:
     made = normfuse.rewrite(model, (x,))
     assert made.report.after == {}
     assert normfuse.verify(model, made, (x,)).ok
+
+
+class Separate(Transformer):
+    """Query, key and value have weights of their own, for each of which autocast casts anew."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for i in range(3):
+            y = self.norms[2 * i](x)
+            q, k, v = (F.linear(y, w).unflatten(-1, (3, 4)).mT for w in self.qkv[i].weight.chunk(3))
+            x = x + self.out[i](F.scaled_dot_product_attention(q, k, v).mT.flatten(2))
+            x = x + self.down[i](F.gelu(self.up[i](self.norms[2 * i + 1](x))))
+        return self.head(self.norms[6](x))
+
+
+@pytest.mark.parametrize("make", [Transformer, Separate])
+@pytest.mark.parametrize("name", NORMS)
+def test_nothing_is_left_under_autocast(name: str, make: Callable[[Norm], nn.Module]) -> None:
+    """Parameters of published norms take bfloat16 to float32, and the next product takes it back."""
+    norm, kind = NORMS[name]
+    model, x = trained(norm, make).float(), torch.randn(2, 7, 5)
+    fast = torch.compile(model, backend="normfuse", options={"normfuse.inner": "eager"})
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found, before = fast(x), model(x)
+    report = normfuse.last_report(fast)
+    assert (report.found, report.after) == ({kind: 7}, {})
+    exact = model.double()(x.double())
+    # A folded weight is rounded beside the two that are: sqrt(3 / 2) of the error, twice for the luck of one.
+    assert distance(found.double(), exact) <= 2.5 * distance(before.double(), exact)
