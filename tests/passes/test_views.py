@@ -82,3 +82,24 @@ class Written(nn.Module):
 def test_a_view_shows_what_was_written_since() -> None:
     made = normfuse.rewrite(Written().eval(), (X,))
     torch.testing.assert_close(made.module()(X), Written()(X), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda x: (x.to(torch.float64).view(-1), x.to(torch.float64).t()),
+        lambda x: (x.to(torch.float64).sin(), x.to(torch.float64)[0]),
+        lambda x: (x.to(torch.float64), x.add_(1.0), x.to(torch.float64).sin()),
+    ],
+    ids=["both returned", "one returned", "written in between"],
+)
+def test_equal_casts_have_memory_and_values_of_their_own(run: Any) -> None:
+    class Casts(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return run(x)
+
+    x = torch.randn(3, 8)
+    expected = Casts()(x.clone())
+    found = normfuse.rewrite(Casts().eval(), (x.clone(),), verify="off").module()(x.clone())
+    assert all(map(torch.equal, found, expected))
+    assert torch._C._is_alias_of(found[0], found[-1]) == torch._C._is_alias_of(expected[0], expected[-1])
