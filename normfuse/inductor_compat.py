@@ -107,18 +107,21 @@ def is_packable(match: Any) -> bool:
 
 
 @contextmanager
-def modules_let_go() -> Iterator[None]:
+def modules_let_go() -> Iterator[list[torch.Tensor]]:
     """The modules of code that Inductor makes within it, and constants in them, go with what calls the code.
 
     Inductor lists all of them, to remove their files on request, and so keeps them as long as the process.
+    The list that is yielded has those constants afterwards.
     """
     from torch._inductor.codecache import PyCodeCache
 
     before = {id(module) for module in PyCodeCache.modules}
+    constants: list[torch.Tensor] = []
     try:
-        yield
+        yield constants
     finally:
         for module in [m for m in PyCodeCache.modules if id(m) not in before]:
+            constants += [value for value in vars(module).values() if isinstance(value, torch.Tensor)]
             PyCodeCache.modules.remove(module)
             if sys.modules.get(module.__name__) is module:
                 del sys.modules[module.__name__]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from normfuse.freezing.call import FrozenCall
 from normfuse.freezing.constants import let_go, with_constants
 from normfuse.freezing.decide import Freezing, plan_freezing
 from normfuse.freezing.gain import time_of_products
+from normfuse.freezing.large_pages import put_together
 from normfuse.freezing.library import choosing_libraries
 from normfuse.freezing.room import make_room
 from normfuse.freezing.tuning import settings_for
@@ -122,14 +123,26 @@ def _compiled(
     module, kept = with_constants(graph.module, values)
     fakes = [fake_of(v, rewritten.fake_mode) if p >= len(example_inputs) else v for p, v in enumerate(given)]
     tuned = settings_for(settings)
-    with autocast_off(), torch.no_grad(), modules_let_go():
+    with autocast_off(), torch.no_grad(), modules_let_go() as constants:
         compiled = _inductor(module, [fakes[p] for p in kept], options, tuned, state)
     let_go(module)
+    put_together(_copies(constants, values.values()))
     if is_autocast_enabled():
         compiled = without_autocast(compiled)
     state.compiled = compiled
     _report(rewritten, state.bytes)
     return FrozenCall(state, kept, gm, compiled_again(), plan.written)
+
+
+def _copies(constants: Iterable[torch.Tensor], originals: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """The constants on the CPU that do not lie in the memory of the model."""
+    shared = {one.untyped_storage().data_ptr() for one in originals}
+    return [
+        one
+        for one in constants
+        if one.device.type == "cpu"
+        and (one.layout != torch.strided or one.untyped_storage().data_ptr() not in shared)
+    ]
 
 
 def _inductor(

@@ -10,9 +10,6 @@
 #include <optional>
 #include <utility>
 #include <vector>
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 
 // A product and its addition are one instruction, which rounds once; Inductor's options forbid that.
 #ifdef __clang__
@@ -30,7 +27,7 @@ constexpr int kRows = 14, kParts = 2, kInputs = 4;
 #else
 constexpr int kRows = 6, kParts = 1, kInputs = 2;
 #endif
-constexpr int64_t kLanes = 16, kBlock = 2 * kLanes, kPage = 1 << 21;
+constexpr int64_t kLanes = 16, kBlock = 2 * kLanes;
 // Sums of at most so many terms in a tile, which lie kStep apart in what is read; and so many for one row.
 constexpr int64_t kTerms = 192, kStep = kTerms + 16, kTermsOfOneRow = 64;
 // So many rows are multiplied with a block before the next one is read.
@@ -92,38 +89,17 @@ static void multiply_one(const float* row, const float* block, int64_t in, float
     std::memcpy(made, total, sizeof(total));
 }
 
-// Memory for so many numbers, in large pages where it is worth it and the system has them.
-static Tensor room(const Tensor& like, int64_t count) {
-    if (count * 4 < kPage) return torch::stable::new_empty(like, {count});
-    Tensor whole = torch::stable::new_empty(like, {count + kPage / 4});
-    const int64_t before = -reinterpret_cast<intptr_t>(whole.data_ptr()) & (kPage - 1);
-    Tensor part = torch::stable::narrow(whole, 0, before / 4, count);
-#ifdef MADV_HUGEPAGE
-    madvise(part.data_ptr(), count * 4, MADV_HUGEPAGE);
-#endif
-    return part;
-}
-
-// Memory that was in use before has small pages, which Linux puts together since 6.1.
-static void put_pages_together(const Tensor& packed, int64_t count) {
-#ifdef __linux__
-    constexpr int kCollapse = 25;  // MADV_COLLAPSE, which older headers do not name
-    if (count * 4 >= kPage) madvise(packed.data_ptr(), count * 4, kCollapse);
-#endif
-}
-
 Tensor pack(Tensor weight) {
     const int64_t in = weight.size(0), out = weight.size(1);
     const int64_t by_in = weight.stride(0), by_out = weight.stride(1);
     const int64_t blocks = (out + kBlock - 1) / kBlock;
-    Tensor packed = room(weight, blocks * in * kBlock);
+    Tensor packed = torch::stable::new_empty(weight, {blocks * in * kBlock});
     const float* from = static_cast<const float*>(weight.data_ptr());
     float* to = static_cast<float*>(packed.data_ptr());
     for (int64_t first = 0; first < out; first += kBlock)
         for (int64_t k = 0; k < in; k++, to += kBlock)
             for (int64_t j = 0; j < kBlock; j++)
                 to[j] = first + j < out ? from[k * by_in + (first + j) * by_out] : 0.0f;
-    put_pages_together(packed, blocks * in * kBlock);
     return packed;
 }
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from normfuse.errors import cause
+from normfuse.freezing.large_pages import Arena
 from normfuse.inductor_compat import compiled_library
 
 __all__ = ["Blocks", "Packed", "blocks", "packed_once"]
@@ -58,14 +59,17 @@ def blocks() -> Blocks | None:
     return Blocks(torch.ops.normfuse.pack_in_blocks.default, torch.ops.normfuse.multiply_blocks.default)
 
 
-def packed_once(own: Blocks, weight: torch.Tensor, known: Packed) -> tuple[Key, torch.Tensor]:
-    """The key of a weight ``[in, out]``, and it in blocks: one of ``known`` where the numbers are equal."""
+def packed_once(own: Blocks, weight: torch.Tensor, known: Packed, arena: Arena) -> tuple[Key, torch.Tensor]:
+    """The key of a weight ``[in, out]``, and it in blocks: one of ``known`` where the numbers are equal.
+
+    Another one is kept in ``arena``.
+    """
     packed: torch.Tensor = own.pack(weight)
     bits = packed.view(torch.int32)
     key = packed.numel(), int(bits.sum(dtype=torch.int64))
     if key in known and torch.equal(known[key].view(torch.int32), bits):
         return key, known[key]
-    return key, packed
+    return key, arena.keep(packed)
 
 
 def _packed(weight: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 from normfuse.errors import cause
 from normfuse.inductor_compat import compiled_library
 
-__all__ = ["evict", "last_cache"]
+__all__ = ["evict", "last_cache", "lies_at"]
 
 log = logging.getLogger("normfuse")
 
@@ -51,18 +51,22 @@ def last_cache() -> int:
 
 
 def evict(tensor: torch.Tensor) -> bool:
-    """Drop the memory of a tensor on the CPU from all caches; its values stay. False where that cannot be.
+    """Drop the memory of a tensor on the CPU from all caches; its values stay. False where that cannot be."""
+    function = _function()
+    return function is not None and bool(function(*lies_at(tensor)))
+
+
+def lies_at(tensor: torch.Tensor) -> tuple[int, int]:
+    """The address of the first entry of a tensor on the CPU, and the bytes from there to behind the last one.
 
     The tensor may be packed: such a tensor is opaque, and only oneDNN's operators tell where it lies.
     """
-    if (function := _function()) is None:
-        return False
-    if tensor.layout == torch.strided:
-        storage = tensor.untyped_storage()
-        address, size = storage.data_ptr(), storage.nbytes()
-    else:
-        address, size = torch.ops.mkldnn.data_ptr(tensor), torch.ops.mkldnn._nbytes(tensor)
-    return bool(function(address, size))
+    if tensor.layout != torch.strided:
+        return torch.ops.mkldnn.data_ptr(tensor), torch.ops.mkldnn._nbytes(tensor)
+    if not tensor.numel():
+        return tensor.data_ptr(), 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), (last + 1) * tensor.element_size()
 
 
 @cache

@@ -17,6 +17,7 @@ import torch
 
 from normfuse.freezing.blocks import blocks
 from normfuse.freezing.caches import evict, last_cache
+from normfuse.freezing.large_pages import Arena, put_together
 from normfuse.inductor_compat import cache_folder
 from normfuse.measured import Figures, keep_figures, kept_figures, quickest
 from normfuse.torch_compat import outside_tracing
@@ -104,7 +105,9 @@ def _measure(rows: int, weight: torch.Tensor, is_cold: bool) -> Figures:
         }
         if own := blocks():
             packed = own.pack(weight)
+            packed = Arena(packed.nbytes).keep(packed)
             contenders[BLOCKS] = packed, lambda: own.multiply(data, packed, None, weight.shape[1])
+        put_together(held for held, _ in contenders.values() if held is not turned)
         exact = data[:_COMPARED].double() @ turned[:_COMPARED].double().t()
         seconds, errors = dict.fromkeys(contenders, float("inf")), dict[str, float]()
         for turn in range(_CALLS):
@@ -140,5 +143,5 @@ def _remember(known: dict[str, Figures]) -> None:
 
 
 def _file() -> Path:
-    name = f"normfuse-products-7-{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}.json"
+    name = f"normfuse-products-8-{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}.json"
     return cache_folder() / name

@@ -22,6 +22,7 @@ from torch.fx import Graph, Node
 from normfuse.errors import cause
 from normfuse.freezing.blocks import Blocks, Packed, blocks, packed_once
 from normfuse.freezing.fastest import BLOCKS, MKL, ONEDNN, PLAIN, fastest, fastest_for_any
+from normfuse.freezing.large_pages import Arena
 from normfuse.inductor_compat import is_packable, mark_constant, register_product
 from normfuse.ir.calls import aten
 from normfuse.ir.emit import call
@@ -39,12 +40,13 @@ class Choices:
     """Where products go: to any library, or only where weights are used that other graphs have in blocks.
 
     ``held`` are those weights, None where there is no such graph. ``packed`` are the weights that this graph
-    has in blocks, and ``has_others`` says whether a weight was packed in another way.
+    has in blocks, in ``arena``, and ``has_others`` says whether a weight was packed in another way.
     """
 
     held: Packed | None
     packed: Packed = field(default_factory=dict)
     has_others: bool = False
+    arena: Arena | None = None
 
 
 @contextmanager
@@ -131,8 +133,9 @@ def _in_blocks(node: Node, own: Blocks) -> Node:
     """The weight of a product in blocks, as a constant of the graph."""
     owner, choices = node.graph.owning_module, _here.choices
     assert owner is not None
+    choices.arena = choices.arena or Arena(_constant_bytes(node.graph))
     with outside_tracing():
-        key, packed = packed_once(own, _held(node), {**(choices.held or {}), **choices.packed})
+        key, packed = packed_once(own, _held(node), {**(choices.held or {}), **choices.packed}, choices.arena)
     choices.packed[key] = packed
     mark_constant(packed)
     name = f"in_blocks_{sum(name.startswith('in_blocks_') for name, _ in owner.named_buffers())}"
