@@ -1,4 +1,4 @@
-// Products of float32 data with a constant weight that is stored in blocks of outputs; see blocks.py.
+// Products of data with a constant weight that is stored in blocks of outputs; see blocks.py.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -34,8 +34,40 @@ constexpr int64_t kTerms = 192, kStep = kTerms + 16, kTermsOfOneRow = 64;
 constexpr int64_t kMost = 20 * kRows;
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
 typedef float Unaligned __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes), aligned(2), may_alias));
+// The bits of a bfloat16, which are the upper half of those of a float.
+struct Short { uint16_t bits; };
 
 static inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
+
+// The weights of one input and a block of outputs; and where that of an output lies among them.
+static inline void read(const float* from, Vector* weights) {
+    weights[0] = load(from);
+    weights[1] = load(from + kLanes);
+}
+static inline void read(const Short* from, Vector* weights) {
+    const Words both = *reinterpret_cast<const Words*>(from);
+    weights[0] = (Vector)(both << 16);
+    weights[1] = (Vector)(both & 0xffff0000u);
+}
+static inline int64_t place(const float*, int64_t output) { return output; }
+static inline int64_t place(const Short*, int64_t output) { return output % kLanes * 2 + output / kLanes; }
+
+static inline float value(float from) { return from; }
+static inline float value(Short from) {
+    const uint32_t bits = static_cast<uint32_t>(from.bits) << 16;
+    float made;
+    std::memcpy(&made, &bits, sizeof(made));
+    return made;
+}
+
+// The nearest one, the even one of two that are as near.
+static inline void put(float* to, float from) { *to = from; }
+static inline void put(Short* to, float from) {
+    uint32_t bits;
+    std::memcpy(&bits, &from, sizeof(bits));
+    to->bits = from != from ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
 
 static inline void add(float* to, const Vector& sum) {
     *reinterpret_cast<Unaligned*>(to) = load(to) + sum;
@@ -70,17 +102,21 @@ static Multiply of_height(int64_t height, std::integer_sequence<int, R...>) {
 }
 
 // The product of one row with a block, [in, kBlock]: short sums, and the sum of these.
-static void multiply_one(const float* row, const float* block, int64_t in, float* made) {
+template <typename Weight>
+static void multiply_one(const float* row, const Weight* block, int64_t in, float* made) {
     Vector total[2] = {};
     for (int64_t k = 0; k < in;) {
-        Vector sums[kInputs][2] = {};
+        Vector sums[kInputs][2] = {}, weights[2];
         const int64_t end = std::min(in, k + kTermsOfOneRow);
         for (; k + kInputs <= end; k += kInputs)
-            for (int i = 0; i < kInputs; i++)
-                for (int h = 0; h < 2; h++)
-                    sums[i][h] += row[k + i] * load(block + (k + i) * kBlock + h * kLanes);
-        for (; k < end; k++)
-            for (int h = 0; h < 2; h++) sums[0][h] += row[k] * load(block + k * kBlock + h * kLanes);
+            for (int i = 0; i < kInputs; i++) {
+                read(block + (k + i) * kBlock, weights);
+                for (int h = 0; h < 2; h++) sums[i][h] += row[k + i] * weights[h];
+            }
+        for (; k < end; k++) {
+            read(block + k * kBlock, weights);
+            for (int h = 0; h < 2; h++) sums[0][h] += row[k] * weights[h];
+        }
         for (int half = kInputs / 2; half; half /= 2)
             for (int i = 0; i < half; i++)
                 for (int h = 0; h < 2; h++) sums[i][h] += sums[i + half][h];
@@ -89,17 +125,26 @@ static void multiply_one(const float* row, const float* block, int64_t in, float
     std::memcpy(made, total, sizeof(total));
 }
 
-Tensor pack(Tensor weight) {
+template <typename Weight>
+static void pack_into(const Tensor& weight, Weight* to) {
     const int64_t in = weight.size(0), out = weight.size(1);
     const int64_t by_in = weight.stride(0), by_out = weight.stride(1);
-    const int64_t blocks = (out + kBlock - 1) / kBlock;
-    Tensor packed = torch::stable::new_empty(weight, {blocks * in * kBlock});
-    const float* from = static_cast<const float*>(weight.data_ptr());
-    float* to = static_cast<float*>(packed.data_ptr());
+    const Weight* from = static_cast<const Weight*>(weight.data_ptr());
     for (int64_t first = 0; first < out; first += kBlock)
         for (int64_t k = 0; k < in; k++, to += kBlock)
             for (int64_t j = 0; j < kBlock; j++)
-                to[j] = first + j < out ? from[k * by_in + (first + j) * by_out] : 0.0f;
+                to[place(to, j)] = first + j < out ? from[k * by_in + (first + j) * by_out] : Weight{};
+}
+
+static bool is_short(const Tensor& tensor) {
+    return tensor.scalar_type() == torch::headeronly::ScalarType::BFloat16;
+}
+
+Tensor pack(Tensor weight) {
+    const int64_t in = weight.size(0), blocks = (weight.size(1) + kBlock - 1) / kBlock;
+    Tensor packed = torch::stable::new_empty(weight, {blocks * in * kBlock});
+    if (is_short(weight)) pack_into(weight, static_cast<Short*>(packed.data_ptr()));
+    else pack_into(weight, static_cast<float*>(packed.data_ptr()));
     return packed;
 }
 
@@ -132,14 +177,20 @@ static void multiply_all(const float* laid, int64_t rows, int64_t in, const floa
 }
 
 // What a product reads beside the data, and where it writes.
+template <typename Weight>
 struct Product {
     int64_t in, out, by_bias;
-    const float* held;
-    const float* bias;
+    const Weight* held;
+    const Weight* bias;
+
+    Product(int64_t in, int64_t out, const Tensor& packed, const std::optional<Tensor>& bias)
+        : in(in), out(out), by_bias(bias ? bias->stride(0) : 0),
+          held(static_cast<const Weight*>(packed.data_ptr())),
+          bias(bias ? static_cast<const Weight*>(bias->data_ptr()) : nullptr) {}
 
     // Call multiply(block, sums) for each block, and write the sums of some rows, [rows, kBlock], with the bias.
     template <typename Multiply>
-    void write(int64_t rows, float* made, const Multiply& multiply) const {
+    void write(int64_t rows, Weight* made, const Multiply& multiply) const {
         const int64_t grain = std::max<int64_t>(1, 32768 / (kBlock * std::max<int64_t>(rows * in, 1)));
         torch::stable::parallel_for(0, (out + kBlock - 1) / kBlock, grain, [&](int64_t from, int64_t to) {
             std::vector<float> sums(rows * kBlock);
@@ -148,34 +199,54 @@ struct Product {
                 multiply(held + first * in, sums.data());
                 for (int64_t r = 0; r < rows; r++)
                     for (int64_t j = 0; j < count; j++)
-                        made[r * out + first + j] =
-                            sums[r * kBlock + j] + (bias ? bias[(first + j) * by_bias] : 0.0f);
+                        put(made + r * out + first + j,
+                            sums[r * kBlock + j] + (bias ? value(bias[(first + j) * by_bias]) : 0.0f));
             }
+        });
+    }
+
+    // Each of some rows, [rows, in], by itself.
+    void write_each(const float* data, int64_t rows, Weight* made) const {
+        write(rows, made, [&](const Weight* block, float* sums) {
+            for (int64_t r = 0; r < rows; r++) multiply_one(data + r * in, block, in, sums + r * kBlock);
         });
     }
 };
 
-Tensor product(Tensor data, Tensor packed, std::optional<Tensor> bias, int64_t out) {
-    const int64_t rows = data.size(0), in = data.size(1), most = std::min(rows, kMost);
-    Tensor result = torch::stable::new_empty(data, {rows, out});
-    float* made = static_cast<float*>(result.data_ptr());
-    const Product product{
-        in, out, bias ? bias->stride(0) : 0, static_cast<const float*>(packed.data_ptr()),
-        bias ? static_cast<const float*>(bias->data_ptr()) : nullptr};
+static void multiply_rows(const Product<float>& product, const Tensor& data, float* made) {
+    const int64_t rows = data.size(0), in = product.in, most = std::min(rows, kMost);
     if (rows == 1 && data.stride(1) == 1) {
-        const float* row = static_cast<const float*>(data.data_ptr());
-        product.write(1, made, [&](const float* block, float* sums) { multiply_one(row, block, in, sums); });
-        return result;
+        product.write_each(static_cast<const float*>(data.data_ptr()), 1, made);
+        return;
     }
     Tensor copy = torch::stable::new_empty(data, {(in + kTerms - 1) / kTerms * most * kStep});
     float* laid = static_cast<float*>(copy.data_ptr());
     for (int64_t top = 0; top < rows; top += most) {
         const int64_t here = std::min(most, rows - top);
         lay_out(data, top, here, laid);
-        product.write(here, made + top * out, [&](const float* block, float* sums) {
+        product.write(here, made + top * product.out, [&](const float* block, float* sums) {
             multiply_all(laid, here, in, block, sums);
         });
     }
+}
+
+static void multiply_rows(const Product<Short>& product, const Tensor& data, Short* made) {
+    const int64_t rows = data.size(0), by_row = data.stride(0), by_in = data.stride(1);
+    const Short* from = static_cast<const Short*>(data.data_ptr());
+    std::vector<float> whole(rows * product.in);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t k = 0; k < product.in; k++)
+            whole[r * product.in + k] = value(from[r * by_row + k * by_in]);
+    product.write_each(whole.data(), rows, made);
+}
+
+Tensor product(Tensor data, Tensor packed, std::optional<Tensor> bias, int64_t out) {
+    Tensor result = torch::stable::new_empty(data, {data.size(0), out});
+    const int64_t in = data.size(1);
+    if (is_short(data))
+        multiply_rows(Product<Short>(in, out, packed, bias), data, static_cast<Short*>(result.data_ptr()));
+    else
+        multiply_rows(Product<float>(in, out, packed, bias), data, static_cast<float*>(result.data_ptr()));
     return result;
 }
 

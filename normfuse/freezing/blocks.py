@@ -5,6 +5,8 @@ once, from the first byte to the last, in large pages where the system has them,
 once, so that no addition is waited for. Of several rows a tile is multiplied with a block, and all its sums
 stay in registers. A sum ends after 192 terms, 64 for one row, and is added to those before it: so the result
 is as exact as MKL's, or more. It does not depend on the number of rows, unless that is one.
+
+In bfloat16 each row is multiplied by itself, sums are in float32, and the result is rounded once.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ Packed = dict[Key, torch.Tensor]
 
 
 class Blocks(NamedTuple):
-    """The operators of such a product; all tensors are in float32.
+    """The operators of such a product; all tensors are in float32, or all in bfloat16.
 
     ``pack`` stores a weight ``[in, out]`` in blocks. ``multiply`` takes data ``[rows, in]``, what was packed,
     a bias ``[out]`` or None, and the number ``out``, and makes ``[rows, out]``.
@@ -65,9 +67,9 @@ def packed_once(own: Blocks, weight: torch.Tensor, known: Packed, arena: Arena) 
     Another one is kept in ``arena``.
     """
     packed: torch.Tensor = own.pack(weight)
-    bits = packed.view(torch.int32)
+    bits = packed.view(torch.int16)
     key = packed.numel(), int(bits.sum(dtype=torch.int64))
-    if key in known and torch.equal(known[key].view(torch.int32), bits):
+    if key in known and known[key].dtype == weight.dtype and torch.equal(known[key].view(torch.int16), bits):
         return key, known[key]
     return key, arena.keep(packed)
 

@@ -80,6 +80,7 @@ def figures(rows: int, weight: torch.Tensor, total: int) -> Figures:
     is_cold = total > last_cache()
     order = "x".join(map(str, weight.stride()))
     key = f"{rows} x {weight.shape[0]} x {weight.shape[1]}, {order}, {torch.get_num_threads()} threads, "
+    key += f"{weight.dtype}, ".removeprefix("torch.") if weight.dtype != torch.float32 else ""
     key += torch.get_float32_matmul_precision() + (", from memory" if is_cold else "")
     known = _measured()
     if key not in known:
@@ -94,15 +95,17 @@ def _measure(rows: int, weight: torch.Tensor, is_cold: bool) -> Figures:
     with outside_tracing():
         columns = _columns(rows, *weight.shape)
         parts, weight = weight.shape[1] / max(1, columns), weight.detach().narrow(1, 0, columns)
-        data, turned = torch.randn(rows, weight.shape[0]), weight.t()
-        for_mkl = torch.ops.mkl._mkl_reorder_linear_weight(turned.contiguous(), rows)
-        by_onednn = torch.ops.mkldnn._linear_pointwise
-        for_onednn = torch.ops.mkldnn._reorder_linear_weight(turned, rows)
+        data, turned = torch.randn(rows, weight.shape[0]).to(weight.dtype), weight.t()
         contenders: dict[str, tuple[torch.Tensor, Callable[[], torch.Tensor]]] = {
             PLAIN: (turned, lambda: torch.mm(data, turned.t())),
-            MKL: (for_mkl, lambda: torch.ops.mkl._mkl_linear(data, for_mkl, turned, None, rows)),
-            ONEDNN: (for_onednn, lambda: by_onednn(data, for_onednn, None, "none", [], "")),
         }
+        if weight.dtype == torch.float32:
+            for_mkl = torch.ops.mkl._mkl_reorder_linear_weight(turned.contiguous(), rows)
+            by_mkl = torch.ops.mkl._mkl_linear
+            contenders[MKL] = for_mkl, lambda: by_mkl(data, for_mkl, turned, None, rows)
+        by_onednn = torch.ops.mkldnn._linear_pointwise
+        for_onednn = torch.ops.mkldnn._reorder_linear_weight(turned, rows)
+        contenders[ONEDNN] = for_onednn, lambda: by_onednn(data, for_onednn, None, "none", [], "")
         if own := blocks():
             packed = own.pack(weight)
             packed = Arena(packed.nbytes).keep(packed)
@@ -135,7 +138,7 @@ def _columns(rows: int, terms: int, columns: int) -> int:
 @cache
 def _measured() -> dict[str, Figures]:
     """What this and other processes have measured, by rows and the sizes of the weight."""
-    return kept_figures(_file(), (PLAIN, MKL, ONEDNN))
+    return kept_figures(_file(), (PLAIN, ONEDNN))
 
 
 def _remember(known: dict[str, Figures]) -> None:

@@ -82,17 +82,25 @@ def _is_ours(match: Any) -> bool:
 
 
 def _choice(node: Node, choices: Choices) -> str:
-    """The library of a product; Inductor's, MKL, where normfuse has no say."""
+    """The library of a product; Inductor's, MKL in float32, where normfuse has no say."""
     data, weight = node.args[-2:]
-    if weight.op != "get_attr" or data.meta["val"].dtype != torch.float32:  # type: ignore[union-attr]
+    if weight.op != "get_attr":  # type: ignore[union-attr]
         return MKL
-    rows, held = _rows(node), _held(node)
+    dtype, rows, held = data.meta["val"].dtype, _rows(node), _held(node)  # type: ignore[union-attr]
+    total = _constant_bytes(node.graph)
+    if dtype == torch.bfloat16 == held.dtype and isinstance(rows, int) and rows <= _FEW_ROWS:
+        return BLOCKS if fastest(rows, held, total) == BLOCKS else MKL
+    if dtype != torch.float32:
+        return MKL
     if held.dtype != torch.float32:
         return PLAIN
-    total = _constant_bytes(node.graph)
     if not isinstance(rows, int):
         return fastest_for_any(size_hint(rows), held, total)
     return fastest(rows, held, total, () if choices.held is None else (BLOCKS,))
+
+
+#: Of more rows in bfloat16 the kernels of blocks, which multiply row after row, are not the fastest.
+_FEW_ROWS = 4
 
 
 def _rows(node: Node) -> Any:

@@ -56,26 +56,46 @@ def check(data: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
     exact = data.double() @ weight.double() + (0 if bias is None else bias.double())
     size = data.double().abs() @ weight.double().abs() + (0 if bias is None else bias.double().abs())
     # Each term is rounded at its product and at no more additions than there are terms.
-    assert bool(((made - exact).abs() <= (weight.shape[0] + 2) * 2**-24 * size).all())
+    bound = (weight.shape[0] + 2) * 2**-24 * size
+    if data.dtype == torch.bfloat16:  # and the sum once, to 8 bits
+        bound += 2**-8 * (exact.abs() + bound)
+    assert made.dtype == data.dtype
+    assert bool(((made - exact).abs() <= bound).all())
     return made
+
+
+DTYPES = [torch.float32, torch.bfloat16]
 
 
 @pytest.mark.parametrize(
     ("inputs", "outputs"), [(1, 1), (2, 2), (5, 7), (33, 40), (63, 64), (130, 100), (64, 9), (700, 1100)]
 )
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 14, 15, 29, 130])
-def test_sizes(rows: int, inputs: int, outputs: int, threads: int) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sizes(dtype: torch.dtype, rows: int, inputs: int, outputs: int, threads: int) -> None:
     torch.manual_seed(inputs)
-    check(torch.randn(rows, inputs), torch.randn(inputs, outputs), torch.randn(outputs))
+    shapes = (rows, inputs), (inputs, outputs), (outputs,)
+    check(*(torch.randn(shape).to(dtype) for shape in shapes))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("bias", BIASES)
 @pytest.mark.parametrize("weight", WEIGHTS)
 @pytest.mark.parametrize("data", DATA)
-def test_orders(data: str, weight: str, bias: str, rows: int) -> None:
+def test_orders(data: str, weight: str, bias: str, rows: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    check(DATA[data](rows, 200), WEIGHTS[weight](200, 41), BIASES[bias](41))
+    made = DATA[data](rows, 200), WEIGHTS[weight](200, 41), BIASES[bias](41)
+    check(*(None if one is None else cast(one, dtype) for one in made))
+
+
+def cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The same numbers, rounded, in the same order in memory."""
+    whole = value.new_empty(value.untyped_storage().nbytes() // 4, dtype=dtype)
+    made = whole.as_strided(value.shape, value.stride(), value.storage_offset())
+    if 0 in made.stride():
+        return value[..., :1].to(dtype).expand(value.shape)
+    return made.copy_(value)
 
 
 @pytest.mark.parametrize("rows", [279, 281, 563])
@@ -85,8 +105,23 @@ def test_many_rows(rows: int, threads: int) -> None:
 
 
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(0, 4, 3), (3, 0, 5), (3, 4, 0), (1, 0, 2)])
-def test_nothing(rows: int, inputs: int, outputs: int) -> None:
-    check(torch.randn(rows, inputs), torch.randn(inputs, outputs), torch.randn(outputs))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nothing(dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> None:
+    check(*(torch.randn(shape).to(dtype) for shape in ((rows, inputs), (inputs, outputs), (outputs,))))
+
+
+def test_the_result_is_rounded_as_pytorch_rounds() -> None:
+    torch.manual_seed(0)
+    numbers = torch.cat((torch.randn(4000), torch.tensor([0.0, 1.0, 1e38, 3e38, 1e-39, float("inf")])))
+    data, weight = (
+        numbers.bfloat16()[:, None],
+        torch.tensor([[1.0, -1.0, 1.00390625, 0.3, 1.5, 3.0]]).bfloat16(),
+    )
+    operators = blocks()
+    assert operators is not None
+    found = operators.multiply(data, operators.pack(weight), None, 6)
+    # The product of two numbers of 8 bits is exact in float32.
+    assert torch.equal(found, (data.float() * weight.float()).bfloat16())
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:
@@ -97,8 +132,9 @@ def test_a_row_does_not_depend_on_the_others() -> None:
         assert torch.equal(check(data[:rows], weight, None), whole[:rows])
 
 
-def test_numbers_that_are_not_finite_stay_in_their_row() -> None:
-    data, weight = torch.randn(20, 30), torch.randn(30, 40)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_numbers_that_are_not_finite_stay_in_their_row(dtype: torch.dtype) -> None:
+    data, weight = torch.randn(20, 30).to(dtype), torch.randn(30, 40).to(dtype)
     data[3, 4], data[7, 5], weight[:, 9] = float("nan"), float("inf"), 0.0
     operators = blocks()
     assert operators is not None
@@ -108,15 +144,16 @@ def test_numbers_that_are_not_finite_stay_in_their_row() -> None:
     assert torch.equal(made.isinf(), wanted.isinf())
 
 
-def test_shapes_without_values() -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_shapes_without_values(dtype: torch.dtype) -> None:
     operators = blocks()
     assert operators is not None
-    weight = torch.randn(70, 45)
+    weight = torch.randn(70, 45).to(dtype)
     packed = operators.pack(weight)
     for operator, given in (
         (operators.pack, (weight,)),
-        (operators.multiply, (torch.randn(1, 70), packed, torch.randn(45), 45)),
-        (operators.multiply, (torch.randn(7, 70), packed, None, 45)),
+        (operators.multiply, (torch.randn(1, 70).to(dtype), packed, torch.randn(45).to(dtype), 45)),
+        (operators.multiply, (torch.randn(7, 70).to(dtype), packed, None, 45)),
     ):
         torch.library.opcheck(operator, given, test_utils=("test_schema", "test_faketensor"))
 
@@ -142,6 +179,35 @@ def test_inductor_takes_it_where_it_is_fastest(
         # Two sums of at most 96 products in float32, in any order: 96 * 2**-24, twice, with room for both.
         exact = torch.nn.Module.double(model)(x.double())
     assert float((result - exact).norm() / exact.norm()) < 4 * 96 * 2**-24
+
+
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="Inductor packs bfloat16 for no library here"
+)
+@pytest.mark.parametrize(("rows", "onednn", "wanted"), [(1, 2.0, 2), (1, 0.5, 0), (9, 2.0, 0)])
+def test_few_rows_in_bfloat16(rows: int, onednn: float, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = {"plain": 3.0, "onednn": onednn, "blocks": 1.0}
+    monkeypatch.setattr(measuring, "_measured", dict)
+    monkeypatch.setattr(measuring, "_remember", lambda known: None)
+    monkeypatch.setattr(measuring, "_measure", lambda *_: (figures, dict.fromkeys(figures, 1.0)))
+    torch.manual_seed(0)
+    model, x = Products().bfloat16().eval(), torch.randn(rows, 48).bfloat16()
+    fast = torch.compile(model, backend="normfuse")
+    with torch.no_grad():
+        result, (code,) = run_and_get_code(fast, x)
+        assert code.count("torch.ops.normfuse.multiply_blocks.default(") == wanted
+        exact = torch.nn.Module.double(model)(x.double())
+    # What is between the two products, and the result, are rounded to 8 bits; a row of values that are spread
+    # about zero reaches the second one by a sum of as many roundings, whose size is that of their root.
+    assert float((result - exact).norm() / exact.norm()) < 4 * 2**-8
+
+
+def test_products_in_bfloat16_are_measured() -> None:
+    torch.manual_seed(0)
+    seconds, errors = measuring._measure(2, torch.randn(300, 64).bfloat16(), is_cold=False)
+    assert seconds.keys() == errors.keys() == {"plain", "onednn", "blocks"}
+    # Sums in float32 and one rounding to 8 bits.
+    assert errors["blocks"] < 2**-8
 
 
 @pytest.mark.parametrize(("seconds", "wanted"), [(0.80, "blocks"), (0.90, "plain")])
