@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +29,7 @@ __all__ = [
     "modules_let_go",
     "quiet_choices",
     "register_product",
+    "vectors_of_processor",
     "was_imported",
 ]
 
@@ -65,6 +66,23 @@ def compiled_alone(
             gm, list(inputs), config_patches={**chosen, **settings, "triton.cudagraphs": False}
         )
     return cast(Callable[..., Any], compiled)
+
+
+def vectors_of_processor(inputs: Iterable[object]) -> dict[str, int]:
+    """Inductor's setting for the bits of a vector, as it finds them by itself on this processor.
+
+    Code that Inductor generates depends on them, and the key of its cache on disk does not, but for this
+    setting. What was generated for AVX-512 and is found with ``ATEN_CPU_CAPABILITY=avx2``, or by a processor
+    that has no AVX-512, is compiled for AVX2 and leaves half of each vector unwritten, without an error.
+    """
+    if not any(isinstance(value, torch.Tensor) and value.device.type == "cpu" for value in inputs):
+        return {}
+    from torch._inductor import config, cpu_vec_isa
+
+    isa = cpu_vec_isa.pick_vec_isa()
+    alike = [one for one in cpu_vec_isa.valid_vec_isa_list() if one.bit_width() == isa.bit_width()]
+    is_found_by_width = isa == next(iter(alike), cpu_vec_isa.invalid_vec_isa)
+    return {"cpp.simdlen": isa.bit_width()} if config.cpp.simdlen is None and is_found_by_width else {}
 
 
 def compile_package(program: ExportedProgram, path: Path) -> None:

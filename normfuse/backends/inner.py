@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch.fx import GraphModule
 
 from normfuse.errors import OptionError
+from normfuse.inductor_compat import vectors_of_processor
 from normfuse.options import Options
 from normfuse.torch_compat import autocast_off
 
@@ -103,5 +104,6 @@ def run_inner(
         return plain
     from torch._inductor.compile_fx import compile_fx
 
-    compiled: Any = compile_fx(gm, list(example_inputs), config_patches=dict(settings))
+    patches = {**vectors_of_processor(example_inputs), **settings}
+    compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches)
     return cast(Compiled, compiled)
