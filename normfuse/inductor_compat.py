@@ -29,6 +29,7 @@ __all__ = [
     "modules_let_go",
     "quiet_choices",
     "register_product",
+    "traced_with",
     "vectors_of_processor",
     "was_imported",
 ]
@@ -143,6 +144,13 @@ def modules_let_go() -> Iterator[list[torch.Tensor]]:
             PyCodeCache.modules.remove(module)
             if sys.modules.get(module.__name__) is module:
                 del sys.modules[module.__name__]
+
+
+@contextmanager
+def traced_with(fake_mode: Any) -> Iterator[None]:
+    """Within it, a graph is compiled as while Dynamo traced it, with the same stand-ins for tensors."""
+    with torch._guards.tracing(torch._guards.TracingContext(fake_mode)):
+        yield
 
 
 @contextmanager

@@ -49,6 +49,10 @@ class Slot:
         self._last: dict[tuple[int, ...], int] = {}
         self._is_new = True
 
+    def let_go(self) -> None:
+        """Hold no folded tensor."""
+        self._known.clear()
+
     def find(self, inputs: Sequence[Any]) -> FoldedWeight:
         """The folded weight for the sources among these graph inputs, up to date."""
         sources = [inputs[p] for p in self.positions]
@@ -131,6 +135,13 @@ class Slots:
     def let_go(self) -> None:
         """Hold no folded tensor until the next call."""
         self._known = {}
+
+    def clear(self) -> None:
+        """Hold nothing that was folded; it is made anew at the next call."""
+        with LOCK:
+            self._known, self._judged = {}, {}
+            for slot in self._slots:
+                slot.let_go()
 
     def tensors(self, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
         """The folded tensors for the weights among these graph inputs.

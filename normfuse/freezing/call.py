@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from normfuse.errors import cause, is_strict
 from normfuse.folding.frozen import FrozenWeights
 from normfuse.folding.store import LOCK
+from normfuse.freezing.others import Others
 from normfuse.freezing.steadiness import give_up, note_change
 from normfuse.warn import warn_user
 
@@ -26,7 +27,7 @@ class FrozenCall:
     Where they are not, the original graph answers, and ``compile_again`` has the next call compile it for the
     weights as they are then. It answers as well where what Inductor compiled for constant weights fails, as
     some of its kernels do for some dtypes; what the graph has ``written`` to by then is put back, if that
-    happens at the first call.
+    happens at the first call. Where ``others`` are given, they answer for other models' weights.
     """
 
     def __init__(
@@ -36,21 +37,31 @@ class FrozenCall:
         original: GraphModule,
         compile_again: Callable[[], None],
         written: Sequence[int] = (),
+        others: Others | None = None,
     ) -> None:
         self._frozen = frozen
         self._places = tuple(places)
         self._original = original
         self._compile_again = compile_again
         self._written = tuple(written)
+        self._others = others
+        self._first, self._own = frozen.places[0], id(frozen.sources[0]())
         self._has_run, self._is_noted = False, False
+
+    @property
+    def is_released(self) -> bool:
+        """Whether the weights are gone, or have changed."""
+        return self._frozen.compiled is None
 
     def __call__(self, *inputs: Any) -> Any:
         frozen = self._frozen
         compiled = frozen.compiled
-        if compiled is not None and frozen.hold_for(inputs):
+        if compiled is not None and id(inputs[self._first]) == self._own and frozen.hold_for(inputs):
             if self._has_run:
                 return compiled(*[inputs[p] for p in self._places])
             return self._run_first(compiled, inputs)
+        if self._others is not None and (other := self._others.call_for(inputs)) is not None:
+            return other(*inputs)
         if compiled is None or not frozen.is_unsettled:
             self._changed(inputs)
         return self._original(*inputs)

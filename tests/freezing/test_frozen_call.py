@@ -122,18 +122,6 @@ def test_two_models_through_one_compiled_function(monkeypatch: pytest.MonkeyPatc
         assert difference(fast_other, other) < BOUND
 
 
-def test_layers_that_share_a_graph_stop_taking_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    hold(monkeypatch, calls_per_change=1000)
-    layers = [prenorm(seed) for seed in range(4)]
-    shared = [frozen(layer) for layer in layers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for _ in range(4):
-            for fast, layer in zip(shared, layers, strict=True):
-                assert difference(fast, layer) < BOUND
-    assert len(compilations) <= 3
-
-
 def test_weights_made_for_each_call_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     hold(monkeypatch, calls_per_change=1000)
     fast, x = frozen(lambda x, weight: x @ weight), torch.randn(3, 8)

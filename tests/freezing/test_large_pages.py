@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from normfuse.backends import freeze
+from normfuse.backends import frozen_graph
 from normfuse.freezing import large_pages
 from normfuse.freezing.caches import lies_at
 from normfuse.freezing.large_pages import PAGE, Arena, put_together
@@ -108,7 +108,7 @@ def test_a_frozen_graph_gives_its_copies_and_not_the_weights_of_the_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given: list[torch.Tensor] = []
-    monkeypatch.setattr(freeze, "put_together", lambda constants: given.extend(constants))
+    monkeypatch.setattr(frozen_graph, "put_together", lambda constants: given.extend(constants))
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(10, 48), nn.Linear(48, 96), nn.ReLU(), nn.Linear(96, 48)).eval()
     exact, x = copy.deepcopy(model).double(), torch.arange(8)

@@ -44,10 +44,13 @@ def test_a_thread_that_compiles_is_waited_for() -> None:
 
 
 def test_a_thread_that_runs_what_was_compiled_is_not() -> None:
+    weight = torch.ones(2)
+
     def runs(wait: Callable[[], None]) -> None:
-        state: Any = SimpleNamespace(compiled=wait, hold_for=lambda inputs: True)
+        held = {"places": (0,), "sources": [lambda: weight], "hold_for": lambda inputs: True}
+        state: Any = SimpleNamespace(compiled=wait, **held)
         call = FrozenCall(state, (), torch.fx.symbolic_trace(torch.nn.Identity()), lambda: None)
-        torch._dynamo.disable(lambda: call())()  # through Dynamo's own frame, as compiled code is
+        torch._dynamo.disable(lambda: call(weight))()  # through Dynamo's own frame, as compiled code is
 
     assert not seen_from_outside(runs)
 

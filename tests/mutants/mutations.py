@@ -23,7 +23,7 @@ __all__ = ["MODULES", "ROW_MODULES", "Mutant", "functions_of", "mutants", "row_f
 
 PACKAGE = Path(normfuse.__file__).parent
 ROW_MODULES = ("rows_elementwise", "rows_indexed", "rows_layout", "rows_linear", "rows_reduce")
-FROZEN = ("call", "decide", "gain", "library", "products", "room", "settled", "steadiness")
+FROZEN = ("call", "decide", "gain", "library", "others", "products", "room", "settled", "steadiness")
 MODULES = (
     *(f"analysis.{name}" for name in ROW_MODULES), "analysis.operator_table", "analysis.contraction",
     "analysis.absorb", "analysis.rebuild", "analysis.as_it_is", "analysis.forward", "analysis.reads",
