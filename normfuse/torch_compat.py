@@ -48,6 +48,7 @@ __all__ = [
     "fakes_called",
     "graph_module",
     "guards_may_be_skipped",
+    "guards_on_sizes",
     "is_traceable_wrapper_subclass",
     "is_transformed",
     "keep_guards",
@@ -153,6 +154,11 @@ def outside_tracing() -> Iterator[None]:
     """
     with _disable_current_modes(), torch.inference_mode(False), torch.no_grad(), autocast_off():
         yield
+
+
+def guards_on_sizes(fake_mode: FakeTensorMode) -> int:
+    """How many guards on open sizes a graph has so far."""
+    return 0 if fake_mode.shape_env is None else len(fake_mode.shape_env.guards)
 
 
 def statically_known_true(condition: Any) -> bool:

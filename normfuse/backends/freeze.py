@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch.fx import GraphModule
 
 from normfuse.backends.doubts import graph_name
@@ -107,7 +106,8 @@ def _whole(
     program, inputs = rewritten.program, rewritten.program.inputs
     places = sorted(graph.slots.places | {p for p in plan.places if p < len(inputs)})
     watched = [i for i, p in enumerate(places) if is_watched(inputs[p].node, program)]
-    shown = [None if type(v) in (torch.Tensor, torch.nn.Parameter) else v for v in example_inputs]
+    given = zip(gm.graph.find_nodes(op="placeholder"), example_inputs, strict=True)
+    traced = [node.meta.get("example_value", value) for node, value in given]
     report = rewritten.report
 
     def note(size: int) -> None:
@@ -115,7 +115,7 @@ def _whole(
 
     return FrozenGraph(
         graph_name(gm), gm, graph, plan.places, plan.written, plan.rows, plan.bytes, plan.is_shareable,
-        tuple(shown), tuple(places), tuple(watched), rewritten.fake_mode, is_autocast_enabled(), options,
+        tuple(traced), tuple(places), tuple(watched), rewritten.fake_mode, is_autocast_enabled(), options,
         settings_for(settings), compiled_again(), note,
     )  # fmt: skip
 

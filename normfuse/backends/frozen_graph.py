@@ -25,7 +25,7 @@ from normfuse.freezing.others import Others
 from normfuse.freezing.room import make_room
 from normfuse.inductor_compat import modules_let_go, traced_with
 from normfuse.options import Options
-from normfuse.torch_compat import FakeTensorMode, autocast_off
+from normfuse.torch_compat import FakeTensorMode, autocast_off, guards_on_sizes
 
 __all__ = ["FrozenGraph", "is_for_others"]
 
@@ -44,8 +44,8 @@ class FrozenGraph:
 
     ``constant`` are the places of inputs that become constants, ``written`` of those that the graph writes
     to, and ``places`` of the weights that constants are made of. ``watched`` are the weights that may be
-    running statistics, by number. ``shown`` are the inputs that the graph was traced with, None in the place
-    of tensors that hold numbers. ``note`` is told of the bytes of constants for other weights.
+    running statistics, by number. ``traced`` are the stand-ins of inputs that Dynamo traced with, whose sizes
+    may be open. ``note`` is told of the bytes of constants for other weights.
     """
 
     name: str
@@ -56,7 +56,7 @@ class FrozenGraph:
     rows: int
     bytes: int
     is_shareable: bool
-    shown: tuple[Any, ...]
+    traced: tuple[Any, ...]
     places: tuple[int, ...]
     watched: tuple[int, ...]
     fake_mode: FakeTensorMode
@@ -84,35 +84,36 @@ class FrozenGraph:
         first = len(inputs) + len(tensors)
         values = {place: given[place] for place in (*self.constant, *range(first, len(given)))}
         module, kept = with_constants(self.graph.module, values)
-        shown = [self._shown(place, value, len(inputs)) for place, value in enumerate(given)]
+        traced = inputs if is_first else self.traced
+        shown = [*traced, *(fake_of(value, self.fake_mode) for value in given[len(inputs) :])]
         with autocast_off(), torch.no_grad(), modules_let_go() as constants:
             compiled = self._inductor(module, [shown[p] for p in kept], state)
         let_go(module)
         self.graph.slots.clear()
         put_together(_copies(constants, values.values()))
         state.compiled = without_autocast(compiled) if self.is_cast else compiled
-        is_open = any(isinstance(value, torch.SymInt) for value in self.shown)
-        others = Others(state, self.original, self.for_others) if is_first and not is_open else None
+        others = Others(state, self.original, self.for_others) if is_first else None
         return FrozenCall(state, kept, self.original, self.compile_again, self.written, others)
 
     def for_others(self, inputs: Sequence[Any]) -> FrozenCall | None:
-        """The graph with the weights of another model in it, or None where it cannot be."""
-        state = self.weights(inputs)
+        """The graph with the weights of another model in it, or None where it cannot be.
+
+        Dynamo has written its guards: what holds for some open sizes only cannot be taken any more.
+        """
+        state, guards = self.weights(inputs), guards_on_sizes(self.fake_mode)
         try:
             if self.options.freeze == "auto" and make_room(state):
                 return None
             with traced_with(self.fake_mode):
                 call = self.compiled(inputs, state, is_first=False)
+            if guards_on_sizes(self.fake_mode) > guards:
+                state.release()
+                return None
         except Exception as error:
             log.info("compiled without the weights of another model", exc_info=error)
             return None
         self.note(state.bytes)
         return call
-
-    def _shown(self, place: int, value: Any, inputs: int) -> Any:
-        if place >= inputs:
-            return fake_of(value, self.fake_mode)
-        return value if self.shown[place] is None else self.shown[place]
 
     def _inductor(self, module: GraphModule, shown: Sequence[Any], state: FrozenWeights) -> inner.Compiled:
         """Where Inductor cannot go on with what normfuse packs, it packs the weights itself."""

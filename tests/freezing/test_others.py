@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import normfuse
+from normfuse.backends import inner as backend
 from normfuse.folding.frozen import living_frozen
 from normfuse.folding.store import living
 from normfuse.freezing import others
@@ -211,9 +212,30 @@ def test_weights_of_another_kind_are_left_to_dynamo() -> None:
 
 def test_open_sizes() -> None:
     pairs = [(frozen(layer, dynamic=True), layer) for layer in (prenorm(1), prenorm(2))]
+    for rows in (3, 5, 7, 3):
+        x = torch.cat([example()] * rows)
+        for fast, layer in pairs:
+            assert difference(fast, layer, x) < BOUND
+    assert len(living_frozen()) == len(compilations) == 2
+
+
+def test_code_for_some_sizes_only_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [(frozen(layer, dynamic=True), layer) for layer in (prenorm(1), prenorm(2))]
+    rounds(pairs[:1])
+    inner, guarded = backend.run_inner, list[object]()
+
+    def guards(gm: Any, inputs: Any, *rest: Any) -> Any:
+        sizes = [value for value in inputs if isinstance(value, torch.SymInt)]
+        guarded.extend(size for size in sizes if size % 2 == example().shape[0] % 2)
+        return inner(gm, inputs, *rest)
+
+    monkeypatch.setattr(backend, "run_inner", guards)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        rounds(pairs)
+        for rows in (2, 3, 2, 3, 2, 3):
+            for fast, layer in pairs:
+                assert difference(fast, layer, torch.cat([example()] * rows)) < BOUND
+    assert guarded
 
 
 class Block(nn.Module):
@@ -226,14 +248,16 @@ class Block(nn.Module):
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="freezing needs MKL")
-def test_blocks_that_inductor_compiles_one_by_one() -> None:
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_blocks_that_inductor_compiles_one_by_one(dynamic: bool) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(Block(), Block(), Block()).eval()
-    exact, x = copy.deepcopy(model).double(), torch.randn(5, 48)
+    exact = copy.deepcopy(model).double()
     for block in model:
-        block.compile(backend="normfuse")
+        block.compile(backend="normfuse", dynamic=dynamic)
     with torch.no_grad():
-        for _ in range(4):
+        for rows in (5, 7, 9, 5) if dynamic else (5, 5, 5, 5):
+            x = torch.randn(rows, 48)
             result, wanted = model(x), exact(x.double())
             # Three times two sums of at most 96 products in float32 behind a norm, in any order.
             assert float((result - wanted).norm() / wanted.norm()) < 6 * 97 * 2**-24
