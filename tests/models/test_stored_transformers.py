@@ -179,3 +179,28 @@ def test_nothing_is_left_under_autocast(name: str, make: Callable[[Norm], nn.Mod
     verdict = judge("", before, found, exact)
     assert verdict.judged
     assert verdict.ok, verdict
+
+
+@pytest.mark.parametrize(
+    ("name", "stays"),
+    [("RepBN outside", 7), ("UnifiedNorm, published", 7), ("RepBatchNorm", 0), ("UnifiedNorm", 0)],
+)
+def test_under_autocast_a_result_that_is_wider_than_what_is_read_stays_in_a_sum(
+    name: str, stays: int
+) -> None:
+    """Weights write half precision, and the sum has the result in float32; our layers keep the dtype."""
+    norm, kind = NORMS[name]
+    model, x = trained(norm, PostNorm).float(), torch.randn(64, 7, 5)
+    fast = torch.compile(model, backend="normfuse", options={"normfuse.inner": "eager"})
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found, before = fast(x), model(x)
+    report = normfuse.last_report(fast)
+    assert report.after == ({kind: stays} if stays else {})
+    reasons = {site.refusal.code for site in report.sites if site.refusal is not None}
+    assert reasons == ({"dtype_changes", "raw_reader"} if stays else set())
+    assert all(
+        "round" in s.refusal.message for s in report.sites if s.refusal and s.refusal.code != "dtype_changes"
+    )
+    verdict = judge("", before, found, model.double()(x.double()))
+    assert verdict.judged
+    assert verdict.ok, verdict
