@@ -41,7 +41,7 @@ def test_windows_of_open_sizes(norm: type[nn.Module]) -> None:
     options = {"normfuse.inner": "eager", "normfuse.policy": "convert"}
     fast = torch.compile(model, backend="normfuse", options=options, dynamic=True, fullgraph=True)
     with torch.no_grad():
-        for sizes in ((2, 8, 12), (3, 16, 4), (2, 12, 20)):
+        for sizes in ((2, 8, 12), (3, 8, 20)):
             x = torch.randn(*sizes, WIDTH, dtype=torch.float64)
             torch.testing.assert_close(fast(x), model(x), rtol=0, atol=TOLERANCE)
     expected = "converted" if norm is nn.LayerNorm else "folded"
