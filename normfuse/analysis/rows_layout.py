@@ -49,14 +49,17 @@ def _wrap(dim: int, rank: int) -> int:
 
 @row(*RESHAPES)
 def _reshape(node: Node, bound: dict[str, Any], axis: int) -> Flow:
-    """The channels stay whole when as many elements lie before and after them as there did."""
+    """The channels stay whole when as many elements lie before and after them as there did.
+
+    A reshape keeps the number of all elements, so what holds on one side holds on the other.
+    """
     source = node.args[0]
     before, after = shape_of(source), shape_of(node)
     if before is None or after is None or not isinstance(source, Node) or same(after[axis], 1):
         return _mixed(node)
     for dim, size in enumerate(before):
-        before_it = same(size, after[axis]) and same_product(before[:dim], after[:axis])
-        if before_it and same_product(before[dim + 1 :], after[axis + 1 :]):
+        sides = ((before[dim + 1 :], after[axis + 1 :]), (before[:dim], after[:axis]))
+        if same(size, after[axis]) and any(same_product(*side) for side in sides):
             return _carries((source, dim))
     return _mixed(node)
 

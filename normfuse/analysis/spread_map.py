@@ -63,10 +63,11 @@ class Spread(ChannelMap):
 def joined_axis(before: Sequence[Any], after: Sequence[Any], axis: int) -> tuple[int, int, int] | None:
     """The axis of a reshaped value in which ``axis`` and its neighbours have become one.
 
-    With it the number of elements that the joined axes before and behind ``axis`` have.
+    With it the number of elements that the joined axes before and behind ``axis`` have. A reshape keeps the
+    number of all elements, so what holds on one side of the axis holds on the other.
     """
     for out, first, stop in product(range(len(after)), range(axis + 1), range(axis + 1, len(before) + 1)):
-        around = same_product(before[:first], after[:out]) and same_product(before[stop:], after[out + 1 :])
+        around = same_product(before[stop:], after[out + 1 :]) or same_product(before[:first], after[:out])
         joined = before[first:stop]
         if around and all(isinstance(size, int) for size in joined) and prod(joined) == after[out]:
             return out, prod(before[first:axis]), prod(before[axis + 1 : stop])

@@ -22,6 +22,7 @@ from normfuse.backends.evaluation import hint_at_no_grad
 from normfuse.backends.folded_call import FoldedCall
 from normfuse.backends.freeze import compile_frozen
 from normfuse.backends.inner import check_inductor, without_autocast
+from normfuse.backends.numbers import close_numbers, one_compilation
 from normfuse.backends.ready import RewrittenGraph, check_rewritten, fake_of, ready
 from normfuse.backends.session import record
 from normfuse.capture.autocasting import is_autocast_enabled
@@ -42,6 +43,7 @@ __all__ = ["RewrittenGraph", "compile_graph", "rewrite_graph"]
 log = logging.getLogger("normfuse")
 
 
+@one_compilation()
 def compile_graph(
     gm: GraphModule, example_inputs: Sequence[Any], mode: str | None, given: Mapping[str, Any] | None
 ) -> Callable[..., Any]:
@@ -104,7 +106,9 @@ def _rewritten(
     gm: GraphModule, example_inputs: Sequence[Any], options: Options, observer: Observer | None
 ) -> RewrittenGraph:
     started = time.perf_counter()
+    notes = close_numbers(gm)
     program, fake_mode = capture(gm, example_inputs)
+    program.notes += notes
     program.doubted = doubted(gm)
     wide = widen(program.gm) if options.verify == "output" else None
     if options.by_sites:

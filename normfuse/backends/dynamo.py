@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from types import CodeType
 from typing import Any
 
 import torch
@@ -26,7 +27,16 @@ from normfuse.ir.program import Input, Program, Role
 from normfuse.passes.collector import collector_at_rest
 from normfuse.torch_compat import FakeTensorMode
 
-__all__ = ["capture", "compiled_again", "graph_break", "hand_on_marks", "visible"]
+__all__ = [
+    "capture",
+    "compiled_again",
+    "compiling_code",
+    "graph_break",
+    "hand_on_marks",
+    "input_name",
+    "place_of",
+    "visible",
+]
 
 _STATIC = "_dynamo_static_input_type"
 #: Where Dynamo reads what FullyShardedDataParallel hands out: views of one flat parameter.
@@ -99,17 +109,22 @@ def _input(node: Node, original: Node, value: Any, owners: Owners) -> Input:
         role = Role.BUFFER if is_static and isinstance(value, torch.Tensor) else Role.USER
     owner = None if role is Role.USER else owners.of(original)
     is_sharded = is_view or (role is Role.PARAMETER and is_refilled(value))
-    return Input(node, role, _name(original), value, owner, is_sharded)
+    return Input(node, role, input_name(original), value, owner, is_sharded)
 
 
-def _name(node: Node) -> str:
+def input_name(node: Node) -> str:
     """``L['self']._modules['a']._parameters['weight']`` as ``a.weight``."""
-    source = getattr(node, "_dynamo_source", None)
-    if source is None:
-        return node.name
-    text = str(source.name() if callable(source.name) else source.name)
+    text = place_of(node)
     variable = re.fullmatch(r"[LG]\['(\w+)'\]", text)
     return (variable[1] if variable else attribute_path(text)) or node.name
+
+
+def place_of(node: Node) -> str:
+    """The expression by which Dynamo reads an input; empty where it does not say."""
+    source = getattr(node, "_dynamo_source", None)
+    if source is None:
+        return ""
+    return str(source.name() if callable(source.name) else source.name)
 
 
 def hand_on_marks(original: GraphModule, rewritten: GraphModule, added: Sequence[Node]) -> None:
@@ -134,13 +149,18 @@ def hand_on_marks(original: GraphModule, rewritten: GraphModule, added: Sequence
         node.meta["tensor_dict"] = {_STATIC: "unguarded"}
 
 
+def compiling_code() -> CodeType | None:
+    """The Python code that is being compiled now."""
+    transaction = getattr(tls, "current_tx", None)
+    return None if transaction is None else transaction.output.root_tx.f_code
+
+
 def compiled_again() -> Callable[[], None]:
     """For the Python code that is being compiled now: what makes Dynamo compile it anew at its next run.
 
     To be called at every run until that happens, since other threads may forbid it at the moment.
     """
-    transaction = getattr(tls, "current_tx", None)
-    code = None if transaction is None else transaction.output.root_tx.f_code
+    code = compiling_code()
 
     def compile_again() -> None:
         if code is not None and not is_looked_up_elsewhere():

@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 from normfuse.backends.compile import rewrite_graph
 from normfuse.backends.dynamo import graph_break
 from normfuse.backends.freeze import note_freezing
+from normfuse.backends.numbers import one_compilation
 from normfuse.backends.ready import copied_bytes
 from normfuse.errors import CaptureError, NormfuseError, cause
 from normfuse.options import Options
@@ -99,6 +100,7 @@ def _innermost(error: Exception) -> str:
     return cause(error)
 
 
+@one_compilation()
 def _collect(
     report: Report,
     options: Options,

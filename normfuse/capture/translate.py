@@ -23,7 +23,7 @@ from normfuse.capture.memory import Expansions
 from normfuse.capture.recorder import Recorder
 from normfuse.capture.regions import ENTERS_AUTOCAST, EXITS_AUTOCAST, Regions
 from normfuse.capture.spell_out import spell_out
-from normfuse.capture.symbols import Symbols
+from normfuse.capture.symbols import SYMBOLIC, Symbols
 from normfuse.capture.transforms import Transforms
 from normfuse.errors import UncapturableError
 from normfuse.torch_compat import (
@@ -137,8 +137,16 @@ class _Translator:
                 return self._carried(node)
         if self._is_bookkeeping(node):
             self.regions.apply(target, node.args)
-            return self._carried(node)
+            return self._calculated(node) if self._is_of_constants(node) else self._carried(node)
         return self._recorded(node, target)
+
+    def _is_of_constants(self, node: Node) -> bool:
+        """Whether a call makes a number of numbers that have been written in the place of open ones."""
+        return isinstance(node.meta.get("example_value"), SYMBOLIC) and not self._operands(node)
+
+    def _calculated(self, node: Node) -> Any:
+        args, kwargs = self._rewritten((node.args, node.kwargs))
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _reads_a_list(self, node: Node) -> bool:
         owner = self._rewritten(node.args[0])

@@ -9,12 +9,15 @@ from torch.fx import Node
 from normfuse.ir.sizes import same
 from normfuse.report import Refusal
 
-__all__ = ["flaw_of", "refusal"]
+__all__ = ["OPEN_SIZE", "flaw_of", "refusal"]
+
+#: Of norms over so many elements as nobody knows yet.
+OPEN_SIZE = "symbolic_axis"
 
 _SENTENCES = {
     "complex_input": ("the norm is over complex numbers", "normalize the real and imaginary parts"),
     "integer_input": ("the norm is over integers", "cast the input to a floating dtype first"),
-    "symbolic_axis": (
+    OPEN_SIZE: (
         "the size of a normalized dimension is only known when the graph runs",
         "mark this dimension as static, e.g. with torch._dynamo.mark_static",
     ),
@@ -47,7 +50,7 @@ def flaw_of(shape: tuple[Any, ...] | None, dims: tuple[int, ...], symbolic: bool
         return ""
     if any(same(size, 0) for size in shape):
         return "empty_input"
-    return "" if symbolic or all(isinstance(shape[d], int) for d in dims) else "symbolic_axis"
+    return "" if symbolic or all(isinstance(shape[d], int) for d in dims) else OPEN_SIZE
 
 
 def refusal(code: str, node: Node) -> Refusal:

@@ -16,6 +16,7 @@ from normfuse.ir.einsum import subscripts
 from normfuse.ir.sizes import rank_of, shape_of
 from normfuse.patterns.algebra import HALF, count, dtype_of, power, stays, trailing
 from normfuse.patterns.facts import Fact, Facts, Stage, transfer
+from normfuse.patterns.flaws import OPEN_SIZE
 from normfuse.patterns.masked import CODE, masked
 
 __all__ = ["square"]
@@ -100,7 +101,9 @@ def _spread(call: Node, facts: Facts, exponent: Fraction) -> Fact | None:
     elements = count(made)
     if correction == 0:
         return _in_more_precision(made)
-    if elements is None or elements <= correction:
+    if elements is None:
+        return changed(made, flaw=made.flaw or OPEN_SIZE)
+    if elements <= correction:
         return None
     return _in_more_precision(changed(made, divisor=float(elements - correction)))
 

@@ -18,9 +18,10 @@ from normfuse.ir.moves import is_move
 from normfuse.ir.region import Operands
 from normfuse.ir.sizes import same, shape_of, tensor_of
 from normfuse.ir.spec import NormSpec
-from normfuse.patterns.candidate import Candidate
+from normfuse.patterns.candidate import Candidate, is_tensor
 from normfuse.patterns.evo import evo_norm
 from normfuse.patterns.facts import Fact, Facts, Stage
+from normfuse.patterns.flaws import OPEN_SIZE
 from normfuse.patterns.operands import is_stored
 from normfuse.report import Refusal
 
@@ -57,7 +58,7 @@ def unseen_norms(facts: Facts, known: Container[Node], weights: Container[Node])
     found: dict[Node, Candidate] = {}
     walked: set[Node] = set()
     for node, fact in facts.ending(Stage.STATISTIC):
-        if node in known or node in walked or fact.source in weights or fact.flaw:
+        if node in known or node in walked or fact.source in weights or fact.flaw not in ("", OPEN_SIZE):
             continue
         for product, other, root in _products(node, fact, known, walked, weights):
             evo = evo_norm(product, other, root, weights)
@@ -128,7 +129,7 @@ def _after(step: _Step, user: Node, fact: Fact, weights: Container[Node]) -> _St
     """The statistic after one more operator; None where it is no longer one."""
     if not (is_call(user, *_KEEPING, *_INVERTING) or is_move(user)) or tensor_of(user) is None:
         return None
-    others = [n for n in user.all_input_nodes if n is not step.node]
+    others = [n for n in user.all_input_nodes if n is not step.node and is_tensor(n)]
     known = (n in weights or is_stored(n) or _is_made_of(n, fact.source) for n in others)
     if _alike(user, fact.source) and not all(known):
         return None

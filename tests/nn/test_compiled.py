@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 import normfuse
 from normfuse.nn import UnifiedNorm
 from tests.nn.steps import batches, close, drift, step
-from tests.nn.zoo import MASKED, ZOO, mostly_slow
+from tests.nn.zoo import MASKED, ZOO, build, mostly_slow
 
 each = pytest.mark.parametrize("name", MASKED)
 #: Steps from one before the iteration where the gradient's ratio begins, so that branches change on the way.
@@ -102,6 +103,47 @@ def test_normfuse_folds_evaluation_into_the_reader(name):
         report = normfuse.explain(model, torch.randn(2, 5, 8))
     assert list(report.after.values()) in ([], [0]), str(report)
     assert report.folded >= 1, str(report)
+
+
+class Between(nn.Module):
+    """A layer whose result a linear layer or a convolution reads, with the other inputs of the layer."""
+
+    def __init__(self, layer, rank):
+        super().__init__()
+        make = {3: nn.LazyLinear, 4: partial(nn.LazyConv2d, kernel_size=1)}.get(rank, nn.Identity)
+        self.layer, self.read = layer, make(4)
+
+    def forward(self, x, *others):
+        y = self.layer(x, *others)
+        return self.read(y[0] if isinstance(y, tuple) else y)
+
+
+#: Their eps, skip or factor is beside a root in all the ways there are.
+_WITH_OPEN_SIZES = (
+    "UnifiedNorm", "PowerNorm scaled", "RepBatchNorm", "WeightStandardizedConv2d", "EvoNormB0",
+    "SimpleRMSNorm clamp",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", mostly_slow(sorted(ZOO), _WITH_OPEN_SIZES))
+def test_open_sizes_change_nothing_about_the_norms(name):
+    """Dynamo leaves the numbers of the layers open then, too."""
+    layer, inputs = build(name)
+    model, found = Between(layer, inputs[0].dim()).eval(), []
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        model(*copy.deepcopy(inputs))
+        for dynamic in (False, True):
+            torch._dynamo.reset()
+            one = copy.deepcopy(model)
+            fast = torch.compile(
+                one, backend="normfuse", options={"normfuse.inner": "eager"}, dynamic=dynamic
+            )
+            fast(*copy.deepcopy(inputs))
+            report = normfuse.last_report(fast)
+            assert not any("at each call" in note for note in report.notes)
+            found.append([(s.kind, s.action, s.refusals.keys()) for s in report.sites])
+    assert found[0] == found[1]
 
 
 def test_with_layer_scaling_an_rms_norm_stays():

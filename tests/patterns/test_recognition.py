@@ -295,6 +295,34 @@ def test_a_symbolic_axis_has_a_reason() -> None:
         assert torch.equal(work.program.gm(x)[0], model(x))
 
 
+class Unbiased(torch.nn.Module):
+    """By the variance of a sample: of groups of channels, with a gate, or of all that stands in a place."""
+
+    def __init__(self, gates: bool) -> None:
+        super().__init__()
+        self.gates = gates
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        parts = x.view(n, 2, c // 2, h, w)
+        if self.gates:
+            root = (parts.var((2, 3, 4), keepdim=True) + 1e-5).sqrt().expand(n, 2, c // 2, h, w)
+            return x * torch.sigmoid(x) / root.reshape(n, c, h, w)
+        centred = parts - parts.mean((2, 3, 4), keepdim=True)
+        return (centred / torch.sqrt(parts.var((2, 3, 4), keepdim=True) + 1e-5)).view(n, c, h, w)
+
+
+@pytest.mark.parametrize(("gates", "code"), [(True, "nonlinear_norm"), (False, "symbolic_axis")])
+def test_the_variance_of_a_sample_over_open_axes_is_no_secret(gates: bool, code: str) -> None:
+    """How much it is larger than the mean square depends on how many elements there are."""
+    shapes = ({2: torch.export.Dim("h", min=2, max=64), 3: torch.export.Dim("w", min=2, max=64)},)
+    exported = torch.export.export(Unbiased(gates), (torch.randn(2, 8, 5, 6),), dynamic_shapes=shapes)
+    work = Work(program_of(exported), Options())
+    canonicalize(work.program.gm)
+    lift(work)
+    assert [site.refusal and site.refusal.code for site in work.report.sites] == [code]
+
+
 class Symbolic(torch.nn.Module):
     def forward(self, x):
         h = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)

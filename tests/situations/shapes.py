@@ -51,12 +51,20 @@ def _guards(entry: Any) -> list[str]:
 
 def as_often(model: nn.Module, calls: list[torch.Tensor], **settings: Any) -> Report:
     """Compare with the model, and compilations and guards with those of a backend that does nothing."""
-    plain = compilations(lambda gm, inputs: gm.forward, model, calls, **settings)
-    ours = compilations(
-        lambda gm, inputs: normfuse.normfuse_backend(gm, inputs, options=CONVERT), model, calls, **settings
-    )
+    plain, ours = without_and_with(model, calls, **settings)
     assert ours == plain
     return report()
+
+
+def without_and_with(
+    model: nn.Module, calls: list[torch.Tensor], **settings: Any
+) -> list[tuple[int, list[list[str]]]]:
+    """Compilations and guards of a backend that does nothing, and of ours."""
+    backends = (
+        lambda gm, inputs: gm.forward,
+        lambda gm, inputs: normfuse.normfuse_backend(gm, inputs, options=CONVERT),
+    )
+    return [compilations(backend, model, calls, **settings) for backend in backends]
 
 
 def sized(batch: int, length: int) -> torch.Tensor:
@@ -106,11 +114,15 @@ class ByHand(nn.Module):
 
 @situation(
     SHAPES,
-    "`dynamic=True`, eps arrives as a graph value",
+    "`dynamic=True`, eps is a number of a module: a constant, with a guard",
     "works, 1 of 2 converted; refused: `already_rms_norm`",
 )
 def dynamic_eps() -> Report:
-    return as_often(ByHand(), VARIED, dynamic=True)
+    (_, (plain,)), (_, (ours,)) = without_and_with(ByHand(), VARIED, dynamic=True)
+    told_apart = [line for line in plain + ours if (line in plain) != (line in ours)]
+    assert any("self'].eps == 0.001" in line for line in ours)
+    assert all("eps" in line for line in told_apart)
+    return report()
 
 
 class Selected(nn.Module):
