@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 import normfuse
 from bench.plain_table import aligned
-from normfuse.lowering.clock import clock_of
+from normfuse.clock import clock_of
 
 __all__ = ["Block", "block_table", "measure_blocks"]
 

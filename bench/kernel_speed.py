@@ -17,8 +17,8 @@ import torch
 from torch.nn import functional as F
 
 from bench.plain_table import aligned
+from normfuse.clock import clock_of
 from normfuse.kernels import linear_rms_norm, rms_norm
-from normfuse.lowering.clock import clock_of
 
 __all__ = ["measure", "speed_table"]
 

@@ -18,10 +18,10 @@ import torch
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from normfuse.clock import Clock, clock_of
 from normfuse.errors import cause
 from normfuse.inductor_compat import cache_folder, compiled_alone
 from normfuse.ir.region import region_of
-from normfuse.lowering.clock import Clock, clock_of
 from normfuse.lowering.excerpt import excerpt
 from normfuse.lowering.inline import inline_all
 from normfuse.lowering.provider import Provider
