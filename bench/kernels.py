@@ -28,6 +28,7 @@ HEADER = (
     "width",
     "dtype",
     "sm",
+    "rows",
     "warps",
     "registers",
     "spilled",
@@ -55,7 +56,7 @@ def table(found: list[Made]) -> str:
 def _line(one: Made) -> tuple[object, ...]:
     loads, stores = f"{one.vector_loads} of {one.loads}", f"{one.vector_stores} of {one.stores}"
     name = (one.kernel, one.width, one.dtype, one.target)
-    return (*name, one.warps, one.registers, one.stack, one.shared, loads, stores)
+    return (*name, one.rows, one.warps, one.registers, one.stack, one.shared, loads, stores)
 
 
 def _compile() -> None:
