@@ -78,9 +78,13 @@ def _gpu(seconds: float) -> None:
     started = time.monotonic()
     blocks = measure_blocks(started + 0.6 * seconds)
     print(block_table(blocks))
+    store(RESULTS / "gpu.json", {"blocks": blocks})
     found = measure(started + seconds)
     print(speed_table(found))
     store(RESULTS / "gpu.json", {**found, "blocks": blocks})
+    failed = [one for one in (*blocks, *found["contests"]) if "error" in one]
+    if failed:
+        raise SystemExit(f"{len(failed)} measurements failed; the others are in {RESULTS / 'gpu.json'}")
 
 
 def main() -> None:
