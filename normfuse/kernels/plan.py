@@ -57,11 +57,14 @@ def forward_plans(width: int) -> tuple[Plan, ...]:
 def backward_plan(width: int, itemsize: int) -> Plan:
     """The same for gradients, which hold several tiles at once: 16 bytes of each a thread.
 
-    There is one: with half as many warps some kernels spill, and twice as many read 8 bytes at a time.
+    There is one: with half as many warps some kernels spill, as they do with 4 where several rows share a
+    program; with twice as many they read 8 bytes at a time.
     """
     if width > BACKWARD_LIMIT:
         return _in_blocks(_BACKWARD_BLOCK)
-    return _in_registers(width, 16 // itemsize)[0]
+    values = 16 // itemsize
+    are_several = 2 * _power(width) <= _LEAST * 32 * values
+    return _in_registers(width, values, least=2 * _LEAST if are_several else _LEAST)[0]
 
 
 def column_plan(width: int) -> Plan:
@@ -88,11 +91,11 @@ def linear_plans(rows: int, outputs: int) -> tuple[LinearPlan, ...]:
     return LinearPlan(128, 128, 64, 8, 3), LinearPlan(128, 64, 64, 4, 4)
 
 
-def _in_registers(width: int, *values: int) -> tuple[Plan, ...]:
+def _in_registers(width: int, *values: int, least: int = _LEAST) -> tuple[Plan, ...]:
     """With so many values a thread, as far as there are threads for them; narrow rows share a program."""
     block, found = _power(width), list[Plan]()
     for each in values:
-        rows = max(1, min(_LEAST * 32 * each // block, 64))
+        rows = max(1, min(least * 32 * each // block, 64))
         found.append(Plan(block, rows, max(_LEAST, min(_MOST, block * rows // (32 * each)))))
     return tuple(dict.fromkeys(found))
 
