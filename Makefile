@@ -56,11 +56,12 @@ release-check: $(INSTALLED)
 
 # For a machine with an accelerator where PyTorch, Triton and pytest are installed and normfuse is not:
 # nothing is downloaded, and only the files with such tests are collected, so plugins of the others may be
-# missing. What fails does not keep the rest from being measured. Laid out to take less than ten minutes.
+# missing. Tests that fail, or are not done after 330 seconds, do not keep the rest from being measured: less
+# than ten minutes in all.
 GPU_READY := import sys, torch; sys.exit(not torch.cuda.is_available())
 gpu:
 	@if $(PYTHON) -c '$(GPU_READY)' 2>/dev/null; then \
-		$(PYTHON) -m pytest -o addopts= --import-mode=importlib -ra -m gpu \
+		timeout --signal=INT --kill-after=20 330 $(PYTHON) -m pytest -o addopts= --import-mode=importlib -ra -m gpu \
 			$$(grep -rl --include='test_*.py' 'mark\.gpu' tests); tested=$$?; \
 		$(PYTHON) -m bench.kernels --gpu && exit $$tested; \
 	else \

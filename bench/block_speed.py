@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 import normfuse
 from bench.plain_table import aligned
-from normfuse.lowering.clock import clock_of
+from normfuse.clock import clock_of
+from normfuse.errors import cause
 
 __all__ = ["Block", "block_table", "measure_blocks"]
 
@@ -57,11 +58,18 @@ class Block(nn.Module):
 def measure_blocks(until: float, device: str = "cuda") -> list[dict[str, Any]]:
     """One entry for each size, until ``time.monotonic()`` is past ``until``."""
     sizes = [(work, width) for width in WIDTHS for work in ROWS]
-    return [_measured(*size, device) if time.monotonic() < until else _left_out(*size) for size in sizes]
+    return [_tried(*size, device, until) for size in sizes]
 
 
-def _left_out(work: str, width: int) -> dict[str, Any]:
-    return {"work": work, "d": width, "milliseconds": {}, "norms": []}
+def _tried(work: str, width: int, device: str, until: float) -> dict[str, Any]:
+    """What fails does not keep the other sizes from being measured."""
+    empty = {"work": work, "d": width, "milliseconds": {}, "norms": []}
+    if time.monotonic() >= until:
+        return empty
+    try:
+        return _measured(work, width, device)
+    except Exception as error:
+        return {**empty, "error": cause(error)}
 
 
 def _measured(work: str, width: int, device: str) -> dict[str, Any]:
@@ -70,9 +78,9 @@ def _measured(work: str, width: int, device: str) -> dict[str, Any]:
     chosen: dict[str, Any] = {"normfuse.mode": _MODE}
     ways: dict[str, Callable[..., Any]] = {
         "inductor": torch.compile(model, mode=_MODE),
-        "normfuse": torch.compile(model, backend="normfuse", options=chosen),
+        "normfuse": torch.compile(model, backend=normfuse.normfuse_backend, options=chosen),
         "deferred": torch.compile(
-            model, backend="normfuse", options={**chosen, "normfuse.lower": "deferred"}
+            model, backend=normfuse.normfuse_backend, options={**chosen, "normfuse.lower": "deferred"}
         ),
         "norms deleted": torch.compile(bare, mode=_MODE),
     }
@@ -101,7 +109,7 @@ def block_table(found: list[dict[str, Any]]) -> str:
 def _lines(one: dict[str, Any]) -> list[tuple[object, ...]]:
     times = one["milliseconds"]
     if not times:
-        return [(one["work"], one["d"], "left out, since the time was over", "", "", "")]
+        return [(one["work"], one["d"], one.get("error", "left out, since the time was over"), "", "", "")]
     said = {"normfuse": "; ".join(one["norms"])}
     return [
         (one["work"], one["d"], name, f"{time:.4f}", f"{time / times['inductor']:.3f}", said.get(name, ""))

@@ -23,14 +23,14 @@ __all__ = ["SHARED_LIMIT", "SPILL_LIMIT", "Made", "make"]
 
 #: Bytes of shared memory that one program may have (CUDA C++ Programming Guide, table of capabilities).
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
-#: Bytes a thread. The assembler puts a few registers aside where one program more fits onto a multiprocessor
-#: then; with a higher limit of registers the same code has none.
-SPILL_LIMIT = 32
+#: Bytes a thread.
+SPILL_LIMIT = 0
 
 
 @dataclass(frozen=True)
 class Made:
     """Attributes:
+    rows: of a tile.
     stack: bytes of local memory a thread: registers that were spilled.
     vector_loads, loads: instructions that read 16 bytes a thread or more, and all that read.
     vector_stores, stores: the same for those that write.
@@ -40,6 +40,7 @@ class Made:
     width: int
     dtype: str
     target: int
+    rows: int
     warps: int
     registers: int
     stack: int
@@ -66,6 +67,7 @@ def make(subject: Subject, target: int) -> Made:
         subject.width,
         subject.dtype,
         target,
+        subject.constants.get("ROWS", subject.constants.get("BLOCK_M", 1)),
         subject.warps,
         registers,
         stack,

@@ -17,8 +17,9 @@ import torch
 from torch.nn import functional as F
 
 from bench.plain_table import aligned
+from normfuse.clock import clock_of
+from normfuse.errors import cause
 from normfuse.kernels import linear_rms_norm, rms_norm
-from normfuse.lowering.clock import clock_of
 
 __all__ = ["measure", "speed_table"]
 
@@ -45,10 +46,14 @@ class Contest:
 def measure(until: float) -> dict[str, Any]:
     """Everything, with what it was measured on, until ``time.monotonic()`` is past ``until``."""
     copy, found = _copy_bandwidth(), list[dict[str, Any]]()
-    for contest in _contests():
+    for make, *shape in _CONTESTS:
         if time.monotonic() > until:
             break
-        found.append(_figures(contest, copy))
+        torch.cuda.empty_cache()
+        try:
+            found.append(_figures(make(*shape), copy))
+        except Exception as error:  # the others are measured all the same
+            found.append({"kernel": make.__name__, "shape": shape, "error": cause(error)})
     device = torch.cuda.get_device_properties(0)
     return {
         "device": device.name,
@@ -66,20 +71,12 @@ def speed_table(found: dict[str, Any]) -> str:
 
 
 def _lines(one: dict[str, Any]) -> list[tuple[str, ...]]:
-    shape, shares = "x".join(map(str, one["shape"])), one["share_of_copy"]
+    shape = "x".join(map(str, one["shape"]))
+    if "error" in one:
+        return [(one["kernel"], shape, one["error"], "", "")]
+    shares = one["share_of_copy"]
     times = one["milliseconds"].items()
     return [(one["kernel"], shape, name, f"{time:.4f}", f"{shares[name]:.3f}") for name, time in times]
-
-
-def _contests() -> Any:
-    for width in WIDTHS:
-        rows = _VALUES // width
-        yield _forward(rows, width)
-        yield _added(rows, width)
-        yield _backward(rows, width)
-        torch.cuda.empty_cache()
-    for rows, inputs, outputs in PRODUCTS:
-        yield _product(rows, inputs, outputs)
 
 
 def _forward(rows: int, width: int) -> Contest:
@@ -140,6 +137,12 @@ def _product(rows: int, inputs: int, outputs: int) -> Contest:
     runs["inductor"] = torch.compile(plain, mode="max-autotune-no-cudagraphs", dynamic=False)
     moved = 2 * (rows * inputs + rows * outputs + inputs * outputs)
     return Contest("linear_rms_norm", (rows, inputs, outputs), moved, runs)
+
+
+_CONTESTS: list[tuple[Any, ...]] = [
+    *((make, _VALUES // width, width) for width in WIDTHS for make in (_forward, _added, _backward)),
+    *((_product, *one) for one in PRODUCTS),
+]
 
 
 def _figures(contest: Contest, copy: float) -> dict[str, Any]:

@@ -12,19 +12,13 @@ from normfuse.kernels.code.columns import backward_columns
 from normfuse.kernels.code.forward import forward_rows
 from normfuse.kernels.code.forward_wide import forward_wide
 from normfuse.kernels.code.product import linear_rows
-from normfuse.kernels.plan import (
-    LinearPlan,
-    Plan,
-    backward_plan,
-    column_plan,
-    forward_plan,
-    linear_plans,
-)
+from normfuse.kernels.plan import LinearPlan, Plan, backward_plan, column_plan, forward_plans, linear_plans
 from normfuse.kernels.reference import CRMS, LAYER, RMS
 
 __all__ = ["DTYPES", "FORMS", "TARGETS", "WIDTHS", "Subject", "linear_subjects", "norm_subjects"]
 
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
 TARGETS = (80, 90, 100)
 WIDTHS = (128, 1000, 1024, 4096, 5120, 8192, 16384, 65536)
 #: What takes part: the kind, and which of the arguments that may be None are there.
@@ -67,18 +61,18 @@ class Subject:
 
 
 def norm_subjects(form: str, width: int, dtype: str, is_aligned: bool = True) -> Iterator[Subject]:
-    """The kernels of one norm: forward, and one or two backward."""
-    plan, back = forward_plan(width), backward_plan(width)
-    for what, kernel, cut in (
-        ("forward", forward_wide if plan.is_wide else forward_rows, plan),
-        ("backward", backward_wide if back.is_wide else backward_rows, back),
-    ):
-        constants = _constants(form, width, cut)
-        yield _subject(f"{form} {what}", kernel, width, dtype, constants, cut.warps, is_aligned)
-    if back.is_wide:
-        cut = column_plan(width)
-        constants = _constants(form, width, cut)
-        yield _subject(f"{form} columns", backward_columns, width, dtype, constants, cut.warps, is_aligned)
+    """The kernels of one norm, forward and backward: each entry of the short lists."""
+
+    def subject(what: str, kernel: Any, cut: Plan) -> Subject:
+        constants = {k: v for k, v in _constants(form, width, cut).items() if k in kernel.arg_names}
+        return Subject(f"{form} {what}", kernel, width, dtype, constants, cut.warps, is_aligned=is_aligned)
+
+    for plan in forward_plans(width):
+        yield subject("forward", forward_wide if plan.is_wide else forward_rows, plan)
+    plan = backward_plan(width, SIZES[dtype])
+    yield subject("backward", backward_wide if plan.is_wide else backward_rows, plan)
+    if plan.is_wide:
+        yield subject("columns", backward_columns, column_plan(width))
 
 
 def linear_subjects(rows: int, width: int, outputs: int, dtype: str) -> Iterator[Subject]:
@@ -102,10 +96,3 @@ def _constants(form: str, width: int, cut: Plan) -> dict[str, Any]:
         absent["bias_sums"] = None
     sizes = {"WIDTH": width, "GROUPS": 1, "ROWS": cut.rows, "BLOCK": cut.block}
     return {**absent, "KIND": kind, "OFFSET": 0.0, "GATE_FIRST": False, **sizes}
-
-
-def _subject(
-    name: str, kernel: Any, width: int, dtype: str, constants: dict[str, Any], warps: int, is_aligned: bool
-) -> Subject:
-    taken = {key: value for key, value in constants.items() if key in kernel.arg_names}
-    return Subject(name, kernel, width, dtype, taken, warps, is_aligned=is_aligned)

@@ -28,6 +28,7 @@ HEADER = (
     "width",
     "dtype",
     "sm",
+    "rows",
     "warps",
     "registers",
     "spilled",
@@ -55,7 +56,7 @@ def table(found: list[Made]) -> str:
 def _line(one: Made) -> tuple[object, ...]:
     loads, stores = f"{one.vector_loads} of {one.loads}", f"{one.vector_stores} of {one.stores}"
     name = (one.kernel, one.width, one.dtype, one.target)
-    return (*name, one.warps, one.registers, one.stack, one.shared, loads, stores)
+    return (*name, one.rows, one.warps, one.registers, one.stack, one.shared, loads, stores)
 
 
 def _compile() -> None:
@@ -77,9 +78,13 @@ def _gpu(seconds: float) -> None:
     started = time.monotonic()
     blocks = measure_blocks(started + 0.6 * seconds)
     print(block_table(blocks))
+    store(RESULTS / "gpu.json", {"blocks": blocks})
     found = measure(started + seconds)
     print(speed_table(found))
     store(RESULTS / "gpu.json", {**found, "blocks": blocks})
+    failed = [one for one in (*blocks, *found["contests"]) if "error" in one]
+    if failed:
+        raise SystemExit(f"{len(failed)} measurements failed; the others are in {RESULTS / 'gpu.json'}")
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
     _disable_current_modes,
+    _get_current_dispatch_mode,
     is_traceable_wrapper_subclass,
 )
 from torch.utils._pytree import tree_leaves
@@ -43,6 +44,7 @@ __all__ = [
     "after_preserved_writes",
     "asking",
     "autocast_off",
+    "computes_now",
     "decomposes",
     "enable_python_dispatcher",
     "fakes_called",
@@ -90,6 +92,12 @@ def fakes_called() -> AbstractContextManager[Any]:
     """
     is_old = torch.__version__ < torch.torch_version.TorchVersion("2.12")
     return enable_python_dispatcher() if is_old else nullcontext()
+
+
+def computes_now(value: torch.Tensor) -> bool:
+    """Whether an operator on a tensor is run, and neither traced nor watched by a dispatch mode."""
+    is_plain = type(value) in (torch.Tensor, torch.nn.Parameter) and not torch._is_functional_tensor(value)
+    return is_plain and _get_current_dispatch_mode() is None and not torch.compiler.is_compiling()
 
 
 def wrap_triton(kernel: Any) -> Any:

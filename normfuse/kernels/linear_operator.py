@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch.library import triton_op
 
+from normfuse.kernels.choice import chosen, described
 from normfuse.kernels.code.product import linear_rows
 from normfuse.kernels.layout import dense, float32, rows_of
 from normfuse.kernels.operators import norm_backward
-from normfuse.kernels.plan import linear_plans
+from normfuse.kernels.plan import LinearPlan, linear_plans
 from normfuse.kernels.reference import RMS
 from normfuse.torch_compat import wrap_triton
 
@@ -34,15 +35,20 @@ def linear(
     rows, outputs = flat.shape[0], matrix.shape[0]
     y = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
     rstd = float32(x, rows, 1)
-    plan = linear_plans(rows, outputs)[0]
+    shift = dense(bias)
     precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
-    grid = ((outputs + plan.block_n - 1) // plan.block_n, (rows + plan.block_m - 1) // plan.block_m)
-    if rows != 0 and outputs != 0:
+
+    def launch(plan: LinearPlan) -> None:
+        grid = ((outputs + plan.block_n - 1) // plan.block_n, (rows + plan.block_m - 1) // plan.block_m)
         wrap_triton(linear_rows)[grid](
-            flat, matrix, dense(bias), y, rstd, rows, outputs,
+            flat, matrix, shift, y, rstd, rows, outputs,
             flat.stride(0), matrix.stride(0), eps, x.shape[-1], precision,
             plan.block_m, plan.block_n, plan.block_k, num_warps=plan.warps, num_stages=plan.stages,
         )  # fmt: skip
+
+    if rows != 0 and outputs != 0:
+        form = (x.shape[-1], outputs, precision, described(bias))
+        launch(chosen("linear_rms_norm", linear_plans(rows, outputs), launch, flat, rows, *form))
     return y.view(*x.shape[:-1], outputs), rstd
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch.library import triton_op
 
+from normfuse.kernels.choice import chosen, described
 from normfuse.kernels.code.backward import backward_rows
 from normfuse.kernels.code.backward_wide import backward_wide
 from normfuse.kernels.code.columns import backward_columns
 from normfuse.kernels.code.forward import forward_rows
 from normfuse.kernels.code.forward_wide import forward_wide
 from normfuse.kernels.layout import dense, float32, programs, rows_of, strides
-from normfuse.kernels.plan import backward_plan, column_plan, forward_plan
+from normfuse.kernels.plan import Plan, backward_plan, column_plan, forward_plans
 from normfuse.kernels.reference import RMS
 from normfuse.torch_compat import wrap_triton
 
@@ -54,7 +55,6 @@ def norm(
     )
     centre = float32(x, 0) if kind == RMS else float32(x, rows, groups)
     rstd = float32(x, rows, groups)
-    plan = forward_plan(width)
     arguments = [
         flat, *others, weight, bias,
         y if wants_value else None,
@@ -62,12 +62,18 @@ def norm(
         None if kind == RMS else centre,
         rstd, rows, *strides(flat, *others), eps, kind, offset, gate_first, width, groups,
     ]  # fmt: skip
-    if rows != 0:
+
+    def launch(plan: Plan) -> None:
         grid = ((rows + plan.rows - 1) // plan.rows, groups)
         if plan.is_wide:
             wrap_triton(forward_wide)[grid](*arguments, plan.rows, plan.block, num_warps=plan.warps)
         else:
             wrap_triton(forward_rows)[grid](*arguments, plan.rows, plan.block, num_warps=plan.warps)
+
+    if rows != 0:
+        given = described(residual, gate, weight, bias)
+        form = (width, groups, kind, gate_first, wants_value, given)
+        launch(chosen("norm", forward_plans(width), launch, flat, rows, *form))
     return (
         y.view(x.shape) if wants_value else y,
         total if residual is None else total.view(x.shape),
@@ -103,7 +109,7 @@ def norm_backward(
     scale, shift = dense(weight), dense(bias)
     dx = torch.empty_like(flat, memory_format=torch.contiguous_format)
     dgate = dx.new_empty(0) if gate is None else torch.empty(dx.shape, dtype=gate.dtype, device=dx.device)
-    plan = backward_plan(width)
+    plan = backward_plan(width, h.element_size())
     cut = column_plan(width) if plan.is_wide else plan
     blocks = (width + cut.block - 1) // cut.block
     count = programs(h.device, (rows + cut.rows - 1) // cut.rows, groups * blocks, cut.warps)

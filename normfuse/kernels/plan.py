@@ -1,22 +1,24 @@
 """How a kernel is cut into programs: block, warps and rows a program, from the sizes alone.
 
-Nothing is tried out while a model compiles. The rules follow from the hardware: a thread reads 16 bytes at a
-time, a multiprocessor has 65,536 registers, and a program should have enough bytes under way to hide the
-latency of the memory. What each choice costs in registers is in ``bench/results/kernels/compile.json``.
+Each list is short, and its first entry is what the hardware suggests: a thread reads 16 bytes at a time, a
+multiprocessor has 65,536 registers, and a program should have enough bytes under way to hide the latency of
+the memory. ``choice`` says which entry is taken. What each costs in registers is in
+``bench/results/kernels/compile.json``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["LinearPlan", "Plan", "backward_plan", "column_plan", "forward_plan", "linear_plans"]
+__all__ = ["LinearPlan", "Plan", "backward_plan", "column_plan", "forward_plans", "linear_plans"]
 
 #: Widest rows that stay in registers: 16 float32 values a thread forward; backward two tiles and two sums.
 FORWARD_LIMIT = 16384
 BACKWARD_LIMIT = 8192
-#: Values of one tile where rows are narrow: enough for 4 warps to read 16 bytes in bfloat16 each.
-_TILE = 1024
-_WIDE_BLOCK = 4096
+#: Columns of a row that is read in several blocks: 8 values a thread.
+_FORWARD_BLOCK, _BACKWARD_BLOCK = 8192, 4096
+_COLUMNS = 1024
+_LEAST, _MOST = 4, 32
 
 
 @dataclass(frozen=True)
@@ -45,23 +47,29 @@ class LinearPlan:
     stages: int
 
 
-def forward_plan(width: int) -> Plan:
+def forward_plans(width: int) -> tuple[Plan, ...]:
     """For rows of ``width`` values that share statistics."""
     if width > FORWARD_LIMIT:
-        return Plan(_WIDE_BLOCK, 1, 16, is_wide=True)
-    return _in_registers(width, values_a_thread=16)
+        return (_in_blocks(_FORWARD_BLOCK),)
+    return _in_registers(width, 16 if width > 1024 else 8, 8 if width > 1024 else 16)
 
 
-def backward_plan(width: int) -> Plan:
-    """The same for gradients, which hold several tiles at once: half as many values a thread."""
+def backward_plan(width: int, itemsize: int) -> Plan:
+    """The same for gradients, which hold several tiles at once: 16 bytes of each a thread.
+
+    There is one: with half as many warps some kernels spill, as they do with 4 where several rows share a
+    program; with twice as many they read 8 bytes at a time.
+    """
     if width > BACKWARD_LIMIT:
-        return Plan(_WIDE_BLOCK, 1, 16, is_wide=True)
-    return _in_registers(width, values_a_thread=8)
+        return _in_blocks(_BACKWARD_BLOCK)
+    values = 16 // itemsize
+    are_several = 2 * _power(width) <= _LEAST * 32 * values
+    return _in_registers(width, values, least=2 * _LEAST if are_several else _LEAST)[0]
 
 
 def column_plan(width: int) -> Plan:
     """Sums over rows of one block of columns of a wide row."""
-    return Plan(min(_TILE, _power(width)), 4, 8, is_wide=True)
+    return Plan(min(_COLUMNS, _power(width)), 4, 8, is_wide=True)
 
 
 def linear_plans(rows: int, outputs: int) -> tuple[LinearPlan, ...]:
@@ -83,11 +91,17 @@ def linear_plans(rows: int, outputs: int) -> tuple[LinearPlan, ...]:
     return LinearPlan(128, 128, 64, 8, 3), LinearPlan(128, 64, 64, 4, 4)
 
 
-def _in_registers(width: int, values_a_thread: int) -> Plan:
-    block = _power(width)
-    rows = max(1, min(_TILE // block, 64))
-    warps = max(4, min(32, block * rows // (32 * values_a_thread)))
-    return Plan(block, rows, warps)
+def _in_registers(width: int, *values: int, least: int = _LEAST) -> tuple[Plan, ...]:
+    """With so many values a thread, as far as there are threads for them; narrow rows share a program."""
+    block, found = _power(width), list[Plan]()
+    for each in values:
+        rows = max(1, min(least * 32 * each // block, 64))
+        found.append(Plan(block, rows, max(_LEAST, min(_MOST, block * rows // (32 * each)))))
+    return tuple(dict.fromkeys(found))
+
+
+def _in_blocks(block: int) -> Plan:
+    return Plan(block, 1, block // (32 * 8), is_wide=True)
 
 
 def _power(width: int) -> int:

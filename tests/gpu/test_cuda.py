@@ -27,26 +27,6 @@ def on_cuda(name: str, dtype: torch.dtype, layers: int | None = None):
     return model.cuda(), tuple(a.cuda() for a in args), kwargs
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", CONVERTED)
-def test_compiled_models(name: str, dtype: torch.dtype) -> None:
-    model, args, kwargs = on_cuda(name, dtype)
-    with torch.no_grad():
-        fast = torch.compile(model, backend=normfuse.normfuse_backend)
-        result = normfuse.verify(model, fast, args, kwargs)
-    assert result.ok, str(result)
-    assert normfuse.last_report().after == ZOO[name].after
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_twelve_layers(dtype: torch.dtype) -> None:
-    model, args, kwargs = on_cuda("gpt2", dtype, layers=12)
-    with torch.no_grad():
-        fast = torch.compile(model, backend=normfuse.normfuse_backend)
-        result = normfuse.verify(model, fast, args, kwargs)
-    assert result.ok, str(result)
-
-
 def decoder(name: str, dtype: torch.dtype):
     """A decoder of two layers that needs nothing but PyTorch, and one token for it."""
     size = DecoderSize(layers=2, width=256, heads=4, vocabulary=500, positions=64, cached=16)
@@ -69,7 +49,7 @@ def decoder(name: str, dtype: torch.dtype):
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_decoders_by_what_runs_their_norms(name: str, dtype: torch.dtype, way: str) -> None:
     model, args = decoder(name, dtype)
-    fast = torch.compile(model, backend="normfuse", options={"normfuse.lower": way})
+    fast = torch.compile(model, backend=normfuse.normfuse_backend, options={"normfuse.lower": way})
     with torch.no_grad():
         result = normfuse.verify(model, fast, args)
     assert result.ok, str(result)
@@ -85,7 +65,9 @@ def test_decoders_by_what_runs_their_norms(name: str, dtype: torch.dtype, way: s
 def test_cuda_graphs_see_changed_weights() -> None:
     """Folded weights keep their addresses, so a recorded CUDA graph reads the new values."""
     model, args = decoder("gpt2", torch.float32)
-    fast = torch.compile(model, backend="normfuse", options={"normfuse.mode": "reduce-overhead"})
+    fast = torch.compile(
+        model, backend=normfuse.normfuse_backend, options={"normfuse.mode": "reduce-overhead"}
+    )
     with torch.no_grad():
         for factor in (1.0, 1.3, 0.7):
             for block in model.blocks:
@@ -103,9 +85,31 @@ def test_norms_as_kernels(trains: bool) -> None:
     layers = [nn.Sequential(nn.LayerNorm(256), nn.Linear(256, 256)) for _ in range(3)]
     model = nn.Sequential(*layers, nn.RMSNorm(256)).cuda()
     x = torch.randn(64, 256, device="cuda")
-    fast = torch.compile(copy.deepcopy(model), backend="normfuse", options={"normfuse.lower": "triton"})
+    fast = torch.compile(
+        copy.deepcopy(model), backend=normfuse.normfuse_backend, options={"normfuse.lower": "triton"}
+    )
     with torch.set_grad_enabled(trains):
         found, wanted = fast(x), model.double()(x.double())
     assert {site.lowering for site in normfuse.last_report(fast).sites} == {"triton"}
     # Three products of 256 numbers in a row, with the ten digits of float32 (TF32 is off by default).
     assert float((found - wanted).norm() / wanted.norm()) < 3 * 256 * 2**-24
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CONVERTED)
+def test_compiled_models(name: str, dtype: torch.dtype) -> None:
+    model, args, kwargs = on_cuda(name, dtype)
+    with torch.no_grad():
+        fast = torch.compile(model, backend=normfuse.normfuse_backend)
+        result = normfuse.verify(model, fast, args, kwargs)
+    assert result.ok, str(result)
+    assert normfuse.last_report().after == ZOO[name].after
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_twelve_layers(dtype: torch.dtype) -> None:
+    model, args, kwargs = on_cuda("gpt2", dtype, layers=12)
+    with torch.no_grad():
+        fast = torch.compile(model, backend=normfuse.normfuse_backend)
+        result = normfuse.verify(model, fast, args, kwargs)
+    assert result.ok, str(result)

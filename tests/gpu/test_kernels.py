@@ -9,7 +9,7 @@ from torch.nn import functional as F
 pytest.importorskip("triton", reason="the kernels are written in Triton")
 
 from normfuse import kernels
-from normfuse.kernels import operators
+from normfuse.kernels import choice, linear_operator, operators
 from normfuse.kernels.linear_operator import linear
 from tests.kernels.bounds import check, unit
 from tests.kernels.cases import Case, call
@@ -22,6 +22,12 @@ NORMS = ("rms_norm", "layer_norm", "crms_norm")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ALL = ("weight", "bias", "residual", "gate")
 EPS = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def _first_plans(monkeypatch):
+    """To measure would take more time than all of this; ``test_choice`` does."""
+    monkeypatch.setattr(choice, "_has_choice", lambda device: False)
 
 
 @pytest.mark.parametrize("width", [1, 3, 64, 1000, 1024, 4096, 8192, 8193, 16384, 16385, 65536])
@@ -45,6 +51,22 @@ def test_gates_and_groups(norm, width, gate_first):
     check(call(case), truncates=False)
 
 
+@pytest.mark.parametrize("width", [40, 1000, 4096, 8192])
+@pytest.mark.parametrize("norm", NORMS)
+def test_other_plans(norm, width, monkeypatch):
+    monkeypatch.setattr(operators, "chosen", lambda kernel, plans, *more: plans[-1])
+    check(call(Case(norm, 37, width, torch.bfloat16, device="cuda")), truncates=False)
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("rows", [1, 40, 300, 600])
+def test_other_plans_of_the_product(rows, place, monkeypatch):
+    monkeypatch.setattr(
+        linear_operator, "chosen", lambda kernel, plans, *more: plans[min(place, len(plans) - 1)]
+    )
+    check_product(rows, 1024, 700, torch.bfloat16)
+
+
 def test_many_rows_and_the_same_sums_each_time():
     case = Case("layer_norm", 5000, 768, torch.bfloat16, device="cuda")
     first, second = call(case), call(case)
@@ -65,6 +87,10 @@ def test_more_values_than_32_bits_can_count():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 4096, 512), (5, 77, 33), (300, 1024, 700)])
 def test_the_product(rows, inputs, outputs, dtype):
+    check_product(rows, inputs, outputs, dtype)
+
+
+def check_product(rows, inputs, outputs, dtype):
     torch.manual_seed(0)
     x, weight, bias = (
         torch.randn(s, device="cuda").to(dtype) for s in ((rows, inputs), (outputs, inputs), (outputs,))

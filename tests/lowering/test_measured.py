@@ -175,3 +175,25 @@ def test_gradients_and_open_sizes_are_not_measured(monkeypatch: pytest.MonkeyPat
     assert choose._default(work.program, node, elsewhere("cuda")) is None
     monkeypatch.setattr(choose, "plain_size", lambda size: "s0")
     assert "are open" in str(choose._default(work.program, node, elsewhere("cuda")))
+
+
+def test_a_way_is_run_before_it_is_compiled(here: pytest.MonkeyPatch) -> None:
+    """Its kernels choose among their plans in a call that is run; compiling one traces it."""
+    order = list[str]()
+
+    def ran() -> None:
+        order.append("run")
+
+    def write(gm: Any, node: Any, region: Any) -> Any:
+        with gm.graph.inserting_before(node):
+            gm.graph.call_function(ran)
+        return DEFERRED.write(gm, node, region)
+
+    def compiled(gm: Any, *_: object) -> Any:
+        order.append("compiled")
+        return gm.forward
+
+    here.setattr(choose, "_WAYS", {"auto": (Provider("deferred", "deferred", DEFERRED.supports, write),)})
+    here.setattr(measure, "compiled_alone", compiled)
+    lowered()
+    assert order[:3] == ["compiled", "run", "compiled"]  # Inductor's own, and the other way

@@ -15,6 +15,7 @@ PACKAGE = Path(normfuse.__file__).parent
 
 BASE = {
     "arguments",
+    "clock",
     "errors",
     "files",
     "inductor_compat",

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from normfuse.kernels.code.gradients import arriving, finish, opened, row_terms
-from normfuse.kernels.code.parts import added, factor_of, gated, kept, normalized, of_row, read
+from normfuse.kernels.code.parts import added, factor_of, gated, group_of, kept, normalized, of_row, read
 
 __all__ = ["backward_rows"]
 
@@ -44,13 +44,13 @@ def backward_rows(
     BLOCK: tl.constexpr,
 ) -> None:
     """Program (i, g): every tile of ROWS rows whose number leaves i, columns of group g."""
-    group = tl.program_id(1)
+    group = group_of(GROUPS, 1)
     lane = tl.arange(0, BLOCK)[None, :]
     column = group * WIDTH + lane
     across = lane < WIDTH
     weight_sum = tl.zeros([ROWS, BLOCK], tl.float32)
     bias_sum = tl.zeros([ROWS, BLOCK], tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0), disable_licm=True):
         line = (tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)
         row = line[:, None]
         there = row < rows

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from normfuse.kernels.code.gradients import arriving, finish, opened, row_terms
-from normfuse.kernels.code.parts import added, factor_of, gated, kept, normalized, of_row, read
+from normfuse.kernels.code.parts import added, factor_of, gated, group_of, kept, normalized, of_row, read
 
 __all__ = ["backward_wide"]
 
@@ -41,7 +41,7 @@ def backward_wide(
     BLOCK: tl.constexpr,
 ) -> None:
     """Program (i, g): row i, columns of group g. ``ROWS`` is 1."""
-    group = tl.program_id(1)
+    group = group_of(GROUPS, 1)
     line = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     row = line[:, None]
     lane = tl.arange(0, BLOCK)[None, :]
@@ -55,7 +55,7 @@ def backward_wide(
     drstd = of_row(drstds, line * GROUPS + group, rows * GROUPS)
     products = tl.zeros([ROWS, BLOCK], tl.float32)
     levels = tl.zeros([ROWS, BLOCK], tl.float32)
-    for start in range(0, WIDTH, BLOCK):
+    for start in tl.range(0, WIDTH, BLOCK, disable_licm=True):
         at = start + lane
         inside = at < WIDTH
         u = gated(read(h, h_row + at, inside), gate, gate_row + at, inside, GATE_FIRST)
@@ -66,7 +66,7 @@ def backward_wide(
         if KIND == 1:
             levels += g
     along, level = row_terms(products, levels, drstd, rstd, centre, KIND, WIDTH)
-    for start in range(0, WIDTH, BLOCK):
+    for start in tl.range(0, WIDTH, BLOCK, disable_licm=True):
         at = start + lane
         inside = at < WIDTH
         column = group * WIDTH + at

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from normfuse.kernels.code.gradients import arriving
-from normfuse.kernels.code.parts import gated, kept, normalized, of_row, read
+from normfuse.kernels.code.parts import gated, group_of, kept, normalized, of_row, read
 
 __all__ = ["backward_columns"]
 
@@ -32,13 +32,13 @@ def backward_columns(
     BLOCK: tl.constexpr,
 ) -> None:
     """Program (i, j, g): every tile of ROWS rows whose number leaves i, block j of the columns of group g."""
-    group = tl.program_id(2)
+    group = group_of(GROUPS, 2)
     lane = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     column = group * WIDTH + lane
     across = lane < WIDTH
     weight_sum = tl.zeros([ROWS, BLOCK], tl.float32)
     bias_sum = tl.zeros([ROWS, BLOCK], tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0), disable_licm=True):
         line = (tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)
         row = line[:, None]
         there = row < rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from normfuse.kernels.code.parts import gated, kept, normalized, statistics, summed, weighted
+from normfuse.kernels.code.parts import gated, group_of, kept, normalized, statistics, summed, weighted
 
 __all__ = ["forward_rows"]
 
@@ -39,7 +39,7 @@ def forward_rows(
     BLOCK: tl.constexpr,
 ) -> None:
     """Program (i, g): rows ``i * ROWS`` and on, columns of group g."""
-    group = tl.program_id(1)
+    group = group_of(GROUPS, 1)
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
     lane = tl.arange(0, BLOCK)[None, :]
     column = group * WIDTH + lane

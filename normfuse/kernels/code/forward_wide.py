@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from normfuse.kernels.code.parts import gated, kept, normalized, summed, weighted
+from normfuse.kernels.code.parts import gated, group_of, kept, normalized, summed, weighted
 
 __all__ = ["forward_wide"]
 
@@ -64,7 +64,7 @@ def forward_wide(
     BLOCK: tl.constexpr,
 ) -> None:
     """Program (i, g): row i, columns of group g. ``ROWS`` is 1."""
-    group = tl.program_id(1)
+    group = group_of(GROUPS, 1)
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
     lane = tl.arange(0, BLOCK)[None, :]
     x_row = row * x_stride + group * WIDTH
@@ -78,7 +78,7 @@ def forward_wide(
         shift = tl.sum(first, 1, keep_dims=True) / min(BLOCK, WIDTH)
     sums = tl.zeros([ROWS, BLOCK], tl.float32)
     squares = tl.zeros([ROWS, BLOCK], tl.float32)
-    for start in range(0, WIDTH, BLOCK):
+    for start in tl.range(0, WIDTH, BLOCK, disable_licm=True):
         at = start + lane
         inside = at < WIDTH
         h = summed(x, residual, x_row + at, residual_row + at, inside)
@@ -93,7 +93,7 @@ def forward_wide(
     kept(centres, row * GROUPS + group, centre, row < rows)
     kept(rstds, row * GROUPS + group, rstd, row < rows)
     if y is not None:
-        for start in range(0, WIDTH, BLOCK):
+        for start in tl.range(0, WIDTH, BLOCK, disable_licm=True):
             at = start + lane
             inside = at < WIDTH
             u = summed(x, residual, x_row + at, residual_row + at, inside).to(tl.float32)

@@ -1,4 +1,8 @@
-"""What several kernels share: loads widened to float32, the gate, and the statistics of rows in registers."""
+"""What several kernels share: loads widened to float32, the gate, and the statistics of rows in registers.
+
+Nothing is moved out of a kernel's loop over tiles or blocks (``disable_licm``): the addresses that would wait
+in registers for their next turn are what did not fit into them.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ __all__ = [
     "added",
     "factor_of",
     "gated",
+    "group_of",
     "kept",
     "normalized",
     "of_row",
@@ -19,6 +24,15 @@ __all__ = [
     "summed",
     "weighted",
 ]
+
+
+@triton.jit
+def group_of(GROUPS: tl.constexpr, AXIS: tl.constexpr) -> tl.tensor:
+    """The number of a program's group, which takes no register where there is one group alone."""
+    group = 0
+    if GROUPS > 1:
+        group = tl.program_id(AXIS)
+    return group
 
 
 @triton.jit
