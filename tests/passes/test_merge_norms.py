@@ -238,6 +238,19 @@ def test_of_norms_returned_as_they_are_one_may_be_the_core() -> None:
     assert [site.action for site in normfuse.last_report().sites].count("merged") == 1
 
 
+def test_norms_that_are_cast_and_returned_share_a_core() -> None:
+    """What is cast has memory of its own, so each result may be written to."""
+
+    def cast(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        first, second = (F.rms_norm(x.float(), (16,), eps=1e-5) for _ in range(2))
+        return first.bfloat16(), second.half()
+
+    x = torch.randn(3, 16).bfloat16()
+    fast = torch.compile(cast, backend="normfuse", options={"normfuse.inner": "eager"})
+    assert all(torch.equal(*pair) for pair in zip(fast(x), cast(x), strict=True))
+    assert [site.action for site in normfuse.last_report(fast).sites] == ["folded", "merged"]
+
+
 def test_kernels_of_a_gpu_do_all_of_a_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     """They read a value once for statistics, weight and bias, so that a core alone would be one more pass."""
     monkeypatch.setattr("normfuse.lowering.choose._is_elsewhere", lambda *_: False)
