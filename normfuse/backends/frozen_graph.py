@@ -137,9 +137,7 @@ class FrozenGraph:
 def _copies(constants: Iterable[torch.Tensor], originals: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     """The constants on the CPU that do not lie in the memory of the model."""
     shared = {one.untyped_storage().data_ptr() for one in originals}
-    return [
-        one
-        for one in constants
-        if one.device.type == "cpu"
-        and (one.layout != torch.strided or one.untyped_storage().data_ptr() not in shared)
-    ]
+    held = [one for one in constants if one.device.type == "cpu"]
+    plain = [one for one in held if one.layout == torch.strided]
+    copied = [one for one in plain if one.untyped_storage().data_ptr() not in shared]
+    return copied + [one for one in held if one.is_mkldnn]
