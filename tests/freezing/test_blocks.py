@@ -181,9 +181,12 @@ def test_inductor_takes_it_where_it_is_fastest(
     assert float((result - exact).norm() / exact.norm()) < 4 * 96 * 2**-24
 
 
-@pytest.mark.skipif(
+needs_bfloat16 = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="Inductor packs bfloat16 for no library here"
 )
+
+
+@needs_bfloat16
 @pytest.mark.parametrize(("rows", "onednn", "wanted"), [(1, 2.0, 2), (1, 0.5, 0), (9, 2.0, 0)])
 def test_few_rows_in_bfloat16(rows: int, onednn: float, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = {"plain": 3.0, "onednn": onednn, "blocks": 1.0}
@@ -202,6 +205,7 @@ def test_few_rows_in_bfloat16(rows: int, onednn: float, wanted: int, monkeypatch
     assert float((result - exact).norm() / exact.norm()) < 4 * 2**-8
 
 
+@needs_bfloat16
 def test_products_in_bfloat16_are_measured() -> None:
     torch.manual_seed(0)
     seconds, errors = measuring._measure(2, torch.randn(300, 64).bfloat16(), is_cold=False)
