@@ -14,7 +14,8 @@ from torch.fx import GraphModule
 from normfuse.backends import inner
 from normfuse.backends.inner import without_autocast
 from normfuse.backends.ready import Ready, fake_of
-from normfuse.errors import NormfuseError, is_strict
+from normfuse.errors import NormfuseError, cause, is_strict
+from normfuse.folding import BrokenPremiseError
 from normfuse.folding.frozen import FrozenWeights
 from normfuse.folding.store import Owner
 from normfuse.freezing.call import FrozenCall
@@ -23,6 +24,7 @@ from normfuse.freezing.large_pages import put_together
 from normfuse.freezing.library import choosing_libraries
 from normfuse.freezing.others import Others
 from normfuse.freezing.room import make_room
+from normfuse.freezing.steadiness import give_up
 from normfuse.inductor_compat import modules_let_go, traced_with
 from normfuse.options import Options
 from normfuse.torch_compat import FakeTensorMode, autocast_off, guards_on_sizes
@@ -98,22 +100,33 @@ class FrozenGraph:
     def for_others(self, inputs: Sequence[Any]) -> FrozenCall | None:
         """The graph with the weights of another model in it, or None where it cannot be.
 
-        Dynamo has written its guards: what holds for some open sizes only cannot be taken any more.
+        Dynamo has written its guards: what holds for some open sizes only cannot be taken any more. Where it
+        is for good, the graph is compiled without weights from then on, and its report says why.
         """
         state, guards = self.weights(inputs), guards_on_sizes(self.fake_mode)
+        if self.options.freeze == "auto" and (reason := make_room(state)):
+            self._give_up(inputs, reason)
+            return None
         try:
-            if self.options.freeze == "auto" and make_room(state):
-                return None
             with traced_with(self.fake_mode):
                 call = self.compiled(inputs, state, is_first=False)
             if guards_on_sizes(self.fake_mode) > guards:
                 state.release()
+                self._give_up(inputs, "for the weights of another model it needs sizes of its own")
                 return None
+        except BrokenPremiseError:  # Dynamo has it rewritten for these weights
+            return None
         except Exception as error:
-            log.info("compiled without the weights of another model", exc_info=error)
+            if is_strict():
+                raise
+            log.info("not compiled with the weights of another model", exc_info=error)
+            self._give_up(inputs, cause(error))
             return None
         self.note(state.bytes)
         return call
+
+    def _give_up(self, inputs: Sequence[Any], reason: str) -> None:
+        give_up(self.name, [inputs[p] for p in self.places], reason)
 
     def _inductor(self, module: GraphModule, shown: Sequence[Any], state: FrozenWeights) -> inner.Compiled:
         """Where Inductor cannot go on with what normfuse packs, it packs the weights itself."""

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import normfuse
+from normfuse.backends import frozen_graph
 from normfuse.backends import inner as backend
 from normfuse.folding.frozen import living_frozen
 from normfuse.folding.store import living
@@ -183,20 +184,28 @@ def test_threads() -> None:
     assert len(compilations) <= 4
 
 
-def test_where_one_cannot_be_compiled_the_graph_is_compiled_without_weights(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("fails", ["room", "compiler"])
+def test_where_one_cannot_be_compiled_the_report_says_why(
+    fails: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pairs = layers()
+    layers = [prenorm(seed) for seed in range(3)]
+    pairs = [(torch.compile(layer, backend="normfuse"), layer) for layer in layers]
     rounds(pairs[:1])
-    monkeypatch.setattr("normfuse.backends.frozen_graph.make_room", lambda state: "no room")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        rounds(pairs, 6)
+    monkeypatch.delenv("NORMFUSE_STRICT", raising=False)
+    if fails == "room":
+        monkeypatch.setattr(frozen_graph, "make_room", lambda state: "no room")
+    else:
+        monkeypatch.setattr(frozen_graph, "traced_with", broken)
+    rounds(pairs, 3)
+    assert any("no room" in note for note in normfuse.last_report().notes)
     settled = len(compilations)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        rounds(pairs)
+    rounds(pairs)
     assert len(compilations) == settled
+    assert not living_frozen()
+
+
+def broken(_: object) -> Any:
+    raise RuntimeError("no room")
 
 
 def test_weights_of_another_kind_are_left_to_dynamo() -> None:
