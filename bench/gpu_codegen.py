@@ -7,16 +7,20 @@ Counts, and times that follow from them by two assumed figures. Nothing is run.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from bench.gpu_blocks import FORWARD, TRAINING, Block, shapes
 from bench.gpu_count import Count, count
+from bench.gpu_models import MODELS, inputs
 from bench.gpu_stub import pretend
+from bench.gpu_ways import FORWARD, TRAINING, traced
 from bench.plain_table import aligned, store
+from bench.subjects import randomized
 
 __all__ = ["estimate", "measure"]
 
@@ -25,26 +29,37 @@ WIDTHS = (768, 1024, 2048, 4096, 8192)
 WORK = {"decode": (1, False), "prefill": (4096, False), "training": (8192, True)}
 #: Assumed for an H100: bytes a second of the memory, and seconds from one kernel to the next in a graph.
 BANDWIDTH, LAUNCH = 3.0e12, 1.3e-6
-HEADER = ("work", "d", "block", "kernels", "calls", "MB moved", "norms' MB", "norms' us")
+HEADER = ("model", "work", "d", "block", "kernels", "calls", "MB moved", "norms' MB", "norms' us")
 
 
-def measure(widths: tuple[int, ...] = WIDTHS, work: tuple[str, ...] = tuple(WORK)) -> list[dict[str, Any]]:
+def measure(
+    widths: tuple[int, ...] = WIDTHS, work: tuple[str, ...] = tuple(WORK), models: tuple[str, ...] = tuple(MODELS)
+) -> list[dict[str, Any]]:
     """One entry for each way of each block."""
     found = []
-    for name in work:
-        rows, is_training = WORK[name]
+    for name in models:
         for d in widths:
-            found += _ways(name, d, rows, is_training)
+            stacks = [_made(MODELS[name], d, layers) for layers in (1, 2)]
+            for one in work:
+                found += [{"model": name, "d": d, "work": one, **way} for way in _ways(stacks, *WORK[one])]
     return found
 
 
-def _ways(name: str, d: int, rows: int, is_training: bool) -> list[dict[str, Any]]:
-    blocks: dict[str, Block] = TRAINING if is_training else FORWARD
-    counts = {way: count(block, shapes(rows, d), is_training) for way, block in blocks.items()}
+def _made(kind: Callable[[int, int], nn.Module], d: int, layers: int) -> nn.Module:
+    return randomized(kind(d, layers).bfloat16())
+
+
+def _ways(stacks: Sequence[nn.Module], rows: int, is_training: bool) -> list[dict[str, Any]]:
+    """A block is what a model of two layers has beyond one of one layer."""
+    counts = {}
+    for way, backend in (TRAINING if is_training else FORWARD).items():
+        with torch.set_grad_enabled(is_training):
+            graphs = [traced(one.train(is_training), inputs(one, rows), backend) for one in stacks]
+            one, two = (count(graph.module, graph.values, is_training) for graph in graphs)
+        counts[way] = two.minus(one)
     bare = counts["norms deleted"]
     return [
-        {"work": name, "d": d, "rows": rows, "block": way, **asdict(one), **estimate(one, bare)}
-        for way, one in counts.items()
+        {"rows": rows, "block": way, **asdict(one), **estimate(one, bare)} for way, one in counts.items()
     ]
 
 
@@ -57,7 +72,7 @@ def estimate(one: Count, bare: Count) -> dict[str, float]:
 
 def _line(one: dict[str, Any]) -> tuple[object, ...]:
     moved = (one["kernel_bytes"] + one["call_bytes"]) / 1e6
-    names = (one["work"], one["d"], one["block"], one["kernels"], one["calls"])
+    names = (one["model"], one["work"], one["d"], one["block"], one["kernels"], one["calls"])
     return (*names, f"{moved:.2f}", f"{one['norm_bytes'] / 1e6:.3f}", f"{one['norm_microseconds']:.2f}")
 
 

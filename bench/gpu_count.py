@@ -23,10 +23,9 @@ from torch._inductor.graph import GraphLowering
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.graph import CodeGen
+from torch.utils._pytree import tree_leaves
 
 __all__ = ["Count", "count"]
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -54,30 +53,42 @@ class Count:
         """Both, one after the other."""
         return Count(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
+    def minus(self, other: Count) -> Count:
+        """What a larger function has beyond a smaller one."""
+        return Count(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
 
 class _DoneError(Exception):
     """Inductor has written everything; what would follow needs the device."""
 
 
-def count(function: Callable[..., Any], shapes: Sequence[Shape], is_training: bool) -> Count:
-    """``function`` takes bfloat16 tensors of these shapes; in training, of its gradients too."""
-    return reduce(Count.plus, (_counted(graph) for graph in _graphs(function, shapes, is_training)))
+def count(function: Callable[..., Any], values: Sequence[torch.Tensor], is_training: bool) -> Count:
+    """``function`` of tensors like these; in training, and the gradients by those that ask for theirs.
+
+    The tensors stand on the CPU, and what is counted is the code for a GPU.
+    """
+    return reduce(Count.plus, map(_counted, _graphs(function, values, is_training)))
 
 
-def _graphs(function: Callable[..., Any], shapes: Sequence[Shape], is_training: bool) -> list[GraphModule]:
+def _graphs(
+    function: Callable[..., Any], values: Sequence[torch.Tensor], is_training: bool
+) -> list[GraphModule]:
     """Forward, and backward in training.
 
     Traced on the CPU, since a PyTorch without CUDA has no gradients on it, and moved afterwards.
     """
     with FakeTensorMode():
-        inputs = [torch.empty(s, dtype=torch.bfloat16, requires_grad=is_training) for s in shapes]
+        inputs = [_alike(one, "cpu").requires_grad_(is_training and one.requires_grad) for one in values]
+        results: list[Any] = []
+
+        def run(*given: torch.Tensor) -> tuple[Any, ...]:
+            results[:] = tree_leaves(function(*given))
+            return tuple(results)
+
         whole: Any = aot_export_joint_simple(
-            lambda *values: (function(*values),),
-            tuple(inputs),
-            trace_joint=is_training,
-            decompositions=select_decomp_table(),
+            run, tuple(inputs), trace_joint=is_training, decompositions=select_decomp_table()
         )
-        graphs: list[GraphModule] = [*_parts(whole, inputs)] if is_training else [whole]
+        graphs: list[GraphModule] = [*_parts(whole, inputs, len(results))] if is_training else [whole]
     for graph in graphs:
         for node in graph.graph.nodes:
             if "device" in node.kwargs:
@@ -86,11 +97,17 @@ def _graphs(function: Callable[..., Any], shapes: Sequence[Shape], is_training: 
     return graphs
 
 
-def _parts(joint: GraphModule, inputs: Sequence[torch.Tensor]) -> tuple[GraphModule, GraphModule]:
+def _alike(value: torch.Tensor, device: str) -> torch.Tensor:
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
+
+
+def _parts(
+    joint: GraphModule, inputs: Sequence[torch.Tensor], results: int
+) -> tuple[GraphModule, GraphModule]:
     joint.graph.set_codegen(CodeGen())
     joint.recompile()
     found: tuple[GraphModule, GraphModule] = min_cut_rematerialization_partition(
-        joint, inputs, num_fwd_outputs=1
+        joint, inputs, num_fwd_outputs=results
     )
     return found
 
@@ -99,7 +116,7 @@ def _counted(graph: GraphModule) -> Count:
     mode, found = FakeTensorMode(), []
     places = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
     with mode:
-        inputs = [torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device="cuda") for v in places]
+        inputs = [_alike(value, "cuda") for value in places]
 
     def keep(lowering: GraphLowering) -> None:
         lowering.codegen()

@@ -35,7 +35,7 @@ class RewrittenGraph:
 
     @property
     def is_changed(self) -> bool:
-        return any(site.action != "kept" for site in self.report.sites)
+        return any(site.action != "kept" or site.is_lowered for site in self.report.sites)
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def _put(
     before = set(graph.nodes)
     form = (_kind(spec), spec.eps, 0.0, spec.groups, False, True)
     made = graph.call_function(norm._opoverload, (x, operands.scale, operands.shift, residual, None, *form))
-    made.meta["val"] = _results(node, source, residual is not None, spec.groups)
+    made.meta["val"] = _results(node, source, residual is not None, spec)
     replaced = {node: part(graph, made, 0)}
     if residual is not None:
         replaced[source] = part(graph, made, 1)
@@ -94,12 +94,13 @@ def _put(
     return replaced
 
 
-def _results(node: Node, source: Node, adds: bool, groups: int) -> tuple[torch.Tensor, ...]:
-    """Fake values of the four results; the last two have a number for each row and group."""
+def _results(node: Node, source: Node, adds: bool, spec: NormSpec) -> tuple[torch.Tensor, ...]:
+    """Fake values of the four results; the last two have a number for each row and group, if any."""
     value, whole = node.meta["val"], source.meta["val"]
     rows = whole.numel() // whole.shape[-1]
-    factors = whole.new_empty((rows, groups), dtype=torch.float32)
-    return value, whole if adds else whole.new_empty(0), factors, factors
+    factors = whole.new_empty((rows, spec.groups), dtype=torch.float32)
+    centre = factors.new_empty(0) if _kind(spec) == RMS else factors
+    return value, whole if adds else whole.new_empty(0), centre, factors
 
 
 KERNEL = Provider("triton", "triton", _refusal, _write)
