@@ -94,7 +94,7 @@ def _inside(norm: Node) -> set[Node]:
     while before:
         node = before.pop()
         inside.add(node)
-        before += [n for n in node.all_input_nodes if _is_written_along(n) and len(n.users) == 1]
+        before += [n for n in node.all_input_nodes if _is_computed_along(n) and len(n.users) == 1]
     while reached:
         grown = [user for user in reached.pop().users if user in products or _is_written_along(user)]
         reached += [user for user in grown if user not in inside]
@@ -104,9 +104,14 @@ def _inside(norm: Node) -> set[Node]:
 
 def _is_written_along(node: Node) -> bool:
     """Whether a compiler computes a value in the kernel of what it is made of, or not at all."""
+    return node.target is operator.getitem or _is_computed_along(node)
+
+
+def _is_computed_along(node: Node) -> bool:
+    """The same of a value that is made of tensors: one of several results is where an excerpt begins."""
     if node.op != "call_function" or mutates(node):
         return False
-    if node.target is operator.getitem or is_call(node, *CASTS):
+    if is_call(node, *CASTS):
         return True
     is_pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
     return isinstance(node.target, OpOverload) and (is_pointwise or bool(aliased_by(node)))

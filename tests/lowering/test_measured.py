@@ -68,6 +68,21 @@ def test_a_norm_is_cut_out_with_what_is_fused_with_it() -> None:
     assert first.key != second.key
 
 
+def test_one_of_several_results_is_where_an_excerpt_begins() -> None:
+    """What made them stays outside, be it an operator like ``sort`` or the kernel of another norm."""
+
+    def sorted_block(x: Tensor, r: Tensor, up: Tensor, *more: Tensor) -> Tensor:
+        y = F.rms_norm(x + torch.sort(r, -1)[0], (WIDTH,), eps=1e-6)
+        return torch.cat(F.linear(y, up).chunk(5, -1)[1:], -1)
+
+    (norm,) = lifted(sorted_block, INPUTS).sites
+    found = excerpt(norm)
+    names = [str(n.target) for n in found.module.graph.nodes if n.op == "call_function"]
+    assert names[:2] == ["aten.add.Tensor", "aten.linear.default"]
+    assert "<built-in function getitem>" in names[2:]
+    assert len(found.inputs) == 3
+
+
 def test_equal_layers_have_one_key() -> None:
     def layers(x: Tensor, r: Tensor, up: Tensor, *more: Tensor) -> Tensor:
         for _ in range(2):
