@@ -7,7 +7,7 @@ Counts, and times that follow from them by two assumed figures. Nothing is run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,33 +15,35 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.gpu_count import Count, count
+from bench.gpu_count import BANDWIDTH, LAUNCH, Count, count
 from bench.gpu_models import MODELS, inputs
 from bench.gpu_stub import pretend
 from bench.gpu_ways import FORWARD, TRAINING, traced
 from bench.plain_table import aligned, store
 from bench.subjects import randomized
 
-__all__ = ["estimate", "measure"]
+__all__ = ["measure"]
 
 WIDTHS = (768, 1024, 2048, 4096, 8192)
 #: What is done, how many rows the stream has, and whether gradients are taken.
 WORK = {"decode": (1, False), "prefill": (4096, False), "training": (8192, True)}
-#: Assumed for an H100: bytes a second of the memory, and seconds from one kernel to the next in a graph.
-BANDWIDTH, LAUNCH = 3.0e12, 1.3e-6
 HEADER = ("model", "work", "d", "block", "kernels", "calls", "MB moved", "norms' MB", "norms' us")
 
 
 def measure(
-    widths: tuple[int, ...] = WIDTHS, work: tuple[str, ...] = tuple(WORK), models: tuple[str, ...] = tuple(MODELS)
+    widths: tuple[int, ...] = WIDTHS,
+    work: tuple[str, ...] = tuple(WORK),
+    models: tuple[str, ...] = tuple(MODELS),
+    ways: tuple[str, ...] = tuple(FORWARD),
 ) -> list[dict[str, Any]]:
-    """One entry for each way of each block."""
+    """One entry for each way of each block; ``ways`` has to have the one without norms."""
     found = []
     for name in models:
         for d in widths:
             stacks = [_made(MODELS[name], d, layers) for layers in (1, 2)]
             for one in work:
-                found += [{"model": name, "d": d, "work": one, **way} for way in _ways(stacks, *WORK[one])]
+                counts = _counts(name, stacks, ways, *WORK[one])
+                found += [{"model": name, "d": d, "work": one, **_entry(way, counts)} for way in counts]
     return found
 
 
@@ -49,25 +51,27 @@ def _made(kind: Callable[[int, int], nn.Module], d: int, layers: int) -> nn.Modu
     return randomized(kind(d, layers).bfloat16())
 
 
-def _ways(stacks: Sequence[nn.Module], rows: int, is_training: bool) -> list[dict[str, Any]]:
+def _counts(
+    name: str, stacks: Sequence[nn.Module], ways: Sequence[str], rows: int, is_training: bool
+) -> dict[str, Count]:
     """A block is what a model of two layers has beyond one of one layer."""
-    counts = {}
-    for way, backend in (TRAINING if is_training else FORWARD).items():
+    counts, known = dict[str, Count](), TRAINING if is_training else FORWARD
+    for way in known.keys() & set(ways):
         with torch.set_grad_enabled(is_training):
-            graphs = [traced(one.train(is_training), inputs(one, rows), backend) for one in stacks]
+            graphs = [traced(one.train(is_training), inputs(name, rows), known[way]) for one in stacks]
             one, two = (count(graph.module, graph.values, is_training) for graph in graphs)
         counts[way] = two.minus(one)
-    bare = counts["norms deleted"]
-    return [
-        {"rows": rows, "block": way, **asdict(one), **estimate(one, bare)} for way, one in counts.items()
-    ]
+    return {way: counts[way] for way in known if way in counts}
 
 
-def estimate(one: Count, bare: Count) -> dict[str, float]:
-    """What the norms of a block add to one without them: bytes, and the time that these would take."""
-    moved = one.moved - bare.moved
-    seconds = moved / BANDWIDTH + (one.launches - bare.launches) * LAUNCH
-    return {"norm_bytes": moved, "norm_microseconds": round(1e6 * seconds, 3)}
+def _entry(way: str, counts: Mapping[str, Count]) -> dict[str, Any]:
+    """The counts, and what the norms add to the block without them: bytes, and the time of these."""
+    one, bare = counts[way], counts["norms deleted"]
+    added = {
+        "norm_bytes": one.moved - bare.moved,
+        "norm_microseconds": round(1e6 * (one.seconds - bare.seconds), 3),
+    }
+    return {"block": way, **asdict(one), **added}
 
 
 def _line(one: dict[str, Any]) -> tuple[object, ...]:

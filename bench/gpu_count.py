@@ -25,7 +25,11 @@ from torch.fx import GraphModule
 from torch.fx.graph import CodeGen
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Count", "count"]
+__all__ = ["BANDWIDTH", "LAUNCH", "Count", "count"]
+
+
+#: Assumed for an H100: bytes a second of the memory, and seconds from one kernel to the next in a graph.
+BANDWIDTH, LAUNCH = 3.0e12, 1.3e-6
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,11 @@ class Count:
     @property
     def moved(self) -> int:
         return self.kernel_bytes + self.call_bytes
+
+    @property
+    def seconds(self) -> float:
+        """An estimate: as if nothing but the memory and the launches took time."""
+        return self.moved / BANDWIDTH + self.launches * LAUNCH
 
     def plus(self, other: Count) -> Count:
         """Both, one after the other."""

@@ -139,9 +139,27 @@ def _product(rows: int, inputs: int, outputs: int) -> Contest:
     return Contest("linear_rms_norm", (rows, inputs, outputs), moved, runs)
 
 
+def _added_product(rows: int, inputs: int, outputs: int) -> Contest:
+    x, residual, weight = _bfloat16(rows, inputs), _bfloat16(rows, inputs), _bfloat16(outputs, inputs)
+
+    def plain() -> tuple[torch.Tensor, torch.Tensor]:
+        h = x + residual
+        return F.linear(F.rms_norm(h, (inputs,), None, _EPS), weight), h
+
+    def bare() -> tuple[torch.Tensor, torch.Tensor]:
+        h = x + residual
+        return F.linear(h, weight), h
+
+    runs: dict[str, Run] = {"normfuse": lambda: linear_rms_norm(x, weight, eps=_EPS, residual=residual)}
+    for name, function in (("inductor", plain), ("without norm", bare)):
+        runs[name] = torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False)
+    moved = 2 * (3 * rows * inputs + rows * outputs + inputs * outputs)
+    return Contest("add and linear_rms_norm", (rows, inputs, outputs), moved, runs)
+
+
 _CONTESTS: list[tuple[Any, ...]] = [
     *((make, _VALUES // width, width) for width in WIDTHS for make in (_forward, _added, _backward)),
-    *((_product, *one) for one in PRODUCTS),
+    *((make, *one) for one in PRODUCTS for make in (_product, _added_product)),
 ]
 
 

@@ -12,7 +12,7 @@ from normfuse.kernels.code.columns import backward_columns
 from normfuse.kernels.code.forward import forward_rows
 from normfuse.kernels.code.forward_wide import forward_wide
 from normfuse.kernels.code.product import linear_rows
-from normfuse.kernels.plan import LinearPlan, Plan, backward_plan, column_plan, forward_plans, linear_plans
+from normfuse.kernels.plan import Plan, backward_plan, column_plan, forward_plans, linear_plans
 from normfuse.kernels.reference import CRMS, LAYER, RMS
 
 __all__ = ["DTYPES", "FORMS", "TARGETS", "WIDTHS", "Subject", "linear_subjects", "norm_subjects"]
@@ -75,16 +75,17 @@ def norm_subjects(form: str, width: int, dtype: str, is_aligned: bool = True) ->
         yield subject("columns", backward_columns, column_plan(width))
 
 
-def linear_subjects(rows: int, width: int, outputs: int, dtype: str) -> Iterator[Subject]:
+def linear_subjects(
+    rows: int, width: int, outputs: int, dtype: str, adds: bool = False, precision: str = "ieee"
+) -> Iterator[Subject]:
     """Each entry of the short list for ``rows`` rows."""
-    for plan in linear_plans(rows, outputs):
-        name = f"linear_rms_norm {plan.block_m}x{plan.block_n}x{plan.block_k}"
-        yield Subject(name, linear_rows, width, dtype, _linear(plan, width), plan.warps, plan.stages)
-
-
-def _linear(plan: LinearPlan, width: int) -> dict[str, Any]:
-    blocks = {"BLOCK_M": plan.block_m, "BLOCK_N": plan.block_n, "BLOCK_K": plan.block_k}
-    return {"WIDTH": width, "PRECISION": "tf32", **blocks}
+    absent = {} if adds else dict.fromkeys(("residual", "total"))
+    said = f"{'add_' if adds else ''}linear_rms_norm"
+    for plan in linear_plans(rows, outputs, SIZES[dtype]):
+        blocks = {"BLOCK_M": plan.block_m, "BLOCK_N": plan.block_n, "BLOCK_K": plan.block_k}
+        constants = {**absent, "WIDTH": width, "PRECISION": precision, **blocks}
+        name = f"{said} {plan.block_m}x{plan.block_n}x{plan.block_k}{' tf32' * (precision == 'tf32')}"
+        yield Subject(name, linear_rows, width, dtype, constants, plan.warps, plan.stages)
 
 
 def _constants(form: str, width: int, cut: Plan) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 from bench.kernel_compile import SHARED_LIMIT, SPILL_LIMIT, Made, make
@@ -44,8 +45,9 @@ def everything() -> Iterator[Subject]:
         for form in FORMS:
             for width in WIDTHS:
                 yield from norm_subjects(form, width, dtype)
-        for rows, width, outputs in PRODUCTS:
-            yield from linear_subjects(rows, width, outputs, dtype)
+        for adds, precision in product((False, True), ("ieee", "tf32")[: 1 + (dtype == "float32")]):
+            for rows, width, outputs in PRODUCTS:
+                yield from linear_subjects(rows, width, outputs, dtype, adds, precision)
 
 
 def table(found: list[Made]) -> str:

@@ -57,12 +57,16 @@ def compiled_library(source: str) -> ctypes.CDLL:
 def compiled_alone(
     gm: GraphModule, inputs: Sequence[torch.Tensor], mode: str | None, settings: Mapping[str, Any]
 ) -> Callable[..., Any]:
-    """A graph compiled by itself, whatever is being compiled just now, and never as a CUDA graph."""
+    """A graph compiled by itself, whatever is being compiled just now, and never as a CUDA graph.
+
+    Gradients are compiled at once: at their first call Dynamo's log takes them for those of the outer graph.
+    """
+    from torch._functorch import config
     from torch._inductor import list_mode_options
     from torch._inductor.compile_fx import compile_fx
 
     chosen = list_mode_options(mode) if mode not in (None, "default") else {}
-    with torch._guards.tracing(None):
+    with torch._guards.tracing(None), config.patch(force_non_lazy_backward_lowering=True):
         compiled: Any = compile_fx(
             gm, list(inputs), config_patches={**chosen, **settings, "triton.cudagraphs": False}
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from normfuse.errors import InputError
-from normfuse.kernels.arguments import check_eps, check_rows, check_vector
+from normfuse.kernels.arguments import check_beside, check_eps, check_rows, check_vector
 from normfuse.kernels.device import HAS_TRITON, on_device, takes_kernel
 from normfuse.kernels.reference import linear_reference
 
@@ -16,24 +18,32 @@ __all__ = ["linear_rms_norm"]
 
 
 def linear_rms_norm(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, eps: float = 1e-6
-) -> torch.Tensor:
-    """``y = (x W') * rstd + b`` with ``rstd = 1 / sqrt(mean(x ** 2) + eps)``: the linear layer of an RMSNorm
-    without weight (its weight multiplies the columns of W beforehand: Graef, Wasielewski and Clapp,
-    FlashNorm, arXiv 2407.09577, section 1).
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-6,
+    residual: torch.Tensor | None = None,
+) -> Any:
+    """The linear layer behind an RMSNorm without weight, and what stands before both in a transformer:
 
-    The sum of squares is taken in the loop that reads ``x`` for the product, so the normalized values are
-    never stored. Products and sums are float32, rounded once; float32 tensors are multiplied in TF32 where
-    ``torch.backends.cuda.matmul.allow_tf32``. Evaluation and training compute the same.
+        h = x + residual
+        y = (h W') * rstd + b,   rstd = 1 / sqrt(mean(h ** 2) + eps)
+
+    The weight of the norm multiplies the columns of W beforehand (Graef, Wasielewski and Clapp, FlashNorm,
+    arXiv 2407.09577, section 1). The sum of squares is taken in the loop that reads ``x`` for the product, so
+    the normalized values are never stored. Products and sums are float32, rounded once; float32 tensors are
+    multiplied in TF32 where ``torch.backends.cuda.matmul.allow_tf32``. Evaluation and training compute the
+    same.
 
     Args:
         x: ``(..., inputs)``, float32, bfloat16 or float16; rows may be strided or none.
         weight: ``(outputs, inputs)`` in the dtype of ``x``.
         bias: ``(outputs,)`` or None.
         eps: a positive number.
+        residual: of the shape and dtype of ``x``; h is rounded to that dtype, as PyTorch rounds it.
 
     Returns:
-        ``(..., outputs)`` in the dtype of ``x``.
+        y, ``(..., outputs)`` in the dtype of ``x``; with a residual ``(y, h)``.
 
     Raises:
         InputError: a ValueError, for shapes, dtypes and devices that do not fit together.
@@ -43,11 +53,13 @@ def linear_rms_norm(
     check_eps(where, eps)
     _check_weight(where, x, weight)
     check_vector(where, "bias", bias, weight.shape[0], x)
+    check_beside(where, "residual", residual, x, same_dtype=True)
     if not takes_kernel(where, x):
-        return linear_reference(x, weight, bias, eps)
-    with on_device(x):
-        y: torch.Tensor = linear_operator.linear(x, weight, bias, eps)[0]
-    return y
+        y, h = linear_reference(x, weight, bias, residual, eps)
+    else:
+        with on_device(x):
+            y, h, _ = linear_operator.linear(x, weight, bias, residual, eps)
+    return y if residual is None else (y, h)
 
 
 def _check_weight(where: str, x: torch.Tensor, weight: torch.Tensor) -> None:

@@ -1,7 +1,7 @@
 """The product behind an RMSNorm as an operator of PyTorch, with gradients.
 
 With u = dy W, the gradient of the input is that of an RMSNorm without weight that u arrives at, since
-``dy . (x W') = u . x``; that of W is ``(rstd * dy)' x``.
+``dy . (x W') = u . x``; that of W is ``(rstd * dy)' x``. Where x is a sum, both addends have its gradient.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.library import triton_op
 
 from normfuse.kernels.choice import chosen, described
 from normfuse.kernels.code.product import linear_rows
-from normfuse.kernels.layout import dense, float32, rows_of
+from normfuse.kernels.layout import dense, float32, rows_of, strides
 from normfuse.kernels.operators import norm_backward
 from normfuse.kernels.plan import LinearPlan, linear_plans
 from normfuse.kernels.reference import RMS
@@ -26,55 +26,74 @@ Maybe = torch.Tensor | None
 
 @triton_op("normfuse::linear_rms_norm", mutates_args={})
 def linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(y, rstd)``, the latter of the shape ``(rows, 1)``."""
-    flat, matrix = rows_of(x, x.shape[-1]), rows_of(weight, x.shape[-1])
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``(y, x + residual, rstd)``, the last of the shape ``(rows, 1)``."""
+    width, outputs = x.shape[-1], weight.shape[0]
+    flat, other, matrix = (rows_of(value, width) for value in (x, residual, weight))
     assert flat is not None
     assert matrix is not None
-    rows, outputs = flat.shape[0], matrix.shape[0]
+    rows, shift = flat.shape[0], dense(bias)
     y = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
+    total = flat.new_empty(0 if residual is None else (rows, width))
     rstd = float32(x, rows, 1)
-    shift = dense(bias)
     precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    arguments = [
+        flat, other, matrix, shift, y, None if residual is None else total, rstd, rows, outputs,
+        *strides(flat, other, matrix), eps, width, precision,
+    ]  # fmt: skip
 
     def launch(plan: LinearPlan) -> None:
         grid = ((outputs + plan.block_n - 1) // plan.block_n, (rows + plan.block_m - 1) // plan.block_m)
-        wrap_triton(linear_rows)[grid](
-            flat, matrix, shift, y, rstd, rows, outputs,
-            flat.stride(0), matrix.stride(0), eps, x.shape[-1], precision,
-            plan.block_m, plan.block_n, plan.block_k, num_warps=plan.warps, num_stages=plan.stages,
-        )  # fmt: skip
+        cut = (plan.block_m, plan.block_n, plan.block_k)
+        wrap_triton(linear_rows)[grid](*arguments, *cut, num_warps=plan.warps, num_stages=plan.stages)
 
     if rows != 0 and outputs != 0:
-        form = (x.shape[-1], outputs, precision, described(bias))
-        launch(chosen("linear_rms_norm", linear_plans(rows, outputs), launch, flat, rows, *form))
-    return y.view(*x.shape[:-1], outputs), rstd
+        plans = linear_plans(rows, outputs, x.element_size())
+        form = (width, outputs, precision, described(residual, bias))
+        launch(chosen("linear_rms_norm", plans, launch, flat, rows, *form))
+    else:  # nothing runs, and gradients read what it would have left
+        total = total if other is None else flat + other
+        rstd = torch.zeros_like(rstd)
+    return y.view(*x.shape[:-1], outputs), total if residual is None else total.view(x.shape), rstd
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    x, weight, bias, _ = inputs
-    ctx.save_for_backward(x, weight, bias, output[1])
+    x, weight, bias, residual, _ = inputs
+    _, total, rstd = output
+    ctx.adds = residual is not None
+    ctx.save_for_backward(x if residual is None else total, weight, bias, rstd)
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, dy: Maybe, _: Maybe) -> tuple[Maybe, ...]:
-    if dy is None:
-        return None, None, None, None
-    x, weight, bias, rstd = ctx.saved_tensors
-    flat = dy.reshape(rstd.shape[0], weight.shape[0])
-    dx = dweight = dbias = None
-    if ctx.needs_input_grad[0]:
-        arriving = (flat @ weight).view(x.shape)
-        nothing = rstd.new_empty(0)
-        dx = norm_backward(
-            arriving, None, None, x, None, None, None, nothing, rstd, RMS, 0.0, 1, False, False, False
-        )[0]
-    if ctx.needs_input_grad[1]:
-        dweight = (flat * rstd).to(x.dtype).t() @ x.reshape(-1, x.shape[-1])
-    if bias is not None and ctx.needs_input_grad[2]:
-        dbias = flat.sum(0, dtype=torch.float32).to(bias.dtype)
-    return dx, dweight, dbias, None
+def _gradients(ctx: Any, dy: Maybe, dtotal: Maybe, _: Maybe) -> tuple[Maybe, ...]:
+    h, weight, bias, rstd = ctx.saved_tensors
+    dx = dtotal if ctx.adds else None
+    dweight = dbias = None
+    if dy is not None:
+        flat = dy.reshape(rstd.shape[0], weight.shape[0])
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[3]:
+            dx = _behind_product((flat @ weight).view(h.shape), dx, h, rstd)
+        if ctx.needs_input_grad[1]:
+            dweight = (flat * rstd).to(h.dtype).t() @ h.reshape(-1, h.shape[-1])
+        if bias is not None and ctx.needs_input_grad[2]:
+            dbias = flat.sum(0, dtype=torch.float32).to(bias.dtype)
+    return dx, dweight, dbias, dx if ctx.adds else None, None
+
+
+def _behind_product(
+    arriving: torch.Tensor, dtotal: Maybe, h: torch.Tensor, rstd: torch.Tensor
+) -> torch.Tensor:
+    """The gradient of h, from that of the normalized value and that of h itself."""
+    nothing, off = rstd.new_empty(0), (False, False, False)
+    found: torch.Tensor = norm_backward(
+        arriving, dtotal, None, h, None, None, None, nothing, rstd, RMS, 0.0, 1, *off
+    )[0]
+    return found
 
 
 linear.register_autograd(_gradients, setup_context=_save)

@@ -55,11 +55,16 @@ def _normalized(u: torch.Tensor, kind: int, eps: float) -> tuple[torch.Tensor, t
 
 
 def linear_reference(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
-) -> torch.Tensor:
-    """``(x W') * rstd + b``, products and sums in float32, rounded once."""
-    exact = torch.promote_types(x.dtype, torch.float32)
-    wide = x.to(exact)
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``((h W') * rstd + b, h)`` with ``h = x + residual``; products and sums in float32, rounded once."""
+    total = x if residual is None else x + residual
+    exact = torch.promote_types(total.dtype, torch.float32)
+    wide = total.to(exact)
     rstd = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
     y = F.linear(wide, weight.to(exact)) * rstd
-    return (y if bias is None else y + bias.to(exact)).to(x.dtype)
+    return (y if bias is None else y + bias.to(exact)).to(total.dtype), total

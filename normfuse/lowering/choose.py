@@ -1,8 +1,8 @@
 """Which way each norm is run: ``normfuse.lower``.
 
 Inductor's operators are the first way, and the answer wherever nothing else is known to be faster: it fuses
-a norm with what stands beside it. On a GPU that is here, in inference, ``"auto"`` measures every way that
-there is for a norm and takes the fastest; on all other devices, and in training, it stands for Inductor.
+a norm with what stands beside it. On a GPU that is here ``"auto"`` measures every way that there is for a
+norm, in training with its gradients, and takes the fastest; on all other devices it stands for Inductor.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from normfuse.ir.location import described
 from normfuse.ir.program import Program
 from normfuse.ir.region import NormRegion, norms_in
 from normfuse.ir.sizes import tensor_of
-from normfuse.lowering.deferred import DEFERRED, PRODUCT
+from normfuse.lowering.deferred import DEFERRED
 from normfuse.lowering.inline import inline_all
 from normfuse.lowering.kernel import ADD_NORM, KERNEL
 from normfuse.lowering.measure import INDUCTOR, can_measure, fastest
+from normfuse.lowering.product import ADD_PRODUCT, PRODUCT
 from normfuse.lowering.provider import Provider
 from normfuse.lowering.tensors import NO_GPU, Tensors
 from normfuse.options import Options
@@ -35,8 +36,8 @@ LOWER = "lower"
 _WAYS: dict[str, tuple[Provider, ...]] = {
     "inductor": (),
     "triton": (ADD_NORM, KERNEL),
-    "deferred": (DEFERRED, PRODUCT),
-    "auto": (ADD_NORM, KERNEL, DEFERRED, PRODUCT),
+    "deferred": (DEFERRED, ADD_PRODUCT, PRODUCT),
+    "auto": (ADD_NORM, KERNEL, DEFERRED, ADD_PRODUCT, PRODUCT),
 }
 
 
@@ -82,7 +83,7 @@ def _choice(
 ) -> tuple[Provider | None, str]:
     """What runs a norm, None for Inductor, and why."""
     source = tensor_of(region.operands(node).source)
-    if options.lower == "auto" and (default := _default(program, node, source)) is not None:
+    if options.lower == "auto" and (default := _default(node, source)) is not None:
         return None, default
     tensors, device = _around(node, region)
     ways, refusals = _WAYS[options.lower], dict[str, str]()
@@ -93,18 +94,16 @@ def _choice(
         return None, next(iter(refusals.values()))
     if options.lower != "auto":
         return next(iter(apt.values())), ""
-    name, why = fastest(node, apt, options.mode, options.inductor)
+    name, why = fastest(node, apt, options.mode, options.inductor, program.grad_enabled)
     return apt.get(name), why
 
 
-def _default(program: Program, node: Node, source: torch.Tensor | None) -> str | None:
+def _default(node: Node, source: torch.Tensor | None) -> str | None:
     """Why Inductor runs a norm of ``source`` unmeasured; empty where nothing else could."""
     if source is None or source.device.type == "cpu":
         return ""
     if not can_measure(source.device):
         return f"there is no device here to measure on as {described(node)} needs"
-    if program.grad_enabled:
-        return "gradients are recorded, and only inference is measured"
     if not all(isinstance(plain_size(size), int) for size in source.shape):
         return f"the sizes of {described(node)} are open, and what is fastest depends on them"
     return None

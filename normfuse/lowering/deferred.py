@@ -3,12 +3,12 @@
     W (x * r) + b = r * (W x) + b,   r = 1 / sqrt(mean(x ** 2) + eps) for each row
 
 (Graef, Wasielewski and Clapp, FlashNorm, arXiv 2407.09577, section 1), where the weight of the norm is in W
-by then. Either as operators, or as one kernel that takes the sum of squares in the loop of the product.
+by then. Here as operators; :mod:`normfuse.lowering.product` has the same in one kernel.
 
-As operators the product is rounded before it is scaled, and x is not rounded to the norm's dtype. With u the
-relative error of one rounding, the error of the result was at least u and is at most root 2 times u, so the
-ratio of the errors is below 1.42. float16 would overflow: W x may have any size, and only its product with r
-is known to fit.
+The product is rounded before it is scaled, and x is not rounded to the norm's dtype. With u the relative
+error of one rounding, the error of the result was at least u and is at most root 2 times u, so the ratio of
+the errors is below 1.42. float16 would overflow: W x may have any size, and only its product with r is known
+to fit.
 """
 
 from __future__ import annotations
@@ -23,18 +23,15 @@ from normfuse.ir.calls import aten, is_call
 from normfuse.ir.dtypes import opmath
 from normfuse.ir.emit import call, cast
 from normfuse.ir.region import NormRegion
-from normfuse.ir.sizes import is_row_major
 from normfuse.ir.spec import NormSpec
-from normfuse.kernels.arguments import DTYPES
-from normfuse.kernels.device import takes_kernel
-from normfuse.lowering.provider import Provider, Replaced, alike, part
+from normfuse.lowering.provider import Provider, Replaced, alike
 from normfuse.lowering.readers import Product, products_behind, replayed
-from normfuse.lowering.tensors import NO_GPU, SMALLEST, Tensors
+from normfuse.lowering.tensors import SMALLEST, Tensors
 
-__all__ = ["DEFERRED", "PRODUCT"]
+__all__ = ["DEFERRED", "refusal_of_products", "rewritten"]
 
 
-def _refusal(spec: NormSpec, tensors: Tensors) -> str:
+def refusal_of_products(spec: NormSpec, tensors: Tensors) -> str:
     """Why the factor of a norm cannot be multiplied behind its readers, whatever multiplies it."""
     if spec.kind not in ("rms_norm", "crms_norm") or spec.statistics != "input" or spec.returns != "value":
         return f"a {spec.kind} of this form is no factor for each row"
@@ -55,25 +52,10 @@ def _refusal(spec: NormSpec, tensors: Tensors) -> str:
 
 
 def _refusal_of_operators(spec: NormSpec, tensors: Tensors, device: torch.device) -> str:
-    refusal = _refusal(spec, tensors)
+    refusal = refusal_of_products(spec, tensors)
     if not refusal and tensors.source is not None and tensors.source.dtype == torch.float16:
         return "float16 may not hold a product that is scaled afterwards"
     return refusal
-
-
-def _refusal_of_kernel(spec: NormSpec, tensors: Tensors, device: torch.device) -> str:
-    refusal = _refusal(spec, tensors)
-    if refusal or tensors.source is None:
-        return refusal
-    if not takes_kernel("a norm", tensors.source):
-        return f"{tensors.name} {NO_GPU}"
-    if spec.kind != "rms_norm" or spec.divisor is not None or tensors.source.dtype not in DTYPES:
-        return f"no kernel multiplies behind a {spec.kind} of this form"
-    if not all(is_linear and is_row_major(matrix) for matrix, is_linear, _ in tensors.matrices):
-        return f"a matrix that reads {tensors.name} is not stored output by output"
-    if any(bias is not None and bias.dim() != 1 for _, _, bias in tensors.matrices):
-        return f"what is added behind {tensors.name} is not one number for each output"
-    return ""
 
 
 def _write_operators(gm: GraphModule, node: Node, region: NormRegion) -> Replaced:
@@ -91,7 +73,7 @@ def _write_operators(gm: GraphModule, node: Node, region: NormRegion) -> Replace
             made = call(graph, aten.add.Tensor, made, product.bias)
         return cast(graph, made, product.node.meta["val"].dtype)
 
-    return _rewritten(node, source, scaled)
+    return rewritten(node, source, scaled)
 
 
 def _factor(graph: Graph, spec: NormSpec, source: Node) -> Node:
@@ -111,22 +93,7 @@ def _factor(graph: Graph, spec: NormSpec, source: Node) -> Node:
     return call(graph, aten.rsqrt.default, call(graph, aten.add.Tensor, mean, spec.eps))
 
 
-def _write_kernel(gm: GraphModule, node: Node, region: NormRegion) -> Replaced:
-    from normfuse.kernels.linear_operator import linear
-
-    graph, target = gm.graph, linear._opoverload
-
-    def multiplied(product: Product, rows: Node) -> Node:
-        made = graph.call_function(target, (rows, product.weight, product.bias, region.spec.eps))
-        result, x = product.node.meta["val"], rows.meta["val"]
-        factors = x.new_empty((x.numel() // x.shape[-1], 1), dtype=torch.float32)
-        made.meta["val"] = result, factors
-        return part(graph, made, 0)
-
-    return _rewritten(node, region.operands(node).source, multiplied)
-
-
-def _rewritten(node: Node, source: Node, write: Callable[[Product, Node], Node]) -> Replaced:
+def rewritten(node: Node, source: Node, write: Callable[[Product, Node], Node]) -> Replaced:
     """Have every product read the source of a norm, and what leads from the norm to it go."""
     graph, products = node.graph, products_behind(node)[0]
     replaced = dict[Node, Node]()
@@ -143,4 +110,3 @@ def _rewritten(node: Node, source: Node, write: Callable[[Product, Node], Node])
 
 
 DEFERRED = Provider("deferred", "deferred", _refusal_of_operators, _write_operators)
-PRODUCT = Provider("linear_rms_norm", "linear_rms_norm", _refusal_of_kernel, _write_kernel)

@@ -1,21 +1,20 @@
 """Which way to run a norm takes the least time on the device that is here: each is compiled and run once.
 
-What is measured is the norm with what stands around it. The figures are kept by device, sizes, dtypes and
-versions, so that every norm of a size is measured once on a machine.
+What is measured is the norm with what stands around it, in training with its gradients. The figures are kept
+by device, sizes, dtypes and versions, so that every norm of a size is measured once on a machine.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
-from functools import cache, partial
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Interpreter, Node
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.fx import GraphModule, Node
 
 from normfuse.clock import Clock, clock_of
 from normfuse.errors import cause
@@ -25,10 +24,11 @@ from normfuse.kernels.version import versions
 from normfuse.lowering.excerpt import excerpt
 from normfuse.lowering.inline import inline_all
 from normfuse.lowering.provider import Provider
+from normfuse.lowering.trial import Trial
 from normfuse.measured import Figures, keep_figures, kept_figures, quickest
 from normfuse.torch_compat import outside_tracing
 
-__all__ = ["INDUCTOR", "can_measure", "fastest"]
+__all__ = ["INDUCTOR", "can_measure", "fastest", "written"]
 
 log = logging.getLogger("normfuse")
 
@@ -48,13 +48,15 @@ def can_measure(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_available()
 
 
-def fastest(norm: Node, apt: Mapping[str, Provider], mode: str | None, given: Mapping[str, Any]) -> Choice:
+def fastest(
+    norm: Node, apt: Mapping[str, Provider], mode: str | None, given: Mapping[str, Any], trains: bool
+) -> Choice:
     """The name of what runs a norm in the least time, ``INDUCTOR`` where nothing is faster, and why.
 
-    ``mode`` and ``given`` are the user's settings of Inductor.
+    ``mode`` and ``given`` are the user's settings of Inductor; ``trains``: whether gradients are taken.
     """
     try:
-        found = _figures(norm, apt, mode, given)
+        found = _figures(norm, apt, mode, given, trains)
     except Exception as error:
         return INDUCTOR, f"the others could not be measured ({cause(error)})"
     best = quickest(found, INDUCTOR, _MARGIN, _ERROR)
@@ -70,33 +72,35 @@ def fastest(norm: Node, apt: Mapping[str, Provider], mode: str | None, given: Ma
     return INDUCTOR, f"measured, {', '.join(said)}"
 
 
-def _figures(norm: Node, apt: Mapping[str, Provider], mode: str | None, given: Mapping[str, Any]) -> Figures:
+def _figures(
+    norm: Node, apt: Mapping[str, Provider], mode: str | None, given: Mapping[str, Any], trains: bool
+) -> Figures:
     device, known = norm.meta["val"].device, _measured()
-    settings = f"{mode or 'default'} {sorted(given.items())}"
+    settings = f"{mode or 'default'} {sorted(given.items())}{' training' * trains}"
     key = f"{_name(device)}, {excerpt(norm).key}, {' '.join(apt)}, {settings}"
     if key not in known:
         with outside_tracing():
-            known[key] = _measure(norm, apt, mode, given)
+            known[key] = _measure(norm, apt, mode, given, trains)
         log.info("a norm on %s: seconds and errors %s", key, known[key])
         keep_figures(_file(), known)
     return known[key]
 
 
-def _measure(norm: Node, apt: Mapping[str, Provider], mode: str | None, given: Mapping[str, Any]) -> Figures:
+def _measure(
+    norm: Node, apt: Mapping[str, Provider], mode: str | None, given: Mapping[str, Any], trains: bool
+) -> Figures:
     """The shortest times, and the distances from float64 relative to the results, by name."""
-    device, inputs = (
-        norm.meta["val"].device,
-        [_random(one, seed) for seed, one in enumerate(excerpt(norm).inputs)],
-    )
-    exact = _Exact(_written(norm, None)).run(*tree_map_only(torch.Tensor, _widened, inputs))
+    trial = Trial.of(excerpt(norm), trains)
+    exact = trial.exact(written(norm, None))
     seconds, errors, clocks = dict[str, float](), dict[str, float](), dict[str, Clock]()
     for name, provider in ((INDUCTOR, None), *apt.items()):
         try:
             if provider is not None:  # its kernels choose their plans here; no traced call can
-                _written(norm, provider)(*inputs)
-            run = compiled_alone(_written(norm, provider), inputs, mode, given)
-            errors[name] = _distance(run(*inputs), exact)
-            clocks[name] = clock_of(partial(run, *inputs), device)
+                trial.step(written(norm, provider))()
+            with torch.set_grad_enabled(trains):
+                run = compiled_alone(written(norm, provider), trial.inputs, mode, given)
+            errors[name] = _distance(trial.step(run)(), exact)
+            clocks[name] = clock_of(trial.step(run), norm.meta["val"].device)
         except Exception as error:
             if provider is None:
                 raise
@@ -109,7 +113,7 @@ def _measure(norm: Node, apt: Mapping[str, Provider], mode: str | None, given: M
     return seconds, errors
 
 
-def _written(norm: Node, provider: Provider | None) -> GraphModule:
+def written(norm: Node, provider: Provider | None) -> GraphModule:
     """The neighbourhood of a norm as a provider runs it, or as Inductor gets it."""
     found = excerpt(norm)
     region = region_of(found.norm)
@@ -119,35 +123,14 @@ def _written(norm: Node, provider: Provider | None) -> GraphModule:
     return found.module
 
 
-class _Exact(Interpreter):
-    """Runs a graph in float64, whatever it casts to."""
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        args, kwargs = tree_map_only(torch.dtype, _wide, (args, dict(kwargs)))
-        return super().call_function(target, args, kwargs)
+def _distance(found: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:
+    """The largest of those of the results; nothing is at no distance from nothing."""
+    return max(_apart(one.double(), other) for one, other in zip(found, exact, strict=True))
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype.is_floating_point else dtype
-
-
-def _widened(value: torch.Tensor) -> torch.Tensor:
-    return value.to(_wide(value.dtype))
-
-
-def _random(like: torch.Tensor, seed: int) -> torch.Tensor:
-    """Numbers that lie as a fake tensor does; the random state of the device stays as it is."""
-    made = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
-    if not like.is_floating_point():
-        return made.zero_()
-    generator = torch.Generator(like.device).manual_seed(seed)
-    return made.copy_(torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device))
-
-
-def _distance(found: Any, exact: Any) -> float:
-    """The largest of those of the results."""
-    pairs = zip(tree_leaves(found), tree_leaves(exact), strict=True)
-    return max(float((one.double() - other).norm() / other.norm()) for one, other in pairs)
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    off = float((one - other).norm())
+    return off and off / float(other.norm())
 
 
 def _name(device: torch.device) -> str:

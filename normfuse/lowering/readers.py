@@ -46,6 +46,10 @@ class Product:
     weight: Node
     bias: Node | None
 
+    def __lt__(self, other: Product) -> bool:
+        """In the order of the graph."""
+        return self.node < other.node
+
     @property
     def is_linear(self) -> bool:
         """Whether the matrix is stored output by output."""

@@ -12,7 +12,7 @@ from normfuse.ir.effects import Effects
 from normfuse.ir.location import described
 from normfuse.ir.region import NormRegion, Operands
 from normfuse.ir.sizes import is_row_major, same_shape, tensor_of
-from normfuse.lowering.readers import products_behind
+from normfuse.lowering.readers import Product, products_behind
 
 __all__ = ["NO_GPU", "SMALLEST", "Tensors", "addends"]
 
@@ -33,6 +33,7 @@ class Tensors:
         matrices: of the products that read the norm, each with whether it is stored output by output, and
             what is added to the product.
         other_reader: what reads the norm and is no product, or nothing.
+        adds_in_product: whether the first of the products can stand where the addends are known.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Tensors:
     addends: tuple[torch.Tensor, torch.Tensor] | None = None
     matrices: tuple[tuple[torch.Tensor, bool, torch.Tensor | None], ...] = ()
     other_reader: str = ""
+    adds_in_product: bool = False
 
     @classmethod
     def of(cls, node: Node, region: NormRegion) -> Tensors:
@@ -58,13 +60,15 @@ class Tensors:
             None if pair is None else (pair[0].meta["val"], pair[1].meta["val"]),
             tuple((p.weight.meta["val"], p.is_linear, tensor_of(p.bias)) for p in products),
             "" if other is None else described(other),
+            pair is not None and bool(products) and _can_move(min(products), operands.source),
         )
 
 
 def addends(operands: Operands) -> tuple[Node, Node] | None:
     """The two values whose sum the norm reads, where a kernel can add them."""
     total = operands.source
-    if not is_call(total, aten.add.Tensor) or bind(total)["alpha"] != 1 or not _follow(total, operands):
+    is_sum = is_call(total, aten.add.Tensor) and bind(total)["alpha"] == 1
+    if not is_sum or not _is_found(total, operands.scale, operands.shift):
         return None
     left, right = total.args[:2]
     if not (isinstance(left, Node) and isinstance(right, Node)) or left is right:
@@ -79,8 +83,13 @@ def _is_plain(value: Node, total: Node) -> bool:
     return one is not None and other is not None and one.dtype == other.dtype and is_row_major(one)
 
 
-def _follow(total: Node, operands: Operands) -> bool:
-    """Whether the kernel finds the sum, the weight and the bias where the sum stands as the norm does."""
-    given, effects = [n for n in (operands.scale, operands.shift) if n is not None], Effects(total.graph)
-    known = all(n.op in ("placeholder", "get_attr") or n < total for n in given)
-    return known and not any(effects.is_written(n) for n in (total, *given))
+def _can_move(first: Product, total: Node) -> bool:
+    """Whether a product of the norm itself gives the same where the sum stands."""
+    return not first.path and _is_found(total, first.weight, first.bias)
+
+
+def _is_found(total: Node, *given: Node | None) -> bool:
+    """Whether a kernel finds the sum, and what else it is given, where the sum stands as it does later."""
+    others, effects = [node for node in given if node is not None], Effects(total.graph)
+    known = all(n.op in ("placeholder", "get_attr") or n < total for n in others)
+    return known and not any(effects.is_written(n) for n in (total, *others))

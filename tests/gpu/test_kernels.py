@@ -64,7 +64,8 @@ def test_other_plans_of_the_product(rows, place, monkeypatch):
     monkeypatch.setattr(
         linear_operator, "chosen", lambda kernel, plans, *more: plans[min(place, len(plans) - 1)]
     )
-    check_product(rows, 1024, 700, torch.bfloat16)
+    for adds in (False, True):
+        check_product(rows, 1024, 700, torch.bfloat16, adds)
 
 
 def test_many_rows_and_the_same_sums_each_time():
@@ -84,23 +85,27 @@ def test_more_values_than_32_bits_can_count():
     assert not y[:-1].any()
 
 
+@pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 4096, 512), (5, 77, 33), (300, 1024, 700)])
-def test_the_product(rows, inputs, outputs, dtype):
-    check_product(rows, inputs, outputs, dtype)
+def test_the_product(rows, inputs, outputs, dtype, adds):
+    check_product(rows, inputs, outputs, dtype, adds)
 
 
-def check_product(rows, inputs, outputs, dtype):
+def check_product(rows, inputs, outputs, dtype, adds):
     torch.manual_seed(0)
-    x, weight, bias = (
-        torch.randn(s, device="cuda").to(dtype) for s in ((rows, inputs), (outputs, inputs), (outputs,))
-    )
-    wide = x.double()
+    sizes = ((rows, inputs), (outputs, inputs), (outputs,), (rows, inputs))
+    x, weight, bias, residual = (torch.randn(s, device="cuda").to(dtype) for s in sizes)
+    if adds:
+        found, h = kernels.linear_rms_norm(x, weight, bias, EPS, residual)
+        assert torch.equal(h, x + residual)
+    else:
+        found, h = kernels.linear_rms_norm(x, weight, bias, EPS), x
+    wide = h.double()
     rstd = (wide.square().mean(-1, keepdim=True) + EPS).rsqrt()
     wanted = F.linear(wide, weight.double()) * rstd + bias.double()
     terms = F.linear(wide.abs(), weight.double().abs()) * rstd + bias.double().abs()
     limit = unit(dtype, False) * wanted.abs() + (inputs + 60) * 2.0**-24 * terms + 1e-37
-    found = kernels.linear_rms_norm(x, weight, bias, EPS)
     assert ((found.double() - wanted).abs() <= limit + torch.finfo(dtype).smallest_normal).all()
 
 
@@ -112,7 +117,7 @@ def test_on_a_device_that_is_not_the_current_one():
 def test_the_checks_of_custom_operators():
     x, weight = (torch.randn(s, device="cuda", requires_grad=True) for s in ((8, 64), (64,)))
     torch.library.opcheck(operators.norm, (x, weight, None, x.detach(), None, 0, EPS, 0.0, 1, False, True))
-    torch.library.opcheck(linear, (x, torch.randn(32, 64, device="cuda"), None, EPS))
+    torch.library.opcheck(linear, (x, torch.randn(32, 64, device="cuda"), None, None, EPS))
 
 
 @pytest.mark.parametrize("is_dynamic", [False, True])

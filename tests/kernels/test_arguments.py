@@ -65,6 +65,9 @@ def test_bad_input(norm, changed, message):
         ((X, torch.empty(3, 6, device="meta")), "convert or move one of them"),
         ((X, torch.ones(3, 6), torch.ones(4)), r"bias has the shape \(4,\); it must be \(3,\)"),
         ((X, torch.ones(3, 6), None, 0.0), "eps is 0.0"),
+        ((X, torch.ones(3, 6), None, 1e-5, X[:2]), r"residual has the shape \(2, 6\), x \(4, 6\)"),
+        ((X, torch.ones(3, 6), None, 1e-5, X.half()), "residual is float16, x float32; convert one of them"),
+        ((X, torch.ones(3, 6), None, 1e-5, X.to("meta")), "residual is on meta, x on cpu; move one of them"),
         ((X.double(), torch.ones(3, 6)), "no kernel for float64"),
     ],
 )
@@ -113,6 +116,9 @@ def test_results_come_in_one_order():
     assert torch.equal(rms_norm(X, residual=X)[0], y)
     assert rms_norm(X, return_rstd=True, groups=2)[1].shape == (4, 2)
     assert torch.equal(row_scale(X, residual=X)[0], total)
+    y, total = linear_rms_norm(X, torch.ones(3, 6), residual=X)
+    assert torch.equal(total, X + X)
+    assert torch.equal(y, linear_rms_norm(X + X, torch.ones(3, 6)))
 
 
 def test_gradients_of_the_reference_are_the_ones_of_pytorch():

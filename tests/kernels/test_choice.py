@@ -17,7 +17,7 @@ from normfuse.kernels import choice, version
 from normfuse.kernels.choice import chosen
 from normfuse.kernels.plan import LinearPlan, linear_plans
 
-PLANS = linear_plans(1, 4096)
+PLANS = linear_plans(1, 4096, 4)
 X = torch.empty(1, 4096)
 
 

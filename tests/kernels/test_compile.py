@@ -56,10 +56,11 @@ def test_the_other_dtypes_fit_too(dtype):
         assert made.vector_stores > 0
 
 
+@pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("target", TARGETS)
-def test_products_fit_and_copy_16_bytes_at_a_time(target):
+def test_products_fit_and_copy_16_bytes_at_a_time(target, adds):
     for rows in (1, 8192):
-        subject = next(iter(linear_subjects(rows, 4096, 4096, "bfloat16")))
+        subject = next(iter(linear_subjects(rows, 4096, 4096, "bfloat16", adds)))
         made = make(subject, target)
         fits(made)
         assert made.vector_loads >= 2

@@ -60,7 +60,7 @@ def test_a_norm_is_one_kernel_and_keeps_the_number_of_rows_open(kind):
 
 
 def test_a_product_is_one_kernel_and_nothing_else_reads_the_rows():
-    graph = _graph(lambda x, m: linear(x, m, None, 1e-5)[0], torch.randn(6, 32), torch.randn(8, 32))
+    graph = _graph(lambda x, m: linear(x, m, None, None, 1e-5)[0], torch.randn(6, 32), torch.randn(8, 32))
     assert len(_kernels(graph)) == 1
     assert not any("mm" in str(node.target) for node in graph.nodes)
 

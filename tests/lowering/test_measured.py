@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import normfuse
 from normfuse.lowering import choose, measure
 from normfuse.lowering.choose import lower
 from normfuse.lowering.deferred import DEFERRED
@@ -171,8 +172,8 @@ def test_the_default_says_why() -> None:
     """A device that is not there, gradients, and open sizes are not measured; on a CPU nothing is said."""
     work = lifted(block, INPUTS)
     node, _ = next(iter(choose.norms_in(work.program.gm)))
-    assert choose._default(work.program, node, torch.empty(3, WIDTH)) == ""
-    assert "no device here" in str(choose._default(work.program, node, elsewhere("xpu")))
+    assert choose._default(node, torch.empty(3, WIDTH)) == ""
+    assert "no device here" in str(choose._default(node, elsewhere("xpu")))
 
 
 def elsewhere(device: str) -> Any:
@@ -180,16 +181,53 @@ def elsewhere(device: str) -> Any:
     return SimpleNamespace(device=torch.device(device), shape=(3, WIDTH))
 
 
-def test_gradients_and_open_sizes_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_sizes_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "can_measure", lambda device: True)
-    work = lifted(block, INPUTS)
-    node, _ = next(iter(choose.norms_in(work.program.gm)))
-    work.program.grad_enabled = True
-    assert "gradients are recorded" in str(choose._default(work.program, node, elsewhere("cuda")))
-    work.program.grad_enabled = False
-    assert choose._default(work.program, node, elsewhere("cuda")) is None
+    node, _ = next(iter(choose.norms_in(lifted(block, INPUTS).program.gm)))
+    assert choose._default(node, elsewhere("cuda")) is None
     monkeypatch.setattr(choose, "plain_size", lambda size: "s0")
-    assert "are open" in str(choose._default(work.program, node, elsewhere("cuda")))
+    assert "are open" in str(choose._default(node, elsewhere("cuda")))
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_gradients_are_measured_where_they_are_recorded(trains: bool, here: pytest.MonkeyPatch) -> None:
+    """Each of the two norms is called with its gradients, and what is wrong in these alone is not taken."""
+    calls: list[bool] = []
+
+    def compiled(gm: Any, inputs: list[Tensor], *_: object) -> Any:
+        calls.extend(one.requires_grad for one in inputs)
+        assert torch.is_grad_enabled() == trains
+        return gm.forward
+
+    here.setattr(measure, "compiled_alone", compiled)
+    work = lifted(block, INPUTS)
+    work.program.grad_enabled = trains
+    lower(work.program, work.sites, Options())
+    assert set(calls) == {trains}
+    assert all(key.endswith(" training") == trains for key in measure._measured())
+    for _, errors in measure._measured().values():
+        # Eight products and a factor in float32, forth and back.
+        assert all(0 < error < 64 * 2**-24 for error in errors.values())
+
+
+def test_a_way_whose_gradients_are_wrong_is_not_taken(here: pytest.MonkeyPatch) -> None:
+    def detached(gm: Any, node: Any, region: Any) -> Any:
+        with gm.graph.inserting_before(node):
+            source = node.args[0]
+            half = gm.graph.call_function(torch.ops.aten.detach.default, (source,))
+            half.meta["val"] = source.meta["val"]
+        node.replace_input_with(source, half)
+        return {}
+
+    here.setattr(choose, "_WAYS", {"auto": (Provider("deferred", "deferred", DEFERRED.supports, detached),)})
+    for trains, said in ((False, "of its time"), (True, "is not exact enough")):
+        work = lifted(block, INPUTS)
+        work.program.grad_enabled = trains
+        here.setattr(measure, "_MARGIN", 0.0)
+        lower(work.program, work.sites, Options())
+        assert all(said in site.lowering for site in work.report.sites), [
+            site.lowering for site in work.report.sites
+        ]
 
 
 def test_a_way_is_run_before_it_is_compiled(here: pytest.MonkeyPatch) -> None:
@@ -212,3 +250,24 @@ def test_a_way_is_run_before_it_is_compiled(here: pytest.MonkeyPatch) -> None:
     here.setattr(measure, "compiled_alone", compiled)
     lowered()
     assert order[:3] == ["compiled", "run", "compiled"]  # Inductor's own, and the other way
+
+
+@pytest.mark.slow
+def test_gradients_are_compiled_inside_of_another_compilation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By Inductor, whose log of one compilation takes no second backward pass."""
+    monkeypatch.setattr(choose, "_default", lambda *_: None)
+    monkeypatch.setattr(measure, "_file", lambda: tmp_path / "lowering.json")
+    measure._measured.cache_clear()
+    model = torch.nn.Sequential(torch.nn.RMSNorm(16, 1e-6, elementwise_affine=False), torch.nn.Linear(16, 8))
+    fast = torch.compile(model, backend="normfuse")
+    fast(torch.randn(4, 16)).sum().backward()
+    (site,) = normfuse.last_report(fast).sites
+    assert "measured" in site.lowering
+    assert "could not" not in site.lowering
+    ((seconds, errors),) = measure._measured().values()
+    assert set(seconds) == set(errors) == {"inductor", "deferred"}
+    # Sixteen products and a factor in float32, forth and back.
+    assert max(errors.values()) < 128 * 2**-24
+    measure._measured.cache_clear()

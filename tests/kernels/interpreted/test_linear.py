@@ -23,36 +23,63 @@ def compare(found, wanted, terms, length):
     assert ((found.double() - wanted).abs() <= limit + torch.finfo(found.dtype).smallest_normal).all()
 
 
+@pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
-def test_forward(rows, inputs, outputs, dtype):
+def test_forward(rows, inputs, outputs, dtype, adds):
     torch.manual_seed(rows)
-    x, weight, bias = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(outputs)
-    x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-    exact_x, exact_weight, exact_bias = wide(x, weight, bias)
-    rstd = (exact_x.square().mean(-1, keepdim=True) + EPS).rsqrt()
-    wanted = F.linear(exact_x, exact_weight) * rstd + exact_bias
-    terms = F.linear(exact_x.abs(), exact_weight.abs()) * rstd + exact_bias.abs()
-    compare(linear_rms_norm(x, weight, bias, EPS), wanted, terms, inputs)
+    sizes = ((rows, inputs), (outputs, inputs), (outputs,), (rows, inputs))
+    x, weight, bias, residual = (torch.randn(size).to(dtype) for size in sizes)
+    h = x
+    if adds:
+        y, h = linear_rms_norm(x, weight, bias, EPS, residual)
+        exact = x.double() + residual.double()
+        assert ((h.double() - exact).abs() <= unit(dtype, True) * exact.abs()).all()
+    else:
+        y = linear_rms_norm(x, weight, bias, EPS)
+    exact_h, exact_weight, exact_bias = wide(h, weight, bias)
+    rstd = (exact_h.square().mean(-1, keepdim=True) + EPS).rsqrt()
+    wanted = F.linear(exact_h, exact_weight) * rstd + exact_bias
+    terms = F.linear(exact_h.abs(), exact_weight.abs()) * rstd + exact_bias.abs()
+    compare(y, wanted, terms, inputs)
 
 
+@pytest.mark.parametrize("reads", ["value", "sum", "both"])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
-def test_gradients(rows, inputs, outputs):
+def test_gradients(rows, inputs, outputs, reads):
     """In float32, where the products of the gradients are no less exact than PyTorch's own."""
     torch.manual_seed(rows)
-    leaves = [torch.randn(s, requires_grad=True) for s in ((rows, inputs), (outputs, inputs), (outputs,))]
-    x, weight, bias = wide(*leaves)
-    rstd = (x.square().mean(-1, keepdim=True) + EPS).rsqrt()
-    arriving = torch.randn(rows, outputs)
-    wanted = torch.autograd.grad(F.linear(x * rstd, weight, bias), (x, weight, bias), arriving.double())
-    found = torch.autograd.grad(linear_rms_norm(*leaves, EPS), leaves, arriving)
-    n, g = (x * rstd).abs(), arriving.double().abs()
+    sizes = ((rows, inputs), (outputs, inputs), (outputs,), (rows, inputs))
+    leaves = [torch.randn(size, requires_grad=True) for size in sizes]
+    x, weight, bias, residual = wide(*leaves)
+    h = x + residual
+    rstd = (h.square().mean(-1, keepdim=True) + EPS).rsqrt()
+    arriving = [torch.randn(rows, outputs), torch.randn(rows, inputs)]
+    arriving = [one * (reads in (name, "both")) for one, name in zip(arriving, ("value", "sum"), strict=True)]
+    results = F.linear(h * rstd, weight, bias), h
+    given = [one.double() for one in arriving]
+    wanted = torch.autograd.grad(results, (x, weight, bias, residual), given)
+    found = torch.autograd.grad(linear_rms_norm(*leaves[:3], EPS, leaves[3]), leaves, arriving)
+    n, g = (h * rstd).abs(), given[0].abs()
     back = g @ weight.abs()
-    terms = (rstd * (back + n * (n * back).mean(-1, keepdim=True)), g.t() @ n, g.sum(0))
+    dh = rstd * (back + n * (n * back).mean(-1, keepdim=True)) + given[1].abs()
+    lengths = (outputs + inputs, rows, rows, outputs + inputs)
     for one, exact, magnitude, length in zip(
-        found, wanted, terms, (outputs + inputs, rows, rows), strict=True
+        found, wanted, (dh, g.t() @ n, g.sum(0), dh), lengths, strict=True
     ):
         compare(one, exact, magnitude, length)
+
+
+def test_gradients_of_what_nothing_reads():
+    """Only the sum is read, or the product alone: the other arrives as nothing at all."""
+    x, residual, weight = (torch.randn(s, requires_grad=True) for s in ((3, 8), (3, 8), (4, 8)))
+    y, h = linear_rms_norm(x, weight, eps=EPS, residual=residual)
+    assert all(torch.equal(one, torch.ones(3, 8)) for one in torch.autograd.grad(h.sum(), (x, residual)))
+    y, h = linear_rms_norm(x, weight, eps=EPS, residual=residual)
+    one, other = torch.autograd.grad(y.sum(), (x, residual))
+    (wanted,) = torch.autograd.grad(linear_rms_norm(x + residual, weight, eps=EPS).sum(), x)
+    assert torch.equal(one, wanted)
+    assert torch.equal(other, wanted)
 
 
 def test_leading_dimensions_and_strided_rows():
@@ -70,6 +97,11 @@ def test_no_rows_and_no_outputs():
     assert y.shape == (3, 0)
     y.sum().backward()
     assert torch.equal(x.grad, torch.zeros(3, 8))
+    for rows, outputs in ((0, 4), (3, 0)):
+        x, residual = torch.randn(rows, 8), torch.randn(rows, 8)
+        y, h = linear_rms_norm(x, torch.randn(outputs, 8), residual=residual)
+        assert y.shape == (rows, outputs)
+        assert torch.equal(h, x + residual)
 
 
 def test_a_gradient_does_not_divide_by_the_outputs():

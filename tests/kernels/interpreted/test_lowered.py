@@ -30,7 +30,7 @@ class Block(nn.Module):
 @pytest.mark.parametrize("trains", [False, True])
 def test_compiled_models(trains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # The interpreter reads memory, so nothing can trace a kernel, or say what it makes of values without any.
-    monkeypatch.setattr(pipeline, "_observers", lambda given: [])
+    monkeypatch.setattr(pipeline, "_observers", lambda given: [given] if given else [])
     monkeypatch.setattr(inner, "run_inner", lambda gm, *rest: gm.forward)
     torch.manual_seed(0)
     model, x = Block(), torch.randn(2, 3, 12)
@@ -54,7 +54,7 @@ def test_compiled_models(trains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_product_that_takes_the_norm_along(monkeypatch: pytest.MonkeyPatch) -> None:
     """float16 could not hold the product before it is scaled, so one kernel does both."""
-    monkeypatch.setattr(pipeline, "_observers", lambda given: [])
+    monkeypatch.setattr(pipeline, "_observers", lambda given: [given] if given else [])
     monkeypatch.setattr(inner, "run_inner", lambda gm, *rest: gm.forward)
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.RMSNorm(24, eps=1e-5), nn.Linear(24, 10)).half(), torch.randn(2, 5, 24).half()
@@ -63,4 +63,34 @@ def test_a_product_that_takes_the_norm_along(monkeypatch: pytest.MonkeyPatch) ->
     with torch.no_grad():
         found, plain, wanted = fast(x), model(x), copy.deepcopy(model).double()(x.double())
     assert [site.lowering for site in normfuse.last_report(fast).sites] == ["linear_rms_norm"]
+    assert float((found - wanted).norm()) <= 1.5 * float((plain - wanted).norm())
+
+
+@pytest.mark.parametrize("verified", ["off", "sites"])
+def test_products_that_add_the_stream(verified: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first product behind each norm adds what the block before wrote, for all who read the stream."""
+
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = nn.ModuleList(nn.RMSNorm(24, eps=1e-5) for _ in range(3))
+            self.up = nn.ModuleList(nn.Linear(24, 10) for _ in range(3))
+            self.gate = nn.ModuleList(nn.Linear(24, 10) for _ in range(3))
+            self.down = nn.ModuleList(nn.Linear(10, 24) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for norm, up, gate, down in zip(self.norms, self.up, self.gate, self.down, strict=True):
+                y = norm(x)
+                x = x + down(up(y) * gate(y).sigmoid())
+            return x
+
+    monkeypatch.setattr(pipeline, "_observers", lambda given: [given] if given else [])
+    monkeypatch.setattr(inner, "run_inner", lambda gm, *rest: gm.forward)
+    torch.manual_seed(0)
+    model, x = Stack().half(), torch.randn(2, 5, 24).half()
+    options = {"normfuse.lower": "deferred", "normfuse.verify": verified, "normfuse.freeze": "off"}
+    fast = torch.compile(model, backend="normfuse", options=options)
+    with torch.no_grad():
+        found, plain, wanted = fast(x), model(x), copy.deepcopy(model).double()(x.double())
+    assert [site.lowering for site in normfuse.last_report(fast).sites] == ["linear_rms_norm"] * 3
     assert float((found - wanted).norm()) <= 1.5 * float((plain - wanted).norm())

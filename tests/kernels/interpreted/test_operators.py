@@ -18,7 +18,7 @@ def test_schema_and_gradients_are_registered(has_more):
     x, weight = torch.randn(3, 8, requires_grad=True), torch.randn(8, requires_grad=True)
     more = (torch.randn(8), torch.randn(3, 8), torch.randn(3, 8)) if has_more else (None, None, None)
     torch.library.opcheck(operators.norm, (x, weight, *more, 1, 1e-5, 0.0, 1, False, True), test_utils=CHECKS)
-    torch.library.opcheck(linear, (x, torch.randn(4, 8), None, 1e-5), test_utils=CHECKS)
+    torch.library.opcheck(linear, (x, torch.randn(4, 8), None, more[1], 1e-5), test_utils=CHECKS)
 
 
 def test_sums_over_rows_are_the_same_each_time():

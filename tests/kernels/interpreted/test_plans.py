@@ -40,5 +40,5 @@ def test_other_plans_of_the_norms(norm: str, width: int, place: int) -> None:
 
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(3, 300, 70), (40, 140, 20), (600, 70, 20)])
 def test_other_plans_of_the_product(rows: int, inputs: int, outputs: int, place: int) -> None:
-    if place < len(linear_plans(rows, outputs)):
-        forward(rows, inputs, outputs, torch.bfloat16)
+    if place < len(linear_plans(rows, outputs, 2)):
+        forward(rows, inputs, outputs, torch.bfloat16, adds=True)
