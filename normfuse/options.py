@@ -41,7 +41,7 @@ class Options:
         lower: what runs the norms that are left: ``"inductor"``; ``"triton"``, a kernel of normfuse's own
             where it has one, on a GPU; ``"deferred"``, a factor that multiplies what the products behind the
             norm give, where products are all that reads it; or ``"auto"``, the fastest of these where it can
-            be measured, which is in inference on a GPU, and else Inductor.
+            be measured, which is on a GPU, and else Inductor.
         allow: ``"exact"`` rules alone, or ``"approximate"`` ones too, which change results within bounds that
             their certificates state.
         memory: copies beside the originals; :func:`normfuse.apply` writes into the originals instead.
