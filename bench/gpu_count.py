@@ -1,12 +1,10 @@
 """What Inductor would launch on a GPU for a function: kernels, library calls, and the bytes that each moves.
 
-Bytes are Inductor's own figures: from the index expressions of each kernel, every element of a tensor that
-a kernel reads or writes counted once.
+Bytes are those of the index expressions of each kernel, every element that it reads or writes counted once.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from functools import reduce
@@ -24,6 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.graph import CodeGen
 from torch.utils._pytree import tree_leaves
+
+from bench.gpu_bytes import moved
 
 __all__ = ["BANDWIDTH", "LAUNCH", "Count", "count"]
 
@@ -144,23 +144,15 @@ def _counted(graph: GraphModule) -> Count:
 
 
 def _summed(graph: GraphLowering) -> Count:
-    ours, theirs = [], []
+    found = Count(0, 0, 0, 0)
     for node in graph.scheduler.nodes:
-        kind = type(node.node).__name__
-        if type(node).__name__ == "NopKernelSchedulerNode" or kind == "MultiOutput":
-            continue
-        if kind == "UserDefinedTritonKernel":
-            ours.append(_arguments(graph, node))
-        elif node.is_extern():
-            theirs.append(int(node.get_read_write_buffers_sizes()))
-        else:
-            ours.append(int(node.get_read_write_buffers_sizes()))
-    return Count(len(ours), len(theirs), sum(ours), sum(theirs))
-
-
-def _arguments(graph: GraphLowering, node: Any) -> int:
-    """Each tensor once: Inductor counts what a kernel of somebody else writes as read too."""
-    real = graph.scheduler.mutation_real_name
-    names = {real.get(dep.name, dep.name) for dep in node.read_writes.reads}
-    buffers = [graph.get_buffer(name) for name in names]
-    return sum(math.prod(map(int, b.get_size())) * b.get_dtype().itemsize for b in buffers)
+        kind, bytes_moved = type(node.node).__name__, 0
+        if type(node).__name__ != "NopKernelSchedulerNode":
+            bytes_moved = moved(graph, node)
+        if kind == "MultiOutput":  # a part of the results of a call that counts by itself
+            found = found.plus(Count(0, 0, 0, bytes_moved))
+        elif node.is_extern() and kind != "UserDefinedTritonKernel":
+            found = found.plus(Count(0, 1, 0, bytes_moved))
+        elif bytes_moved:
+            found = found.plus(Count(1, 0, bytes_moved, 0))
+    return found

@@ -97,10 +97,10 @@ class _LlamaBlock(nn.Module):
 
 
 def _turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotary embeddings (Su et al. 2021, arXiv 2104.09864, equation 34)."""
-    first, second = x.view(*x.shape[:-1], -1, _HEAD).chunk(2, -1)
+    """Rotary embeddings of neighbours (Su et al. 2021, arXiv 2104.09864, equation 34)."""
+    first, second = x.view(*x.shape[:-1], -1, _HEAD // 2, 2).unbind(-1)
     turned = (first * cosines - second * sines, second * cosines + first * sines)
-    return torch.cat(turned, -1).view(x.shape)
+    return torch.stack(turned, -1).view(x.shape)
 
 
 class Gpt2(_Stack):

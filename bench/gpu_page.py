@@ -1,6 +1,6 @@
 """The table of ``docs/gpu.md``, from the stored counts.
 
-    python -m bench.gpu_page
+python -m bench.gpu_page
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["current", "main"]
+__all__ = ["PAGE", "current", "main"]
 
 _ROOT = Path(__file__).resolve().parents[1]
-_PAGE = _ROOT / "docs" / "gpu.md"
+PAGE = _ROOT / "docs" / "gpu.md"
 _FOUND = _ROOT / "bench" / "results" / "kernels" / "codegen.json"
 _BEGIN, _END = "<!-- counts -->\n", "<!-- end of counts -->\n"
 #: The others are in the stored file.
@@ -23,7 +23,7 @@ _HEADER = ("model", "work", "d", "norms", "kernels", "calls", "MB moved", "norms
 
 def current() -> str:
     """The page with the table of the counts that are stored."""
-    text, found = _PAGE.read_text(encoding="utf-8"), json.loads(_FOUND.read_text(encoding="utf-8"))
+    text, found = PAGE.read_text(encoding="utf-8"), json.loads(_FOUND.read_text(encoding="utf-8"))
     before, rest = text.split(_BEGIN)
     return before + _BEGIN + _table(found["blocks"]) + _END + rest.split(_END)[1]
 
@@ -41,7 +41,7 @@ def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
 
 def main() -> None:
     """Write the page."""
-    _PAGE.write_text(current(), encoding="utf-8")
+    PAGE.write_text(current(), encoding="utf-8")
 
 
 if __name__ == "__main__":
