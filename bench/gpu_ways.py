@@ -1,8 +1,8 @@
 """The graphs that a model is compiled as: by PyTorch, by normfuse with its norms run in several ways, and
 without norms.
 
-The model stands on the CPU, and nothing is run. What normfuse would do with it on a GPU depends on the device
-in one place alone, which is told that kernels can run.
+The model stands on the CPU, and nothing is run. Only one function of normfuse asks whether kernels can run on
+a device; it is told that they can.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Traced:
 
 
 Backend = Callable[..., Any]
-#: A product has so many rows at most that the weights' way from the memory takes its time.
+#: With at most so many rows a product takes the time that reading its weights takes.
 _FEW = 64
 
 

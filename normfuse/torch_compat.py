@@ -51,6 +51,7 @@ __all__ = [
     "graph_module",
     "guards_may_be_skipped",
     "guards_on_sizes",
+    "is_inside_transform",
     "is_traceable_wrapper_subclass",
     "is_transformed",
     "keep_guards",
@@ -77,6 +78,14 @@ class PreDispatchMode(SchemaCheckMode):
 
     def __init__(self) -> None:
         TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)
+
+
+def is_inside_transform() -> bool:
+    """Whether a call is made inside of a ``torch.func`` transform or differentiated forward."""
+    if torch.compiler.is_compiling():
+        return False
+    is_inside = torch._C._functorch.peek_interpreter_stack() is not None
+    return is_inside or torch.autograd.forward_ad._current_level >= 0
 
 
 def autocast_off() -> AbstractContextManager[None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
+from typing import Any
 
 import torch
 
@@ -15,6 +17,7 @@ __all__ = [
     "check_eps",
     "check_groups",
     "check_rows",
+    "check_tensor",
     "check_used",
     "check_vector",
 ]
@@ -24,10 +27,15 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 65536
 
 
+def check_tensor(where: str, name: str, value: object) -> None:
+    """A tensor, and not a number, a list or None."""
+    if not isinstance(value, torch.Tensor):
+        raise InputError(f"{where}: {name} is a {type(value).__name__}; pass a tensor")
+
+
 def check_rows(where: str, x: torch.Tensor) -> None:
     """``x`` has a last dimension that can be normalized."""
-    if not isinstance(x, torch.Tensor):
-        raise InputError(f"{where}: x is a {type(x).__name__}; pass a tensor")
+    check_tensor(where, "x", x)
     if x.dtype not in DTYPES:
         raise InputError(f"{where} has no kernel for {_name(x.dtype)}; use float32, bfloat16 or float16")
     if x.dim() == 0:
@@ -48,8 +56,11 @@ def check_groups(where: str, features: int, groups: int) -> None:
         )
 
 
-def check_eps(where: str, eps: float) -> None:
+def check_eps(where: str, eps: Any) -> None:
     """Positive in float32, so that a row of zeros has a finite result."""
+    is_number = isinstance(eps, (Real, torch.SymFloat))
+    if not is_number:
+        raise InputError(f"{where}: eps is a {type(eps).__name__}; it must be a positive number")
     if not (torch.finfo(torch.float32).tiny <= eps < math.inf):
         raise InputError(f"{where}: eps is {eps}; it must be a positive number that float32 can hold")
 
@@ -64,6 +75,7 @@ def check_vector(where: str, name: str, value: torch.Tensor | None, count: int, 
     """One number a feature, or None."""
     if value is None:
         return
+    check_tensor(where, name, value)
     if tuple(value.shape) != (count,):
         raise InputError(f"{where}: {name} has the shape {tuple(value.shape)}; it must be ({count},)")
     _check_place(where, name, value, x)
@@ -75,6 +87,7 @@ def check_beside(
     """A tensor of the shape of ``x``, or None."""
     if value is None:
         return
+    check_tensor(where, name, value)
     if value.shape != x.shape:
         raise InputError(
             f"{where}: {name} has the shape {tuple(value.shape)}, x {tuple(x.shape)}; they must be equal"

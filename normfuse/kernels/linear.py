@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from normfuse.errors import InputError
-from normfuse.kernels.arguments import check_beside, check_eps, check_rows, check_vector
+from normfuse.kernels.arguments import check_beside, check_eps, check_rows, check_tensor, check_vector
 from normfuse.kernels.device import HAS_TRITON, on_device, takes_kernel
 from normfuse.kernels.reference import linear_reference
 
@@ -32,8 +32,8 @@ def linear_rms_norm(
     The weight of the norm multiplies the columns of W beforehand (Graef, Wasielewski and Clapp, FlashNorm,
     arXiv 2407.09577, section 1). The sum of squares is taken in the loop that reads ``x`` for the product, so
     the normalized values are never stored. Products and sums are float32, rounded once; float32 tensors are
-    multiplied in TF32 where ``torch.backends.cuda.matmul.allow_tf32``. Evaluation and training compute the
-    same.
+    multiplied in TF32 where ``torch.backends.cuda.matmul.fp32_precision`` is that. Evaluation and training
+    compute the same.
 
     Args:
         x: ``(..., inputs)``, float32, bfloat16 or float16; rows may be strided or none.
@@ -63,6 +63,7 @@ def linear_rms_norm(
 
 
 def _check_weight(where: str, x: torch.Tensor, weight: torch.Tensor) -> None:
+    check_tensor(where, "weight", weight)
     if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
         raise InputError(
             f"{where}: weight has the shape {tuple(weight.shape)}; for rows of {x.shape[-1]} values "

@@ -1,7 +1,8 @@
 """The product behind an RMSNorm as an operator of PyTorch, with gradients.
 
 With u = dy W, the gradient of the input is that of an RMSNorm without weight that u arrives at, since
-``dy . (x W') = u . x``; that of W is ``(rstd * dy)' x``. Where x is a sum, both addends have its gradient.
+``dy . (x W') = u . x``; that of W is ``dy' (rstd * x)``, with the normalized values in the dtype of x, which
+holds them whatever the sizes of x and dy are. Where x is a sum, both addends have its gradient.
 """
 
 from __future__ import annotations
@@ -38,28 +39,29 @@ def linear(
     assert flat is not None
     assert matrix is not None
     rows, shift = flat.shape[0], dense(bias)
-    y = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
-    total = flat.new_empty(0 if residual is None else (rows, width))
+    y = x.new_empty((*x.shape[:-1], outputs))
+    total = x.new_empty(0 if residual is None else x.shape)
     rstd = float32(x, rows, 1)
-    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    is_tf32 = x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    precision = "tf32" if is_tf32 else "ieee"
     arguments = [
         flat, other, matrix, shift, y, None if residual is None else total, rstd, rows, outputs,
         *strides(flat, other, matrix), eps, width, precision,
     ]  # fmt: skip
 
     def launch(plan: LinearPlan) -> None:
-        grid = ((outputs + plan.block_n - 1) // plan.block_n, (rows + plan.block_m - 1) // plan.block_m)
+        grid = ((outputs + plan.block_n - 1) // plan.block_n) * ((rows + plan.block_m - 1) // plan.block_m)
         cut = (plan.block_m, plan.block_n, plan.block_k)
-        wrap_triton(linear_rows)[grid](*arguments, *cut, num_warps=plan.warps, num_stages=plan.stages)
+        wrap_triton(linear_rows)[(grid,)](*arguments, *cut, num_warps=plan.warps, num_stages=plan.stages)
 
     if rows != 0 and outputs != 0:
         plans = linear_plans(rows, outputs, x.element_size())
         form = (width, outputs, precision, described(residual, bias))
         launch(chosen("linear_rms_norm", plans, launch, flat, rows, *form))
     else:  # nothing runs, and gradients read what it would have left
-        total = total if other is None else flat + other
+        total = total if residual is None else x + residual
         rstd = torch.zeros_like(rstd)
-    return y.view(*x.shape[:-1], outputs), total if residual is None else total.view(x.shape), rstd
+    return y, total, rstd
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
@@ -75,13 +77,14 @@ def _gradients(ctx: Any, dy: Maybe, dtotal: Maybe, _: Maybe) -> tuple[Maybe, ...
     dx = dtotal if ctx.adds else None
     dweight = dbias = None
     if dy is not None:
-        flat = dy.reshape(rstd.shape[0], weight.shape[0])
-        if ctx.needs_input_grad[0] or ctx.needs_input_grad[3]:
-            dx = _behind_product((flat @ weight).view(h.shape), dx, h, rstd)
-        if ctx.needs_input_grad[1]:
-            dweight = (flat * rstd).to(h.dtype).t() @ h.reshape(-1, h.shape[-1])
-        if bias is not None and ctx.needs_input_grad[2]:
-            dbias = flat.sum(0, dtype=torch.float32).to(bias.dtype)
+        flat, rows = dy.reshape(rstd.shape[0], weight.shape[0]), h.reshape(-1, h.shape[-1])
+        with torch.autocast(h.device.type, enabled=False):
+            if ctx.needs_input_grad[0] or ctx.needs_input_grad[3]:
+                dx = _behind_product((flat @ weight).view(h.shape), dx, h, rstd)
+            if ctx.needs_input_grad[1]:
+                dweight = flat.t() @ (rows * rstd).to(h.dtype)
+            if bias is not None and ctx.needs_input_grad[2]:
+                dbias = flat.sum(0, dtype=torch.float32).to(bias.dtype)
     return dx, dweight, dbias, dx if ctx.adds else None, None
 
 

@@ -47,12 +47,8 @@ def norm(
     rows = flat.shape[0]
     weight, bias = dense(weight), dense(bias)
     others = [rows_of(value, x.shape[-1]) for value in (residual, gate)]
-    y = torch.empty_like(flat, memory_format=torch.contiguous_format) if wants_value else flat.new_empty(0)
-    total = (
-        flat.new_empty(0)
-        if residual is None
-        else torch.empty_like(flat, memory_format=torch.contiguous_format)
-    )
+    y = x.new_empty(x.shape if wants_value else 0)
+    total = x.new_empty(0 if residual is None else x.shape)
     centre = float32(x, 0) if kind == RMS else float32(x, rows, groups)
     rstd = float32(x, rows, groups)
     arguments = [
@@ -74,12 +70,7 @@ def norm(
         given = described(residual, gate, weight, bias)
         form = (width, groups, kind, gate_first, wants_value, given)
         launch(chosen("norm", forward_plans(width), launch, flat, rows, *form))
-    return (
-        y.view(x.shape) if wants_value else y,
-        total if residual is None else total.view(x.shape),
-        centre,
-        rstd,
-    )
+    return y, total, centre, rstd
 
 
 @triton_op("normfuse::norm_backward", mutates_args={})
@@ -107,8 +98,8 @@ def norm_backward(
     assert flat is not None
     rows = flat.shape[0]
     scale, shift = dense(weight), dense(bias)
-    dx = torch.empty_like(flat, memory_format=torch.contiguous_format)
-    dgate = dx.new_empty(0) if gate is None else torch.empty(dx.shape, dtype=gate.dtype, device=dx.device)
+    dx = h.new_empty(h.shape)
+    dgate = h.new_empty(0) if gate is None else gate.new_empty(h.shape)
     plan = backward_plan(width, h.element_size())
     cut = column_plan(width) if plan.is_wide else plan
     blocks = (width + cut.block - 1) // cut.block
@@ -132,12 +123,7 @@ def norm_backward(
                 *strides(flat_dy, flat, flat_gate), kind, gate_first, width, groups,
                 cut.rows, cut.block, num_warps=cut.warps,
             )  # fmt: skip
-    return (
-        dx.view(h.shape),
-        _added_up(weight_sums, weight, dx),
-        _added_up(bias_sums, bias, dx),
-        dgate if gate is None else dgate.view(h.shape),
-    )
+    return dx, _added_up(weight_sums, weight, dx), _added_up(bias_sums, bias, dx), dgate
 
 
 def _added_up(sums: Maybe, of: Maybe, beside: torch.Tensor) -> torch.Tensor:

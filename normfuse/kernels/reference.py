@@ -66,5 +66,6 @@ def linear_reference(
     exact = torch.promote_types(total.dtype, torch.float32)
     wide = total.to(exact)
     rstd = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
-    y = F.linear(wide, weight.to(exact)) * rstd
+    with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
+        y = F.linear(wide, weight.to(exact)) * rstd
     return (y if bias is None else y + bias.to(exact)).to(total.dtype), total

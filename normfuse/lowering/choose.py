@@ -13,17 +13,20 @@ import torch
 from torch.fx import Node
 
 from normfuse.errors import OptionError
+from normfuse.ir.grad_mode import gradient_regions, switches_gradients
 from normfuse.ir.location import described
 from normfuse.ir.program import Program
 from normfuse.ir.region import NormRegion, norms_in
 from normfuse.ir.sizes import tensor_of
+from normfuse.kernels.device import HAS_TRITON, runs_kernels
 from normfuse.lowering.deferred import DEFERRED
 from normfuse.lowering.inline import inline_all
 from normfuse.lowering.kernel import ADD_NORM, KERNEL
 from normfuse.lowering.measure import INDUCTOR, can_measure, fastest
 from normfuse.lowering.product import ADD_PRODUCT, PRODUCT
 from normfuse.lowering.provider import Provider
-from normfuse.lowering.tensors import NO_GPU, Tensors
+from normfuse.lowering.readers import products_behind
+from normfuse.lowering.tensors import Tensors, addends
 from normfuse.options import Options
 from normfuse.report import Site
 from normfuse.torch_compat import plain_size
@@ -58,7 +61,8 @@ def lower(
     gm, replaced = program.gm, dict[Node, Node]()
     norms = norms_in(gm) if _WAYS[options.lower] else []
     if norms and options.lower == "triton" and all(_is_elsewhere(*norm) for norm in norms):
-        raise OptionError("normfuse.lower='triton' is not possible here: no norm of the graph is on a GPU")
+        what = "no norm of the graph is on a GPU" if HAS_TRITON else "the package triton is not installed"
+        raise OptionError(f"normfuse.lower='triton' is not possible here: {what}")
     for node, region in norms:
         chosen, why = _choice(program, node, region, options) if may(node) else (None, "")
         if chosen is not None:
@@ -70,7 +74,7 @@ def lower(
 
 
 def _is_elsewhere(node: Node, region: NormRegion) -> bool:
-    return KERNEL.supports(region.spec, *_around(node, region)).endswith(NO_GPU)
+    return not runs_kernels(_around(node, region)[1])
 
 
 def _around(node: Node, region: NormRegion) -> tuple[Tensors, torch.device]:
@@ -85,6 +89,8 @@ def _choice(
     source = tensor_of(region.operands(node).source)
     if options.lower == "auto" and (default := _default(node, source)) is not None:
         return None, default
+    if program.grad_enabled and (reason := _switched(node, region)):
+        return None, reason
     tensors, device = _around(node, region)
     ways, refusals = _WAYS[options.lower], dict[str, str]()
     for way in ways:
@@ -96,6 +102,18 @@ def _choice(
         return next(iter(apt.values())), ""
     name, why = fastest(node, apt, options.mode, options.inductor, program.grad_enabled)
     return apt.get(name), why
+
+
+def _switched(node: Node, region: NormRegion) -> str:
+    """Why gradients keep a norm from becoming one with what it reads or what reads it."""
+    if not switches_gradients(node.graph):
+        return ""
+    operands, regions = region.operands(node), gradient_regions(node.graph)
+    one = {node} if addends(operands) is None else {node, operands.source}
+    for product in products_behind(node)[0]:
+        one |= {product.node, *product.path}
+    is_same = len({regions[part] for part in one}) == 1
+    return "" if is_same else f"gradients are switched on or off beside {described(node)}"
 
 
 def _default(node: Node, source: torch.Tensor | None) -> str | None:

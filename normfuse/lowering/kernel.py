@@ -12,10 +12,10 @@ from normfuse.ir.region import NormRegion, Operands
 from normfuse.ir.sizes import is_row_major
 from normfuse.ir.spec import NormSpec
 from normfuse.kernels.arguments import DTYPES, WIDEST
-from normfuse.kernels.device import takes_kernel
+from normfuse.kernels.device import runs_kernels
 from normfuse.kernels.reference import CRMS, LAYER, RMS
 from normfuse.lowering.provider import Provider, Replaced, alike, part
-from normfuse.lowering.tensors import NO_GPU, SMALLEST, Tensors, addends
+from normfuse.lowering.tensors import SMALLEST, Tensors, addends, without_kernels
 from normfuse.torch_compat import plain_size
 
 __all__ = ["ADD_NORM", "KERNEL"]
@@ -24,8 +24,8 @@ __all__ = ["ADD_NORM", "KERNEL"]
 def _refusal(spec: NormSpec, tensors: Tensors, device: torch.device) -> str:
     """Why a norm has no kernel; empty where it has one."""
     source, result = tensors.source, tensors.result
-    if source is None or result is None or not takes_kernel("a norm", source):
-        return f"{tensors.name} {NO_GPU}"
+    if source is None or result is None or not runs_kernels(device):
+        return f"{tensors.name} {without_kernels(device)}"
     if _kind(spec) is None or spec.statistics != "input" or spec.returns != "value" or spec.dims != (-1,):
         return f"no kernel computes a {spec.kind} of this form"
     if spec.eps is None or not spec.eps >= SMALLEST or spec.eps_mode != "inside" or spec.divisor is not None:

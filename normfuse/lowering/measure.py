@@ -124,13 +124,17 @@ def written(norm: Node, provider: Provider | None) -> GraphModule:
 
 
 def _distance(found: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:
-    """The largest of those of the results; nothing is at no distance from nothing."""
-    return max(_apart(one.double(), other) for one, other in zip(found, exact, strict=True))
+    """The largest of those of the results that are numbers; nan where none are."""
+    pairs = zip(found, exact, strict=True)
+    apart = [_apart(one.double(), other) for one, other in pairs if other.is_floating_point()]
+    return max(apart, default=math.nan)
 
 
 def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    off = float((one - other).norm())
-    return off and off / float(other.norm())
+    """Where random inputs have a result; nothing is at no distance from nothing."""
+    known = other.isfinite()
+    off = float((one - other)[known].norm())
+    return off and off / float(other[known].norm())
 
 
 def _name(device: torch.device) -> str:

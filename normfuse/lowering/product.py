@@ -12,14 +12,14 @@ import torch
 from torch.fx import GraphModule, Node
 
 from normfuse.ir.region import NormRegion
-from normfuse.ir.sizes import is_row_major
+from normfuse.ir.sizes import is_row_major, same
 from normfuse.ir.spec import NormSpec
 from normfuse.kernels.arguments import DTYPES
-from normfuse.kernels.device import takes_kernel
+from normfuse.kernels.device import runs_kernels
 from normfuse.lowering.deferred import refusal_of_products, rewritten
 from normfuse.lowering.provider import Provider, Replaced, alike, part
 from normfuse.lowering.readers import Product, products_behind
-from normfuse.lowering.tensors import NO_GPU, Tensors, addends
+from normfuse.lowering.tensors import Tensors, addends, without_kernels
 from normfuse.torch_compat import plain_size
 
 __all__ = ["ADD_PRODUCT", "PRODUCT"]
@@ -32,15 +32,19 @@ def _refusal(spec: NormSpec, tensors: Tensors, device: torch.device) -> str:
     refusal = refusal_of_products(spec, tensors)
     if refusal or tensors.source is None:
         return refusal
-    if not takes_kernel("a norm", tensors.source):
-        return f"{tensors.name} {NO_GPU}"
+    if not runs_kernels(device):
+        return f"{tensors.name} {without_kernels(device)}"
     if spec.kind != "rms_norm" or spec.divisor is not None or tensors.source.dtype not in DTYPES:
         return f"no kernel multiplies behind a {spec.kind} of this form"
     if not all(is_linear and is_row_major(matrix) for matrix, is_linear, _ in tensors.matrices):
         return f"a matrix that reads {tensors.name} is not stored output by output"
-    if any(bias is not None and bias.dim() != 1 for _, _, bias in tensors.matrices):
+    if not all(_has_number_each(matrix, bias) for matrix, _, bias in tensors.matrices):
         return f"what is added behind {tensors.name} is not one number for each output"
     return ""
+
+
+def _has_number_each(matrix: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    return bias is None or (bias.dim() == 1 and same(bias.shape[0], matrix.shape[0]))
 
 
 def _refusal_with_sum(spec: NormSpec, tensors: Tensors, device: torch.device) -> str:

@@ -94,10 +94,15 @@ def _product(user: Node, value: Node, path: tuple[Node, ...]) -> Product | None:
 
 
 def replayed(path: tuple[Node, ...], value: Node) -> Node:
-    """What the operators of a path make of ``value`` in the place of the norm: rows, or a number a row."""
+    """What the operators of a path make of ``value`` in the place of the norm: rows, or a number a row.
+
+    It need not lie row after row, as a norm does: what was a view of that may be a copy of this.
+    """
     for step in path:
-        given = list(step.args[1:])
-        if is_call(step, *_VIEWS) and same((shape_of(value) or (0,))[-1], 1):
-            given = [[*given[0][:-1], 1]]  # type: ignore[index, misc]
-        value = call(value.graph, step.target, value, *given, **step.kwargs)  # type: ignore[arg-type]
+        given, target = list(step.args[1:]), step.target
+        if is_call(step, *_VIEWS):
+            target = aten.reshape.default
+            if same((shape_of(value) or (0,))[-1], 1):
+                given = [[*given[0][:-1], 1]]  # type: ignore[index, misc]
+        value = call(value.graph, target, value, *given, **step.kwargs)  # type: ignore[arg-type]
     return value

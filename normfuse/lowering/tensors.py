@@ -14,9 +14,8 @@ from normfuse.ir.region import NormRegion, Operands
 from normfuse.ir.sizes import is_row_major, same_shape, tensor_of
 from normfuse.lowering.readers import Product, products_behind
 
-__all__ = ["NO_GPU", "SMALLEST", "Tensors", "addends"]
+__all__ = ["SMALLEST", "Tensors", "addends", "without_kernels"]
 
-NO_GPU = "is not on a GPU, where the kernels run"
 #: An eps that float32 can hold keeps the factor of a row of zeros finite.
 SMALLEST = torch.finfo(torch.float32).tiny
 
@@ -62,6 +61,13 @@ class Tensors:
             "" if other is None else described(other),
             pair is not None and bool(products) and _can_move(min(products), operands.source),
         )
+
+
+def without_kernels(device: torch.device) -> str:
+    """What there is to say of a norm on a device that has no kernels."""
+    if device.type == "cuda":
+        return "has no kernel without the package triton; pip install 'normfuse[triton]'"
+    return "is not on a GPU, where the kernels run"
 
 
 def addends(operands: Operands) -> tuple[Node, Node] | None:

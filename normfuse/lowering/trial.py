@@ -79,9 +79,12 @@ def _widened(value: torch.Tensor) -> torch.Tensor:
 
 
 def _random(like: torch.Tensor, seed: int) -> torch.Tensor:
-    """Numbers that lie as a fake tensor does; the random state of the device stays as it is."""
-    made = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
-    if not like.is_floating_point():
-        return made.zero_()
-    generator = torch.Generator(like.device).manual_seed(seed)
-    return made.copy_(torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device))
+    """Numbers that lie as a fake tensor does, in memory of their own; the device's random state stays."""
+    last = sum((size - 1) * step for size, step in zip(like.shape, like.stride(), strict=True))
+    count = last + 1 if like.numel() else 0
+    if like.is_floating_point():
+        generator = torch.Generator(like.device).manual_seed(seed)
+        held = torch.randn(count, generator=generator, dtype=like.dtype, device=like.device)
+    else:
+        held = torch.zeros(count, dtype=like.dtype, device=like.device)
+    return held.as_strided(like.shape, like.stride())

@@ -69,6 +69,11 @@ def test_bad_input(norm, changed, message):
         ((X, torch.ones(3, 6), None, 1e-5, X.half()), "residual is float16, x float32; convert one of them"),
         ((X, torch.ones(3, 6), None, 1e-5, X.to("meta")), "residual is on meta, x on cpu; move one of them"),
         ((X.double(), torch.ones(3, 6)), "no kernel for float64"),
+        ((X, torch.ones(3, 6), None, X), "eps is a Tensor; it must be a positive number"),
+        ((X, torch.ones(3, 6), None, None), "eps is a NoneType"),
+        ((X, None), "weight is a NoneType; pass a tensor"),
+        ((X, torch.ones(3, 6), 1.0), "bias is a float; pass a tensor"),
+        ((X, torch.ones(3, 6), None, 1e-5, [X]), "residual is a list; pass a tensor"),
     ],
 )
 def test_bad_input_of_the_product(arguments, message):
@@ -127,3 +132,19 @@ def test_gradients_of_the_reference_are_the_ones_of_pytorch():
     wanted = torch.autograd.grad(F.linear(F.rms_norm(x, (6,), eps=1e-5), weight).sum(), (x, weight))
     for one, other in zip(found, wanted, strict=True):
         assert torch.allclose(one, other, atol=100 * 2**-24)
+
+
+def test_autocast_changes_nothing():
+    weight = torch.randn(3, 6, requires_grad=True)
+    x = X.clone().requires_grad_()
+    plain = linear_rms_norm(x, weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(linear_rms_norm(x, weight), plain)
+
+
+def test_transforms_and_derivatives_forward():
+    weight, tangent = torch.randn(3, 6), torch.randn(4, 6)
+    wanted = torch.func.jvp(lambda x: F.linear(F.rms_norm(x, (6,), eps=1e-6), weight), (X,), (tangent,))[1]
+    found = torch.func.jvp(lambda x: linear_rms_norm(x, weight), (X,), (tangent,))[1]
+    assert torch.allclose(found, wanted, atol=100 * 2**-24)
+    assert torch.equal(torch.vmap(rms_norm)(X[None]), rms_norm(X)[None])

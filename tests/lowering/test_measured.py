@@ -210,6 +210,17 @@ def test_gradients_are_measured_where_they_are_recorded(trains: bool, here: pyte
         assert all(0 < error < 64 * 2**-24 for error in errors.values())
 
 
+def test_whatever_lies_around_a_norm_can_be_measured(here: pytest.MonkeyPatch) -> None:
+    """Inputs that repeat values, results that are no numbers, and roots of negative random numbers."""
+
+    def odd(x: Tensor, r: Tensor, up: Tensor, *more: Tensor) -> Tensor:
+        y = F.linear(F.rms_norm(x + r[:1].expand(3, WIDTH).sqrt(), (WIDTH,), eps=1e-6), up)
+        return torch.where(y > 0, y, y * 2)
+
+    for site in lowered(odd).report.sites:
+        assert "of its time" in site.lowering or "of Inductor's time" in site.lowering, site.lowering
+
+
 def test_a_way_whose_gradients_are_wrong_is_not_taken(here: pytest.MonkeyPatch) -> None:
     def detached(gm: Any, node: Any, region: Any) -> Any:
         with gm.graph.inserting_before(node):

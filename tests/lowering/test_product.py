@@ -117,6 +117,15 @@ def test_the_product_alone_takes_the_norm(function: Callable[..., Tensor]) -> No
     assert made.args[3] is None
 
 
+def test_a_bias_that_is_repeated_stays() -> None:
+    def block(x: Tensor, r: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return F.linear(norm(x + r), w, b[:1])
+
+    work = lowered(block)
+    assert not calls(work, "linear_rms_norm")
+    assert "is not one number for each output" in work.report.sites[0].lowering
+
+
 def test_many_rows_are_added_by_themselves() -> None:
     def block(x: Tensor, r: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return F.linear(norm(x + r), w, b)

@@ -35,10 +35,11 @@ def linear_rows(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
-    """Program (i, j): block i of the outputs of block j of the rows. Those of the first block store h."""
-    row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    is_first = tl.program_id(0) == 0
+    """Program j * blocks + i: block i of the outputs of block j of the rows. Those of the first store h."""
+    blocks = tl.cdiv(outputs, BLOCK_N)
+    row = tl.program_id(0) // blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    output = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    is_first = tl.program_id(0) % blocks == 0
     x_row = row.to(tl.int64)[:, None] * x_stride
     residual_row = row.to(tl.int64)[:, None] * residual_stride
     weight_row = weight + output.to(tl.int64)[:, None] * weight_stride

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from normfuse.kernels import linear_rms_norm
+from normfuse.kernels import linear_rms_norm, rms_norm
 from tests.kernels.bounds import unit
 
 EPS = 1e-5
@@ -110,3 +110,54 @@ def test_a_gradient_does_not_divide_by_the_outputs():
     weight = torch.tensor([[1.0, -1.0]], requires_grad=True)
     linear_rms_norm(x, weight, eps=EPS).sum().backward()
     assert torch.allclose(x.grad, torch.tensor([[1.0, -1.0]]), atol=1e-4)
+
+
+@pytest.mark.parametrize(("x_scale", "dy_scale"), [(1e-3, 200.0), (1e3, 1e-4), (3e3, 1e-3)])
+def test_gradients_of_the_weight_in_float16(x_scale, dy_scale):
+    """Neither ``dy * rstd`` nor ``x`` may have to fit, only the normalized values."""
+    torch.manual_seed(0)
+    x, weight = (torch.randn(8, 16) * x_scale).half(), torch.randn(4, 16).half().requires_grad_()
+    arriving = (torch.randn(8, 4) * dy_scale).half()
+    (found,) = torch.autograd.grad(linear_rms_norm(x, weight, eps=1e-12), weight, arriving)
+    n = F.rms_norm(x.double(), (16,), eps=1e-12)
+    wanted, terms = arriving.double().t() @ n, arriving.double().abs().t() @ n.abs()
+    limit = (
+        2.0**-11 * (wanted.abs() + terms) + 20 * 2.0**-24 * terms + torch.finfo(torch.float16).smallest_normal
+    )
+    assert ((found.double() - wanted).abs() <= limit).all()
+
+
+def test_the_setting_for_tf32_is_read_whichever_way_it_was_made():
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        for dtype in (torch.float32, torch.float16):
+            linear_rms_norm(torch.randn(2, 8).to(dtype), torch.randn(3, 8).to(dtype))
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = "none"
+
+
+def test_results_may_be_written_to():
+    """As those of PyTorch's own norm and product; gradients need the sum as it is, as they do there."""
+    x, weight = torch.randn(3, 8, requires_grad=True), torch.randn(4, 8)
+    linear_rms_norm(x, weight).relu_().sum().backward()
+    wide = x.detach().double().requires_grad_()
+    F.linear(F.rms_norm(wide, (8,), eps=1e-6), weight.double()).relu().sum().backward()
+    assert torch.allclose(x.grad.double(), wide.grad, atol=200 * 2**-24)
+    rms_norm(x, residual=x)[1].add_(1.0)
+    linear_rms_norm(x, weight, residual=x)[1].add_(1.0)
+    rms_norm(x).mul_(2.0)
+
+
+def test_transforms_take_the_reference():
+    x, weight, tangent = torch.randn(3, 8), torch.randn(4, 8), torch.randn(3, 8)
+    wanted = torch.func.jvp(lambda x: F.linear(F.rms_norm(x, (8,), eps=EPS), weight), (x,), (tangent,))[1]
+    found = torch.func.jvp(lambda x: linear_rms_norm(x, weight, eps=EPS), (x,), (tangent,))[1]
+    assert torch.allclose(found, wanted, atol=100 * 2**-24)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        y = linear_rms_norm(dual, weight, eps=EPS)
+        assert torch.allclose(torch.autograd.forward_ad.unpack_dual(y).tangent, wanted, atol=100 * 2**-24)
+    gradient = torch.func.grad(lambda x: linear_rms_norm(x, weight, eps=EPS).sum())(x)
+    leaf = x.clone().requires_grad_()
+    F.linear(F.rms_norm(leaf, (8,), eps=EPS), weight).sum().backward()
+    assert torch.allclose(gradient, leaf.grad, atol=200 * 2**-24)
