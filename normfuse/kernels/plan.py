@@ -72,25 +72,37 @@ def column_plan(width: int) -> Plan:
     return Plan(min(_COLUMNS, _power(width)), 4, 8, is_wide=True)
 
 
+#: Tiles of products, with warps and stages, by the bytes of a number and for up to so many rows. Wider ones
+#: take more registers and shared memory; no compiler that was tried spills any of these.
+_PRODUCTS = {
+    2: {
+        16: ((16, 32, 256, 4, 3), (16, 64, 128, 4, 4), (16, 16, 256, 4, 4)),
+        64: ((32, 64, 128, 4, 3), (64, 32, 128, 4, 3)),
+        512: ((64, 64, 64, 4, 4), (64, 128, 64, 8, 3)),
+        None: ((128, 128, 64, 8, 3), (128, 64, 64, 8, 3)),
+    },
+    4: {
+        16: ((16, 32, 64, 4, 3), (16, 64, 64, 4, 4), (16, 16, 128, 4, 4)),
+        64: ((32, 64, 64, 4, 3), (32, 32, 64, 4, 3)),
+        512: ((64, 64, 32, 4, 4), (64, 64, 32, 8, 3)),
+        None: ((128, 64, 32, 8, 2), (64, 64, 32, 8, 3)),
+    },
+}
+
+
 def linear_plans(rows: int, outputs: int, itemsize: int) -> tuple[LinearPlan, ...]:
     """A short list for ``rows`` rows, the one that is taken first.
 
     Few rows read the weight once and are bound by memory: many small programs with long steps. Many rows
-    are bound by arithmetic: square tiles. A step has so many bytes of each row, since wider numbers need more
-    registers and more shared memory.
+    are bound by arithmetic: square tiles, but for few outputs, which would leave most of a device idle.
     """
-    longest, longer, long = (size // itemsize for size in (512, 256, 128))
     if rows <= 16:
-        return (
-            LinearPlan(16, 32, longest, 4, 3),
-            LinearPlan(16, 64, longer, 4, 4),
-            LinearPlan(16, 16, longest, 4, 4),
-        )
-    if rows <= 64:
-        return LinearPlan(32, 64, longer, 4, 3), LinearPlan(64, 32, longer, 4, 3)
-    if rows <= 512 or outputs <= 512:
-        return LinearPlan(64, 64, long, 4, 4), LinearPlan(64, 128, long, 8, 3)
-    return LinearPlan(128, 128, long, 8, 3), LinearPlan(128, 64, long, 8, 3)
+        size: int | None = 16
+    elif rows <= 64:
+        size = 64
+    else:
+        size = 512 if rows <= 512 or outputs <= 512 else None
+    return tuple(LinearPlan(*one) for one in _PRODUCTS[itemsize][size])
 
 
 def _in_registers(width: int, *values: int, least: int = _LEAST) -> tuple[Plan, ...]:
