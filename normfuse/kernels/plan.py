@@ -102,7 +102,7 @@ def linear_plans(rows: int, outputs: int, itemsize: int) -> tuple[LinearPlan, ..
         size = 64
     else:
         size = 512 if rows <= 512 or outputs <= 512 else None
-    return tuple(LinearPlan(*one) for one in _PRODUCTS[itemsize][size])
+    return tuple(LinearPlan(*one) for one in _PRODUCTS[2 if itemsize == 2 else 4][size])
 
 
 def _in_registers(width: int, *values: int, least: int = _LEAST) -> tuple[Plan, ...]:
