@@ -131,7 +131,10 @@ def test_the_setting_for_tf32_is_read_whichever_way_it_was_made():
     try:
         torch.backends.cuda.matmul.fp32_precision = "tf32"
         for dtype in (torch.float32, torch.float16):
-            linear_rms_norm(torch.randn(2, 8).to(dtype), torch.randn(3, 8).to(dtype))
+            x, weight = torch.randn(2, 8).to(dtype), torch.randn(3, 8).to(dtype)
+            wanted = F.linear(F.rms_norm(x.double(), (8,), eps=1e-6), weight.double())
+            # TF32 has the ten digits of float16.
+            assert float((linear_rms_norm(x, weight) - wanted).abs().max()) <= 8 * 2**-10 * 8
     finally:
         torch.backends.cuda.matmul.fp32_precision = "none"
 
