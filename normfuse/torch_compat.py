@@ -81,11 +81,13 @@ class PreDispatchMode(SchemaCheckMode):
 
 
 def is_inside_transform() -> bool:
-    """Whether a call is made inside of a ``torch.func`` transform or differentiated forward."""
-    if torch.compiler.is_compiling():
-        return False
-    is_inside = torch._C._functorch.peek_interpreter_stack() is not None
-    return is_inside or torch.autograd.forward_ad._current_level >= 0
+    """Whether a call is made inside of a ``torch.func`` transform or differentiated forward.
+
+    Dynamo knows of the latter while it traces, and would answer yes to the former everywhere.
+    """
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def autocast_off() -> AbstractContextManager[None]:

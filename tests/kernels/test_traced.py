@@ -11,7 +11,8 @@ pytest.importorskip("triton", reason="the kernels are written in Triton")
 import triton
 
 from bench.gpu_stub import Driver
-from normfuse.kernels import operators
+from normfuse import kernels
+from normfuse.kernels import device, operators
 from normfuse.kernels.linear_operator import linear
 
 
@@ -74,3 +75,28 @@ def test_shapes_of_what_is_not_asked_for():
     assert total.shape == centre.shape == (0,)
     assert rstd.shape == (6, 2)
     assert rstd.dtype == torch.float32
+
+
+def test_compiled_calls_are_kernels_but_where_they_are_differentiated_forward(monkeypatch):
+    """Dynamo follows the functions down to the operators; the reference is what has derivatives forward."""
+    monkeypatch.setattr(device, "_INTERPRETED", True)
+
+    def block(x, m):
+        y, h = kernels.rms_norm(x, residual=x)
+        return kernels.linear_rms_norm(h, m, residual=y)
+
+    def forward(x, m):
+        return torch.func.jvp(lambda x: block(x, m), (x,), (x,))
+
+    seen = []
+
+    def keep(gm, inputs):
+        seen.append([str(node.target) for node in gm.graph.nodes])
+        raise _SeenError
+
+    for function in (block, forward):
+        with pytest.raises(Exception, match="_SeenError"):
+            torch.compile(function, backend=keep, fullgraph=True)(torch.randn(3, 8), torch.randn(8, 8))
+    called, differentiated = ([name for name in names if "normfuse" in name] for names in seen)
+    assert called == ["normfuse.norm.default", "normfuse.linear_rms_norm.default"]
+    assert differentiated == []
