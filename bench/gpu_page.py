@@ -15,7 +15,7 @@ __all__ = ["PAGE", "current", "main"]
 _ROOT = Path(__file__).resolve().parents[1]
 PAGE = _ROOT / "docs" / "gpu.md"
 _FOUND = _ROOT / "bench" / "results" / "kernels" / "codegen.json"
-_BEGIN, _END = "<!-- counts -->\n", "<!-- end of counts -->\n"
+_BEGIN, _END = "<!-- counts -->\n\n", "\n<!-- end of counts -->\n"
 #: The others are in the stored file.
 _SHOWN = (1024, 4096, 8192)
 _HEADER = ("model", "work", "d", "norms", "kernels", "calls", "MB moved", "norms' MB", "norms' microseconds")
