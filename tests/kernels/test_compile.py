@@ -66,6 +66,12 @@ def test_products_fit_and_copy_16_bytes_at_a_time(target, adds):
         assert made.vector_loads >= 2
 
 
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_products_in_float32_fit_in_either_precision(precision):
+    for rows in (1, 8192):
+        fits(make(next(iter(linear_subjects(rows, 4096, 4096, "float32", True, precision))), 90))
+
+
 @pytest.mark.parametrize("width", [1, 1000, 65535])
 def test_any_width_compiles_aligned_or_not(width):
     for subject in norm_subjects("add_layer_norm", width, "bfloat16", is_aligned=False):

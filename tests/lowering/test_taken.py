@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import nn
 from torch.fx import GraphModule
+from torch.nn import functional as F
 
 import normfuse
 from normfuse.backends import inner
 from normfuse.kernels import device
+from normfuse.lowering import choose
+from normfuse.lowering.product import ADD_PRODUCT, PRODUCT
 
 EPS = 1e-5
 
@@ -64,3 +67,29 @@ def test_kernels_run_norms_that_are_kept(
     with torch.no_grad(), pytest.raises(Exception, match=r"triton|CUDA|driver"):
         fast(torch.randn(3, 8))  # there is no device that could run it
     assert "normfuse.norm.default" in targets(graphs[-1])
+
+
+@pytest.mark.parametrize("way", ["triton", "deferred"])
+def test_a_sum_without_gradients_is_not_added_where_they_are_recorded(
+    way: str, graphs: list[GraphModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One kernel for both would record them for all of its results or for none."""
+    pytest.importorskip("triton", reason="the kernels are written in Triton")
+    monkeypatch.setattr(device, "_INTERPRETED", True)
+    monkeypatch.setitem(choose._WAYS, "deferred", (ADD_PRODUCT, PRODUCT))
+    linear = nn.Linear(16, 4)
+
+    def switched(x: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            h = x + r
+        return linear(F.rms_norm(h, (16,), eps=EPS))
+
+    fast = torch.compile(switched, backend="normfuse", options={"normfuse.lower": way})
+    wanted = switched(torch.ones(3, 16), torch.ones(3, 16))
+    found = fast(torch.ones(3, 16), torch.ones(3, 16))
+    assert found.requires_grad
+    # Sixteen products and a norm in float32.
+    assert float((found - wanted).detach().abs().max()) < 64 * 2**-24 * float(wanted.detach().abs().max())
+    (site,) = normfuse.last_report(fast).sites
+    assert site.lowering.startswith("inductor: gradients are switched on or off beside")
+    assert not [name for name in targets(graphs[-1]) if "normfuse" in name]
