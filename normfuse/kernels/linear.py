@@ -32,8 +32,8 @@ def linear_rms_norm(
     The weight of the norm multiplies the columns of W beforehand (Graef, Wasielewski and Clapp, FlashNorm,
     arXiv 2407.09577, section 1). The sum of squares is taken in the loop that reads ``x`` for the product, so
     the normalized values are never stored. Products and sums are float32, rounded once; float32 tensors are
-    multiplied in TF32 where ``torch.backends.cuda.matmul.fp32_precision`` is that. Evaluation and training
-    compute the same.
+    multiplied in TF32 where ``torch.backends.cuda.matmul.fp32_precision`` is ``"tf32"``. Evaluation and
+    training compute the same.
 
     Args:
         x: ``(..., inputs)``, float32, bfloat16 or float16; rows may be strided or none.
